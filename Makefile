@@ -1,0 +1,30 @@
+# Each target does all its set-up on a fresh machine: virtual environment, pinned packages, run.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lint typecheck clean
+
+demo: .venv/.installed
+	$(BIN)/fourdiffusion fit video=data/sample/input.mp4 output=runs/demo
+
+test: .venv/.installed
+	$(BIN)/python -m pytest -q
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+
+typecheck: .venv/.installed
+	$(BIN)/mypy
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is missing or older than 3.11: install Python 3.11, or name one: make PYTHON=python3.11"; exit 1; }
+	@echo "installing the pinned packages into .venv: a few minutes, 2 GB (more with a CUDA build of torch)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+# What the targets above made; runs/ stays.
+clean:
+	rm -rf .venv build fourdiffusion.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

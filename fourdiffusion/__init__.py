@@ -1,0 +1,25 @@
+"""Video in, 4D out: a multi-view video diffusion model and the dynamic scenes distilled from it.
+
+Letters in shapes, everywhere in the package:
+    B clips, F frames, V views, C channels, H W pixels, h w latent pixels, R rays, S samples a ray, N points.
+Images are float RGB in [0, 1], channel first; files hold RGBA frames. Conventions of space: fourdiffusion.cameras.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+# Diffusers looks custom components of a pipeline up as attributes of their package. They load on first use, so that
+# `import fourdiffusion` stays free of torch.
+_COMPONENTS = {
+    "FourDiffusionPipeline": "fourdiffusion.diffusion.pipeline",
+    "MultiviewUNet": "fourdiffusion.diffusion.multiview_unet",
+    "MotionModules": "fourdiffusion.diffusion.motion",
+}
+
+
+def __getattr__(name: str) -> type:
+    if name not in _COMPONENTS:
+        raise AttributeError(f"module 'fourdiffusion' has no attribute {name!r}")
+    component: type = getattr(importlib.import_module(_COMPONENTS[name]), name)
+    return component

@@ -1,0 +1,139 @@
+"""Run folders: resolved settings, a log, and tensors that are on disk whole or not at all.
+
+    <run>/config.yaml                 every setting of the run
+    <run>/log.jsonl                   one line a logged step
+    <run>/checkpoint.safetensors      the newest state from which the run goes on
+"""
+
+import dataclasses
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fourdiffusion.errors import UserError
+
+
+def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
+    """Lets ``write`` fill a file beside ``path``, then puts it in place; a stop at any moment leaves old or new, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        write(partial)
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Tensors of any device and small JSON values, atomically, as one safetensors file."""
+    content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    text = {key: json.dumps(value) for key, value in metadata.items()}
+    write_atomic(path, lambda partial: save_file(content, partial, metadata=text))
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What ``save_tensors`` wrote. UserError where the file is missing or damaged."""
+    if not path.is_file():
+        raise UserError(f"no file {path}: give a folder that a run has written")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+        return load_file(path), metadata
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged or not ours ({error}): delete it, or restore a copy") from error
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimizer's state as named tensors."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Puts what ``optimizer_tensors`` gave back; the groups' settings stay those of ``optimizer``."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def git_commit() -> str:
+    """The commit of the source tree, "+" after it where files differ from it, "unknown" outside a repository."""
+    root = Path(__file__).parent
+    commands = (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    try:
+        commit, status = (
+            subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+            for command in commands
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit + ("+" if status else "")
+
+
+def open_run(folder: Path, config: Any, free: set[str]) -> None:
+    """Makes a run folder, or makes sure that the run in it has the same settings.
+
+    Args:
+        folder: the run folder.
+        config: a dataclass of settings.
+        free: top-level settings that may differ when a run goes on (how long, how often to report).
+
+    Raises:
+        UserError: the folder holds a run with other settings, or files that no run of ours wrote.
+    """
+    settings = dataclasses.asdict(config)
+    path = folder / "config.yaml"
+    if path.is_file():
+        old = yaml.safe_load(path.read_text())["settings"]
+        for key, value in _flat(settings).items():
+            before = _flat(old).get(key)
+            if before != value and key.split(".")[0] not in free:
+                raise UserError(
+                    f"{folder} holds a run with {key}={before}, this one has {key}={value}: "
+                    "choose another output, or delete that folder"
+                )
+    elif folder.exists() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty and holds no run of ours: choose another output")
+    text = yaml.safe_dump({"commit": git_commit(), "settings": settings}, sort_keys=False)
+    write_atomic(path, lambda partial: partial.write_text(text))
+
+
+def append_log(folder: Path, line: dict[str, Any]) -> None:
+    """One more line of ``log.jsonl``."""
+    with open(folder / "log.jsonl", "a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def trim_log(folder: Path, step: int) -> None:
+    """Forgets the lines of steps after ``step``, which a resumed run makes again."""
+    path = folder / "log.jsonl"
+    if path.is_file():
+        kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        write_atomic(path, lambda partial: partial.write_text("".join(line + "\n" for line in kept)))
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
+def stream(seed: int, rank: int, step: int) -> torch.Generator:
+    """The random stream of one step of one process: a run that resumes draws what an uninterrupted one draws."""
+    number = (seed * 1_000_003 + rank) * 1_000_000_007 + step
+    return torch.Generator().manual_seed(number % 2**63)

@@ -1,0 +1,292 @@
+"""From `KEY=VALUE` words to one typed dataclass: with cli.py the only home of Hydra.
+
+A verb's settings are a dataclass beside the verb: the schema. configs/<verb>.yaml and the files of its groups hold
+differences from it, and the words of the command line come last. The schema is read from the verb's source text, so
+that help and mistakes answer at once, before torch is imported.
+
+What a settings dataclass may hold: fields of types that OmegaConf knows (str, int, float, bool, None, lists and dicts
+of them, nested dataclasses); defaults made of literals, constants of a module and `field(default_factory=...)`, and
+"???" where the user must give a value. The comment behind a field, or else above it, documents it.
+"""
+
+import ast
+import builtins
+import dataclasses
+import difflib
+import importlib
+import io
+import re
+import tokenize
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fourdiffusion.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+PACKAGE = Path(__file__).resolve().parent
+TEXTS = ("str", "str | None", "Optional[str]")
+EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+Settings = TypeVar("Settings")
+
+
+def shipped(path: str) -> Path:
+    """Where `configs/...` or `data/...` lies: inside the package in a wheel, beside it in a clone."""
+    inside = PACKAGE / "shipped" / path
+    return inside if inside.exists() else PACKAGE.parent / path
+
+
+# ---- the schema, read without importing it --------------------------------------------------------------------------
+
+
+def read_schema(module: str, name: str) -> type:
+    """A dataclass with the fields of `module.name`, their types, defaults and, as metadata "doc", their comments.
+
+    Only modules of this package are read; what a field takes from elsewhere (typing, math) is imported.
+    """
+    schema = _evaluate(module, name)
+    if not dataclasses.is_dataclass(schema):
+        raise ValueError(f"{module}.{name} is not a dataclass")
+    assert isinstance(schema, type)
+    return schema
+
+
+def read_docstring(module: str, function: str) -> str:
+    """The docstring of a top-level function of a module of this package."""
+    node = _read(module).names.get(function)
+    if not isinstance(node, ast.FunctionDef):
+        raise ValueError(f"{module} has no function {function}")
+    return ast.get_docstring(node) or ""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Source:
+    """One module of the package as text."""
+
+    names: dict[str, ast.stmt]  # the statement that defines or imports each top-level name
+    lines: list[str]
+    comments: dict[int, str]  # by line number
+
+
+@cache
+def _read(module: str) -> _Source:
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
+    names: dict[str, ast.stmt] = {}
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names.update((alias.asname or alias.name, node) for alias in node.names)
+        elif isinstance(node, ast.Assign):
+            names.update((target.id, node) for target in node.targets if isinstance(target, ast.Name))
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            names[node.target.id] = node
+        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names[node.name] = node
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    return _Source(names, text.splitlines(), comments)
+
+
+@cache
+def _evaluate(module: str, name: str) -> Any:
+    """The value of a top-level name of a module of this package, with as little of the module run as that needs."""
+    source = _read(module)
+    node = source.names.get(name)
+    if isinstance(node, ast.Import):
+        return importlib.import_module(next(alias.name for alias in node.names if name in (alias.asname, alias.name)))
+    if isinstance(node, ast.ImportFrom) and node.module:
+        origin = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
+        if node.module.split(".")[0] == __package__:
+            return _evaluate(node.module, origin)
+        return getattr(importlib.import_module(node.module), origin)
+    docs = {}
+    if isinstance(node, ast.ClassDef):
+        fields = [entry for entry in node.body if isinstance(entry, ast.AnnAssign)]
+        docs = {ast.unparse(entry.target): _comment(source, entry) for entry in fields}
+        node = ast.ClassDef(node.name, node.bases, node.keywords, [*fields, ast.Pass()], node.decorator_list)
+    elif not isinstance(node, ast.Assign | ast.AnnAssign):
+        raise ValueError(f"{module}.{name} is neither a class nor a constant; settings are made of these alone")
+    used = {entry.id for entry in ast.walk(node) if isinstance(entry, ast.Name) and isinstance(entry.ctx, ast.Load)}
+    scope = {each: _evaluate(module, each) for each in used - set(dir(builtins))}
+    scope["__name__"] = module
+    exec(compile(ast.fix_missing_locations(ast.Module([node], [])), module, "exec", dont_inherit=True), scope)
+    for field in dataclasses.fields(scope[name]) if docs else ():
+        field.metadata = MappingProxyType({"doc": docs[field.name]})
+    return scope[name]
+
+
+def _comment(source: _Source, field: ast.AnnAssign) -> str:
+    """The comment behind a field, or else the comment lines above it."""
+    behind = [source.comments.get(line) for line in range(field.lineno, (field.end_lineno or field.lineno) + 1)]
+    above: list[str] = []
+    line = field.lineno - 1
+    while source.lines[line - 1].lstrip().startswith("#"):
+        above.insert(0, source.comments[line])
+        line -= 1
+    return " ".join(filter(None, behind)) or " ".join(above)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One leaf of a schema."""
+
+    key: str  # dotted, as the command line writes it
+    type: str
+    doc: str
+
+
+def settings(schema: type, prefix: str = "") -> Iterator[Setting]:
+    """The leaves of a schema in the order of its source, nested dataclasses opened."""
+    for field in dataclasses.fields(schema):
+        key = prefix + field.name
+        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+            yield from settings(field.type, f"{key}.")
+        else:
+            kind = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", "")
+            yield Setting(key, kind, field.metadata.get("doc", ""))
+
+
+# ---- groups ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A config group: one of several files to start from, chosen with NAME=OPTION."""
+
+    name: str
+    folder: Path
+    default: str | None
+
+    def options(self) -> dict[str, str]:
+        """Each option with its description: the first comment of its file, the line about the package aside."""
+        found = {}
+        for path in sorted(self.folder.glob("*.yaml")):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
+            found[path.stem] = comments[0] if comments else ""
+        return found
+
+
+def groups(name: str) -> list[Group]:
+    """The groups that configs/<name>.yaml names in its defaults list.
+
+    Experiments are the verb's own: configs/experiment/<name>/. There a file says <name>/OPTION, a user just OPTION.
+    """
+    from omegaconf import OmegaConf
+
+    configs = shipped("configs")
+    root = OmegaConf.to_container(OmegaConf.load(configs / f"{name}.yaml"))
+    assert isinstance(root, dict)
+    chosen = [next(iter(entry.items())) for entry in root["defaults"] if isinstance(entry, dict)]
+    return [
+        Group(key, configs / key / (name if key == "experiment" else ""), option and Path(option).name)
+        for key, option in chosen
+    ]
+
+
+# ---- composing ------------------------------------------------------------------------------------------------------
+
+
+def compose(name: str, schema: type, words: Iterable[str]) -> "DictConfig":
+    """Schema, groups, configs/<name>.yaml, experiment, then the words, each over the ones before.
+
+    Values that the user must give may still be missing (see `build`). Raises UserError for a word that is not
+    KEY=VALUE, an unknown key or option, a value of the wrong type, and a YAML file that does not fit the schema.
+    """
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    OmegaConf.register_new_resolver("shipped", lambda path: str(shipped(path)), replace=True)
+    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
+    overrides = [_override(word, name, schema) for word in words]
+    try:
+        with hydra.initialize_config_dir(str(shipped("configs")), version_base="1.3"):
+            return hydra.compose(name, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_sentence(error)) from error
+
+
+def build(config: "DictConfig", settings_class: type[Settings]) -> Settings:
+    """The composed settings as the verb's own dataclass. Raises UserError where a value is missing."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        missing = sorted(OmegaConf.missing_keys(config))
+        if missing:
+            raise UserError(f"a value is missing: add {' '.join(f'{key}=...' for key in missing)}")
+        plain = OmegaConf.to_container(config, resolve=True)
+        settings_object = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings_class), plain))
+    except OmegaConfBaseException as error:
+        raise UserError(_sentence(error)) from error
+    assert isinstance(settings_object, settings_class)
+    return settings_object
+
+
+def _sentence(error: Exception) -> str:
+    """The message of Hydra or OmegaConf in one line, without what only we need to know."""
+    return " ".join(re.split("full_key:|Config search path:", str(error))[0].split())
+
+
+def _override(word: str, name: str, schema: type) -> str:
+    """One word of the command line as a Hydra override, checked on its own so that the message can name it."""
+    leaves = {setting.key: setting for setting in settings(schema)}
+    sections = {group.name: group for group in groups(name)}
+    key, equals, value = word.partition("=")
+    if not equals or key.startswith("-"):
+        example = f"{key.lstrip('-')}={value or '...'}" if key.startswith("-") else f"{next(iter(leaves))}={word}"
+        raise UserError(f"'{word}' is not a setting: write KEY=VALUE, for example {example}")
+    if key in sections:
+        return f"{key}={_option(sections[key], value)}"
+    if key not in leaves:
+        raise UserError(f"there is no setting '{key}': {_remedy(key, [*leaves, *sections])}")
+    return f"{key}={_value(leaves[key], value, schema)}"
+
+
+def _remedy(key: str, known: list[str]) -> str:
+    inside = [each for each in known if each.startswith(f"{key}.")]
+    if inside:
+        return f"it is a section, set one of {', '.join(inside)}"
+    alike = difflib.get_close_matches(key, known, n=1) or [each for each in known if each.endswith(f".{key}")]
+    return f"did you mean {' or '.join(alike)}?" if alike else "--help lists them all"
+
+
+def _option(group: Group, option: str) -> str:
+    """The option as Hydra knows it: relative to the folder of the group's name."""
+    options = group.options()
+    if option == "null":
+        return option
+    if option in options:
+        return f"{group.folder.name}/{option}" if group.folder.name != group.name else option
+    known = f"the options are {', '.join(options)}" if options else "it has no options yet"
+    raise UserError(f"{group.name}={option}: there is no such option, {known}")
+
+
+def _value(setting: Setting, value: str, schema: type) -> str:
+    """The value in Hydra's grammar. A string is taken as it stands: a file name may hold commas and brackets."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import Quote, QuotedString
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import ValidationError
+
+    nullable = "None" in setting.type or "Optional" in setting.type
+    if setting.type in TEXTS and not (nullable and value == "null"):
+        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
+        return QuotedString(text=value[1:-1] if quoted else value, quote=Quote.single).with_quotes()
+    try:
+        override = OverridesParser.create().parse_override(f"{setting.key}={value}")
+        if override.is_sweep_override():
+            raise UserError(f"{setting.key}={value}: one value is expected; a list is written [a,b] in quotes")
+        OmegaConf.update(OmegaConf.structured(schema), setting.key, override.value())
+    except (HydraException, ValidationError) as error:
+        expected = EXPECTED.get(setting.type, setting.type)
+        raise UserError(f"{setting.key}={value}: expected {expected}") from error
+    return value

@@ -1,0 +1,148 @@
+"""Verb `data synth`: writes clips of the synthetic world."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit, orthogonal_azimuths
+from fourdiffusion.datasets.clips import Clip, write_clip
+from fourdiffusion.datasets.synthetic import TEST_SEED_START, make_creature, render
+from fourdiffusion.errors import UserError
+
+SPLITS = ("train", "test")
+RIGS = ("two_orthogonal", "orbit")
+
+
+@dataclass
+class SynthConfig:
+    """Clips number first_seed .. first_seed + num_clips - 1 of a split; the two splits share no seed."""
+
+    output: str  # folder of the clips; made if it is not there
+    num_clips: int = 100
+    split: str = "train"  # train | test
+    first_seed: int = 0  # counted inside the split
+    num_views: int = 8
+    num_frames: int = 8
+    size: int = 64  # pixels, square
+    rig: str = "two_orthogonal"  # two_orthogonal: sets of four, each turned at random | orbit: evenly from azimuth 0
+    elevation_deg: float = 0.0
+    depth: bool = False  # also write 16-bit depth
+    num_workers: int = 1  # processes; the files are the same for any number
+
+
+def synth(config: SynthConfig) -> None:
+    """Writes the clips that are not there yet, so an interrupted run goes on where it stopped."""
+    _validate(config)
+    output = Path(config.output)
+    _claim(output, config)
+    base = config.first_seed + (TEST_SEED_START if config.split == "test" else 0)
+    seeds = range(base, base + config.num_clips)
+    todo = [(config, seed) for seed in seeds if not (output / _uid(seed)).exists()]
+    with tqdm(total=len(seeds), initial=len(seeds) - len(todo), unit="clip", desc=f"synth {config.split}") as bar:
+        if config.num_workers == 1:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)  # as in the workers: the pixels shall not depend on num_workers
+            try:
+                for job in todo:
+                    _write_one(job)
+                    bar.update()
+            finally:
+                torch.set_num_threads(threads)
+        elif todo:
+            # Fresh processes: torch's thread pool does not survive a fork.
+            context = multiprocessing.get_context("spawn")
+            with context.Pool(config.num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                for _ in pool.imap_unordered(_write_one, todo):
+                    bar.update()
+
+
+def make_clip(config: SynthConfig, seed: int) -> Clip:
+    """Renders the clip of one seed (the absolute seed, split included)."""
+    creature = make_creature(seed)
+    c2w = orbit(rig_azimuths(config.rig, config.num_views, seed), config.elevation_deg, DISTANCE)  # [V, 4, 4]
+    times = torch.linspace(0, 1, config.num_frames)
+    views, frames, size = config.num_views, config.num_frames, config.size
+    rgba, depth = render(creature, c2w.repeat_interleave(frames, 0), FOVY_DEG, times.repeat(views), size, size)
+    return Clip(
+        uid=_uid(seed),
+        rgba=(rgba * 255).round().to(torch.uint8).view(views, frames, 4, size, size),
+        c2w=c2w,
+        fovy_deg=FOVY_DEG,
+        times=times,
+        caption=creature.caption,
+        licence="Apache-2.0",
+        source=f"fourdiffusion data synth, seed {seed}",
+        depth=depth.view(views, frames, size, size) if config.depth else None,
+    )
+
+
+def rig_azimuths(rig: str, num_views: int, seed: int) -> Tensor:
+    """Azimuths [V] in degrees. Only `two_orthogonal` depends on the seed."""
+    if rig == "orbit":
+        return orthogonal_azimuths(num_views)
+    starts = np.random.default_rng([seed, 1]).uniform(0, 360, num_views // 4)
+    return torch.cat([orthogonal_azimuths(4, float(start)) for start in starts]) % 360
+
+
+def _uid(seed: int) -> str:
+    return f"synthetic-{seed:07d}"
+
+
+def _write_one(job: tuple[SynthConfig, int]) -> None:
+    config, seed = job
+    write_clip(Path(config.output) / _uid(seed), make_clip(config, seed))
+
+
+def _validate(config: SynthConfig) -> None:
+    if not config.output:
+        raise UserError("output is empty; give the folder for the clips, for example output=data/synth")
+    for name, value, choices in (("split", config.split, SPLITS), ("rig", config.rig, RIGS)):
+        if value not in choices:
+            raise UserError(f"{name}={value} is unknown; choose one of {', '.join(choices)}")
+    for name, low in (("num_clips", 1), ("num_views", 1), ("num_frames", 2), ("size", 8), ("num_workers", 1)):
+        if getattr(config, name) < low:
+            raise UserError(f"{name}={getattr(config, name)} is too small; give at least {low}")
+    if config.rig == "two_orthogonal" and config.num_views % 4:
+        raise UserError(
+            f"num_views={config.num_views} does not fit rig=two_orthogonal; give a multiple of 4 or rig=orbit"
+        )
+    if not -90 < config.elevation_deg < 90:
+        raise UserError(f"elevation_deg={config.elevation_deg}; give degrees between -90 and 90")
+    if config.first_seed < 0:
+        raise UserError(f"first_seed={config.first_seed} is negative; give 0 or more")
+    if config.split == "train" and config.first_seed + config.num_clips > TEST_SEED_START:
+        raise UserError(
+            f"first_seed={config.first_seed} with num_clips={config.num_clips} reaches the test seeds;"
+            f" training seeds end at {TEST_SEED_START - 1}, use split=test for the others"
+        )
+
+
+def _claim(output: Path, config: SynthConfig) -> None:
+    """Notes in synth.json what the folder is made of, so that a second run cannot mix other clips in."""
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={output} is a file; give a folder")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={output} cannot be made ({error.strerror}); give another folder") from error
+    kept = ("split", "num_views", "num_frames", "size", "rig", "elevation_deg", "depth")
+    wanted = {name: getattr(config, name) for name in kept}
+    note = output / "synth.json"
+    if not note.exists():
+        note.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        return
+    try:
+        found = json.loads(note.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{note}: not valid JSON ({error}); delete it to start this folder again") from error
+    differs = [f"{name}={found.get(name)}" for name in kept if found.get(name) != wanted[name]]
+    if differs:
+        raise UserError(f"output={output} holds clips made with {', '.join(differs)}; use that or another folder")

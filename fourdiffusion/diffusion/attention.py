@@ -1,0 +1,158 @@
+"""Attention of the frozen UNet: over all views of one time step, and towards text and image tokens.
+
+Letters: B clips, F frames, V views (the extra view included), h w latent pixels, C channels, L text tokens, M image
+tokens, D context width.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from diffusers.models.attention import FeedForward
+from torch import Tensor, nn
+
+
+@dataclass
+class KeysValues:
+    """Projected text and image tokens of one layer; they depend neither on the view nor on the diffusion step."""
+
+    text: tuple[Tensor, Tensor]  # keys and values, [B, L, C] each
+    image: tuple[Tensor, Tensor]  # keys and values, [B, F, M, C] each
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
+    """Multi-head scaled dot-product attention, heads cut out of the channels.
+
+    query [..., Q, C], key and value [..., K, C] with equal leading axes -> [..., Q, C].
+    """
+    heads = query.shape[-1] // head_dim
+    split = [x.reshape(-1, x.shape[-2], heads, head_dim).transpose(1, 2) for x in (query, key, value)]
+    return functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(query.shape)
+
+
+class SelfAttention(nn.Module):
+    """Attention of a sequence to itself, [..., N, C] -> [..., N, C]."""
+
+    def __init__(self, channels: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(channels, channels, bias=False)
+        self.to_v = nn.Linear(channels, channels, bias=False)
+        self.to_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.to_out(attend(self.to_q(x), self.to_k(x), self.to_v(x), self.head_dim))
+
+
+class CrossAttention(nn.Module):
+    """Attention to the text plus, with weight 1, attention to the image tokens of the same frame (ImageDream)."""
+
+    def __init__(self, channels: int, context_dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.to_q = nn.Linear(channels, channels, bias=False)
+        self.to_k = nn.Linear(context_dim, channels, bias=False)
+        self.to_v = nn.Linear(context_dim, channels, bias=False)
+        self.to_k_image = nn.Linear(context_dim, channels, bias=False)
+        self.to_v_image = nn.Linear(context_dim, channels, bias=False)
+        self.to_out = nn.Linear(channels, channels)
+
+    def project(self, text: Tensor, image: Tensor) -> KeysValues:
+        """Text [B, L, D] and image tokens [B, F, M, D] to this layer's keys and values."""
+        return KeysValues((self.to_k(text), self.to_v(text)), (self.to_k_image(image), self.to_v_image(image)))
+
+    def forward(self, x: Tensor, context: KeysValues) -> Tensor:
+        """x [B, F, V h w, C] -> the same shape. All frames share one set of text keys, all views of a frame its image's."""
+        query = self.to_q(x)
+        text = attend(query.flatten(1, 2), *context.text, self.head_dim).view_as(query)
+        image = attend(query, *context.image, self.head_dim)
+        return self.to_out(text + image)
+
+
+class TransformerBlock(nn.Module):
+    """3-D self-attention over the views, cross-attention, GEGLU feed-forward; each normalised before, added after."""
+
+    def __init__(self, channels: int, context_dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(channels)
+        self.attn1 = SelfAttention(channels, head_dim)
+        self.norm2 = nn.LayerNorm(channels)
+        self.attn2 = CrossAttention(channels, context_dim, head_dim)
+        self.norm3 = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels, activation_fn="geglu")
+
+    def forward(self, x: Tensor, context: KeysValues) -> Tensor:
+        """x [B, F, V h w, C] -> the same shape."""
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class MultiviewTransformer(nn.Module):
+    """One transformer block on the tokens of all views of a frame, around a residual connection."""
+
+    def __init__(self, channels: int, context_dim: int, head_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.block = TransformerBlock(channels, context_dim, head_dim)
+        self.proj_out = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor, context: KeysValues, num_frames: int, num_views: int) -> Tensor:
+        """x [B F V, C, h, w] -> the same shape."""
+        height, width = x.shape[-2:]
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B F V, h w, C]
+        tokens = tokens.reshape(-1, num_frames, num_views * height * width, tokens.shape[-1])
+        tokens = self.proj_out(self.block(self.proj_in(tokens), context))
+        return x + tokens.reshape(x.shape[0], height * width, -1).transpose(1, 2).unflatten(2, (height, width))
+
+
+class PerceiverAttention(nn.Module):
+    """Queries that look at the image tokens and at themselves."""
+
+    def __init__(self, channels: int, num_heads: int, head_dim: int) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.norm_image = nn.LayerNorm(channels)
+        self.norm_queries = nn.LayerNorm(channels)
+        self.to_q = nn.Linear(channels, num_heads * head_dim, bias=False)
+        self.to_kv = nn.Linear(channels, 2 * num_heads * head_dim, bias=False)
+        self.to_out = nn.Linear(num_heads * head_dim, channels, bias=False)
+
+    def forward(self, queries: Tensor, image: Tensor) -> Tensor:
+        """queries [..., M, C] and image tokens [..., N, C] -> [..., M, C]."""
+        queries = self.norm_queries(queries)
+        key, value = self.to_kv(torch.cat([self.norm_image(image), queries], dim=-2)).chunk(2, dim=-1)
+        return self.to_out(attend(self.to_q(queries), key, value, self.head_dim))
+
+
+class Resampler(nn.Module):
+    """CLIP image tokens to a few context tokens: [..., N, image_dim] -> [..., M, C]."""
+
+    def __init__(
+        self, image_dim: int, channels: int, num_tokens: int, num_layers: int, num_heads: int, head_dim: int
+    ) -> None:
+        super().__init__()
+        self.latents = nn.Parameter(torch.randn(1, num_tokens, channels) / channels**0.5)
+        self.proj_in = nn.Linear(image_dim, channels)
+        self.attention = nn.ModuleList(PerceiverAttention(channels, num_heads, head_dim) for _ in range(num_layers))
+        self.feed_forward = nn.ModuleList(
+            nn.Sequential(
+                nn.LayerNorm(channels),
+                nn.Linear(channels, 4 * channels, bias=False),
+                nn.GELU(),
+                nn.Linear(4 * channels, channels, bias=False),
+            )
+            for _ in range(num_layers)
+        )
+        self.proj_out = nn.Linear(channels, channels)
+        self.norm_out = nn.LayerNorm(channels)
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = self.proj_in(image)
+        x = self.latents.expand(*image.shape[:-2], -1, -1)
+        for attention, feed_forward in zip(self.attention, self.feed_forward, strict=True):
+            x = x + attention(x, image)
+            x = x + feed_forward(x)
+        return self.norm_out(self.proj_out(x))

@@ -1,0 +1,131 @@
+"""What turns text and images into what the UNet reads: CLIP towers, tokenizer and VAE, and fresh small ones.
+
+The full-size model takes them from the ImageDream release; the small model trains its own, of the same classes.
+"""
+
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as functional
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+)
+
+
+def encode_text(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, prompts: list[str]) -> Tensor:
+    """Prompts to token states [B, L, D].
+
+    The encoder holds every block but the release's last one, then the final norm, so its last state is the one that
+    SD 2.1 conditions on.
+    """
+    tokens = tokenizer(
+        prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
+    )
+    return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state
+
+
+def encode_image(processor: CLIPImageProcessorPil, encoder: CLIPVisionModel, images: Tensor) -> Tensor:
+    """RGB images in [0, 1], [..., 3, H, W], to the second-to-last block's states [..., N, D], not normalised."""
+    size = encoder.config.image_size
+    flat = images.flatten(0, -4)
+    if flat.shape[-2:] != (size, size):
+        flat = functional.interpolate(flat, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    mean = torch.tensor(processor.image_mean, device=flat.device, dtype=flat.dtype).view(3, 1, 1)
+    std = torch.tensor(processor.image_std, device=flat.device, dtype=flat.dtype).view(3, 1, 1)
+    states = encoder(((flat - mean) / std).to(encoder.dtype), output_hidden_states=True).hidden_states[-2]
+    return states.unflatten(0, images.shape[:-3])
+
+
+def encode_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """RGB images in [0, 1], [..., 3, H, W], to scaled latents [..., C, h, w]: the posterior's mean, with gradient."""
+    moments = vae.encode(images.flatten(0, -4).to(vae.dtype) * 2 - 1).latent_dist
+    return (moments.mean * vae.config.scaling_factor).unflatten(0, images.shape[:-3])
+
+
+def decode_latents(vae: AutoencoderKL, z: Tensor) -> Tensor:
+    """Scaled latents [..., C, h, w] to RGB images in [0, 1], [..., 3, H, W]; float32."""
+    images = vae.decode(z.flatten(0, -4).to(vae.dtype) / vae.config.scaling_factor).sample
+    return (images.float() / 2 + 0.5).clamp(0, 1).unflatten(0, z.shape[:-3])
+
+
+def train_tokenizer(captions: Iterable[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
+    """A CLIP tokenizer whose byte-level vocabulary is learnt from ``captions``; any other text still has bytes."""
+    tokenizer = CLIPTokenizer().train_new_from_iterator(
+        iter(captions), vocab_size=vocabulary, show_progress=False
+    )
+    tokenizer.model_max_length = max_length
+    return tokenizer
+
+
+def fresh_text_encoder(tokenizer: CLIPTokenizer, vocabulary: int, width: int, layers: int, heads: int) -> CLIPTextModel:
+    """An untrained text tower."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=vocabulary,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            max_position_embeddings=tokenizer.model_max_length,
+            hidden_act="gelu",
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            projection_dim=width,
+        )
+    )
+
+
+def fresh_image_encoder(image_size: int, patch: int, width: int, layers: int, heads: int) -> CLIPVisionModel:
+    """An untrained image tower."""
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            image_size=image_size,
+            patch_size=patch,
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            hidden_act="gelu",
+            projection_dim=width,
+        )
+    )
+
+
+def fresh_vae(channels: list[int], blocks_per_level: int, norm_groups: int, attention: bool) -> AutoencoderKL:
+    """An untrained VAE that halves the image between each pair of levels."""
+    levels = len(channels)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=tuple(channels),
+        layers_per_block=blocks_per_level,
+        norm_num_groups=norm_groups,
+        latent_channels=4,
+        mid_block_add_attention=attention,
+    )
+    # A posterior as wide as its prior drowns all but the brightest signal: training then stays grey for very long.
+    nn.init.constant_(vae.quant_conv.bias[vae.config.latent_channels :], -6.0)
+    return vae
+
+
+def image_processor(image_size: int) -> CLIPImageProcessorPil:
+    """CLIP's resize and normalisation, as a file beside the weights."""
+    return CLIPImageProcessorPil(
+        size={"height": image_size, "width": image_size}, crop_size={"height": image_size, "width": image_size}
+    )
+
+
+def latent_distance(vae: AutoencoderKL, a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared distance of the VAE's latents of two batches of RGB images in [0, 1], [N, 3, H, W].
+
+    A perceptual distance that needs no other network. It is not LPIPS and not comparable with it.
+    """
+    return functional.mse_loss(encode_latents(vae, a), encode_latents(vae, b))

@@ -1,0 +1,65 @@
+"""The motion layers of 4DM (paper section 3.1): the only part of the model that 4D training touches.
+
+One module stands at the end of every block of the frozen UNet. It attends over the frames of one latent pixel of one
+view, and is zero-initialised, so that a fresh set of modules leaves the UNet's output exactly as it was.
+"""
+
+import math
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.attention import FeedForward
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from fourdiffusion.diffusion.attention import SelfAttention
+
+
+def frame_positions(num_frames: int, channels: int) -> Tensor:
+    """Sinusoidal positions [F, C]: even channels sin, odd channels cos, wavelengths 2 pi to 10000 * 2 pi."""
+    position = torch.arange(num_frames)[:, None]
+    frequency = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
+    return torch.stack([torch.sin(position * frequency), torch.cos(position * frequency)], dim=-1).flatten(1)
+
+
+class MotionModule(nn.Module):
+    """GroupNorm -> Linear -> 2 x temporal self-attention -> feed-forward -> zero Linear, added to the input."""
+
+    def __init__(self, channels: int, num_heads: int, max_frames: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.proj_in = nn.Linear(channels, channels)
+        self.attention_norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
+        self.attentions = nn.ModuleList(SelfAttention(channels, channels // num_heads) for _ in range(2))
+        self.ff_norm = nn.LayerNorm(channels)
+        self.ff = FeedForward(channels, activation_fn="geglu")
+        self.proj_out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.proj_out.weight)
+        nn.init.zeros_(self.proj_out.bias)
+        self.register_buffer("positions", frame_positions(max_frames, channels), persistent=False)
+
+    def forward(self, x: Tensor, num_frames: int, num_views: int) -> Tensor:
+        """x [B F V, C, h, w] -> the same shape; frames attend to frames, the extra view takes part like any other."""
+        height, width = x.shape[-2:]
+        tokens = self.norm(x).unflatten(0, (-1, num_frames, num_views))  # [B, F, V, C, h, w]
+        tokens = self.proj_in(tokens.permute(0, 2, 4, 5, 1, 3).flatten(0, 3))  # [B V h w, F, C]
+        for norm, attention in zip(self.attention_norms, self.attentions, strict=True):
+            tokens = tokens + attention(norm(tokens) + self.positions[:num_frames])
+        tokens = self.proj_out(tokens + self.ff(self.ff_norm(tokens)))
+        tokens = tokens.unflatten(0, (-1, num_views, height, width)).permute(0, 4, 1, 5, 2, 3)  # [B, F, V, C, h, w]
+        return x + tokens.flatten(0, 2)
+
+
+class MotionModules(ModelMixin, ConfigMixin):
+    """All motion modules of a UNet, in the order in which its blocks run.
+
+    Args:
+        channels: one width a block, ``unet.block_channels()``.
+        num_heads: attention heads of every module.
+        max_frames: length of the position table; longer clips are refused.
+    """
+
+    @register_to_config
+    def __init__(self, channels: list[int], num_heads: int = 8, max_frames: int = 32) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(MotionModule(width, num_heads, max_frames) for width in channels)

@@ -1,0 +1,189 @@
+"""ImageDream's UNet for any number of frames and views; motion layers are handed in, never part of it.
+
+Letters: B clips, F frames, V views (the extra view last), C channels, h w latent pixels.
+"""
+
+from collections.abc import Iterator
+from itertools import repeat
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.downsampling import Downsample2D
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.upsampling import Upsample2D
+from torch import Tensor, nn
+
+from fourdiffusion.diffusion.attention import KeysValues, MultiviewTransformer, Resampler
+from fourdiffusion.diffusion.motion import MotionModule, MotionModules
+
+
+class Block(nn.Module):
+    """Residual block, then attention where this resolution has it, then the motion module that stands at the end."""
+
+    def __init__(self, resnet: ResnetBlock2D, attention: MultiviewTransformer | None) -> None:
+        super().__init__()
+        self.resnet = resnet
+        self.attention = attention
+
+    def forward(
+        self, x: Tensor, embedding: Tensor, context: KeysValues | None, motion: MotionModule | None, frames: int, views: int
+    ) -> Tensor:
+        """x [B F V, C, h, w], embedding [B F V, E] -> [B F V, C', h, w]."""
+        x = self.resnet(x, embedding)
+        if self.attention is not None:
+            x = self.attention(x, context, frames, views)
+        return x if motion is None else motion(x, frames, views)
+
+
+class Level(nn.Module):
+    """The blocks of one resolution and the layer that leaves it (none at the innermost or outermost end)."""
+
+    def __init__(self, blocks: list[Block], resample: nn.Module | None) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.resample = resample
+
+
+class MultiviewUNet(ModelMixin, ConfigMixin):
+    """SD 2.1's UNet with 3-D self-attention, camera embedding and image prompt (ImageDream, pixel variant).
+
+    The defaults are the release's. The last view of the input is the extra view: the clean latent of the input image,
+    with an all-zero camera.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 4,
+        channels: list[int] = [320, 640, 1280, 1280],  # noqa: B006 (register_to_config keeps it, nobody writes to it)
+        attention_levels: list[bool] = [True, True, True, False],  # noqa: B006
+        blocks_per_level: int = 2,
+        head_dim: int = 64,
+        context_dim: int = 1024,
+        camera_dim: int = 16,
+        image_dim: int = 1280,
+        num_image_tokens: int = 16,
+        resampler_layers: int = 4,
+        resampler_heads: int = 12,
+        resampler_head_dim: int = 64,
+    ) -> None:
+        super().__init__()
+        embedding_dim = 4 * channels[0]
+        self.gradient_checkpointing = False
+        self.timesteps = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(channels[0], embedding_dim)
+        self.camera_embedding = TimestepEmbedding(camera_dim, embedding_dim)
+        self.resampler = Resampler(
+            image_dim, context_dim, num_image_tokens, resampler_layers, resampler_heads, resampler_head_dim
+        )
+
+        def block(width_in: int, width: int, attention: bool) -> Block:
+            resnet = ResnetBlock2D(in_channels=width_in, out_channels=width, temb_channels=embedding_dim, eps=1e-5)
+            return Block(resnet, MultiviewTransformer(width, context_dim, head_dim) if attention else None)
+
+        self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        width, skips = channels[0], [channels[0]]
+        self.down = nn.ModuleList()
+        for level, level_width in enumerate(channels):
+            blocks = []
+            for _ in range(blocks_per_level):
+                blocks.append(block(width, level_width, attention_levels[level]))
+                width = level_width
+                skips.append(width)
+            last = level == len(channels) - 1
+            self.down.append(Level(blocks, None if last else Downsample2D(width, use_conv=True, name="op")))
+            if not last:
+                skips.append(width)
+
+        self.middle = block(width, width, True)
+        self.middle_out = ResnetBlock2D(in_channels=width, out_channels=width, temb_channels=embedding_dim, eps=1e-5)
+
+        self.up = nn.ModuleList()
+        for level, level_width in reversed(list(enumerate(channels))):
+            blocks = []
+            for _ in range(blocks_per_level + 1):
+                blocks.append(block(width + skips.pop(), level_width, attention_levels[level]))
+                width = level_width
+            self.up.append(Level(blocks, Upsample2D(width, use_conv=True) if level else None))
+
+        self.norm_out = nn.GroupNorm(32, width, eps=1e-5)
+        self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
+
+    def blocks(self) -> Iterator[Block]:
+        """Every block in the order in which it runs; one motion module belongs to each."""
+        yield from (block for level in self.down for block in level.blocks)
+        yield self.middle
+        yield from (block for level in self.up for block in level.blocks)
+
+    def block_channels(self) -> list[int]:
+        """Output width of every block: the widths that the motion modules need."""
+        return [block.resnet.out_channels for block in self.blocks()]
+
+    def encode_context(self, text: Tensor, image: Tensor) -> list[KeysValues | None]:
+        """Everything that the prompt contributes, once for all views and diffusion steps.
+
+        Args:
+            text: token states [B, L, context_dim].
+            image: image-encoder states [B, F, N, image_dim]; all zero for "no image prompt".
+
+        Returns:
+            One entry a block, None where the block has no attention.
+        """
+        tokens = self.resampler(image)
+        return [block.attention and block.attention.block.attn2.project(text, tokens) for block in self.blocks()]
+
+    def forward(
+        self,
+        z: Tensor,
+        timestep: Tensor,
+        context: list[KeysValues | None],
+        camera: Tensor,
+        motion: MotionModules | None = None,
+    ) -> Tensor:
+        """Predicted noise.
+
+        Args:
+            z: noisy latents [B, F, V, C, h, w]; the last view is the clean extra view.
+            timestep: [B], 0..999.
+            context: from ``encode_context``.
+            camera: conditioning vectors [B, V, 16] (``cameras.conditioning``), zero for the extra view.
+            motion: the motion layers; None gives the image model, frame by frame.
+
+        Returns:
+            Noise [B, F, V, C, h, w], that of the extra view included (it means nothing).
+        """
+        batch, frames, views = z.shape[:3]
+        if motion is not None and frames > motion.config.max_frames:
+            raise ValueError(f"{frames} frames, but the motion layers know {motion.config.max_frames} positions")
+        time = self.time_embedding(self.timesteps(timestep).to(z.dtype))
+        embedding = (time[:, None] + self.camera_embedding(camera.to(z.dtype)))[:, None]  # [B, 1, V, E]
+        embedding = embedding.expand(-1, frames, -1, -1).flatten(0, 2)
+        rest = iter(zip(context, repeat(None) if motion is None else motion.layers, strict=motion is not None))
+
+        def run(block: Block, x: Tensor) -> Tensor:
+            arguments = (block, x, embedding, *next(rest), frames, views)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                return self._gradient_checkpointing_func(*arguments)
+            return block(*arguments[1:])
+
+        x = self.conv_in(z.flatten(0, 2))
+        skips = [x]
+        for level in self.down:
+            for block in level.blocks:
+                x = run(block, x)
+                skips.append(x)
+            if level.resample is not None:
+                x = level.resample(x)
+                skips.append(x)
+        x = self.middle_out(run(self.middle, x), embedding)
+        for level in self.up:
+            for block in level.blocks:
+                x = run(block, torch.cat([x, skips.pop()], dim=1))
+            if level.resample is not None:
+                x = level.resample(x)
+        x = self.conv_out(nn.functional.silu(self.norm_out(x)))
+        return x.unflatten(0, (batch, frames, views))

@@ -1,0 +1,114 @@
+"""What each training stage minimises: modules that take a batch and give named loss terms.
+
+Each holds exactly the networks that its stage trains in ``trainable`` and freezes the rest.
+"""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from fourdiffusion import cameras
+from fourdiffusion.diffusion import encoders
+from fourdiffusion.diffusion.distillation import add_noise
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+
+
+class AutoencoderObjective(nn.Module):
+    """Stage ``vae``: reconstruct single images; L1 + 10 L2 + a small KL term, and latents that look like the image.
+
+    The last term holds the first three latent channels near the image, averaged down to their size. Without it a small
+    VAE stays grey for a thousand steps; with it colour is there from the start, and the latents are easy to denoise.
+    """
+
+    def __init__(self, pipeline: FourDiffusionPipeline, kl_weight: float) -> None:
+        super().__init__()
+        self.trainable = nn.ModuleDict({"vae": pipeline.vae})
+        self.kl_weight = kl_weight
+        pipeline.vae.requires_grad_(True)
+
+    def forward(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
+        """images [N, 3, H, W] in [0, 1], noise [N, C, h, w] for the posterior's sample."""
+        moments = self.trainable["vae"].encode(images * 2 - 1).latent_dist
+        decoded = self.trainable["vae"].decode(moments.mean + moments.std * noise).sample / 2 + 0.5
+        terms = {
+            "l1": functional.l1_loss(decoded, images),
+            "l2": 10 * functional.mse_loss(decoded, images),
+            "kl": self.kl_weight * moments.kl().sum() / noise.numel(),
+            "low_pass": functional.mse_loss(moments.mean[:, :3], functional.adaptive_avg_pool2d(images, noise.shape[-2:]) * 2 - 1),
+        }
+        return terms
+
+
+class DiffusionObjective(nn.Module):
+    """Stages ``base`` and ``motion``: predict the noise of V views x F frames (paper Eq. 7).
+
+    Stage ``base`` trains the UNet and both towers on single time steps, without motion layers; stage ``motion`` freezes
+    all of these and trains the motion layers alone.
+    """
+
+    def __init__(
+        self,
+        pipeline: FourDiffusionPipeline,
+        stage: Literal["base", "motion"],
+        drop_probability: float,
+        drop_camera: bool,
+        min_snr_gamma: float | None,
+    ) -> None:
+        super().__init__()
+        self.drop_probability, self.drop_camera, self.min_snr_gamma = drop_probability, drop_camera, min_snr_gamma
+        frozen = [pipeline.vae, pipeline.text_encoder, pipeline.image_encoder, pipeline.unet, pipeline.motion]
+        for module in frozen:
+            module.requires_grad_(False)
+        if stage == "base":
+            trained = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder, "image_encoder": pipeline.image_encoder}
+        else:
+            trained = {"motion": pipeline.motion}
+        for module in trained.values():
+            module.requires_grad_(True)
+        # the tokens come from the second-to-last block: what follows it never gets a gradient
+        vision = getattr(pipeline.image_encoder, "vision_model", pipeline.image_encoder)
+        vision.encoder.layers[-1].requires_grad_(False)
+        vision.post_layernorm.requires_grad_(False)
+        self.trainable = nn.ModuleDict(trained)
+        self.pipeline = [pipeline]  # in a list: its frozen modules are not this module's parameters
+        self.motion = pipeline.motion if stage == "motion" else None
+        self.register_buffer("alphas_cumprod", pipeline.scheduler.alphas_cumprod.clone(), persistent=False)
+
+    def forward(
+        self, target: Tensor, given: Tensor, c2w: Tensor, captions: list[str], timestep: Tensor, noise: Tensor, chance: Tensor
+    ) -> dict[str, Tensor]:
+        """One batch.
+
+        Args:
+            target: RGB in [0, 1], [B, F, V, 3, H, W].
+            given: the input video, [B, F, 3, H, W].
+            c2w: cameras of the targets relative to the input's, [B, V, 4, 4].
+            captions: B prompts.
+            timestep: [B].
+            noise: [B, F, V, C, h, w].
+            chance: uniform numbers [B, 2] that decide what is dropped: image prompt (and camera), text.
+        """
+        pipeline = self.pipeline[0]
+        keep = (chance[:, 0] >= self.drop_probability).float()
+        captions = [c if chance[i, 1] >= self.drop_probability else "" for i, c in enumerate(captions)]
+        with torch.no_grad():
+            z = encoders.encode_latents(pipeline.vae, target)
+            extra = encoders.encode_latents(pipeline.vae, given) * keep.view(-1, 1, 1, 1, 1)
+        text = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, captions)
+        image = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, given)
+        context = pipeline.unet.encode_context(text, image * keep.view(-1, 1, 1, 1))
+        camera = cameras.conditioning(c2w)
+        camera = torch.cat([camera, torch.zeros_like(camera[:, :1])], dim=1)
+        if self.drop_camera:
+            camera = camera * keep.view(-1, 1, 1)
+
+        alpha_bar = self.alphas_cumprod[timestep].view(-1, 1, 1, 1, 1, 1)
+        views = torch.cat([add_noise(z, noise, alpha_bar), extra[:, :, None]], dim=2)
+        predicted = pipeline.unet(views, timestep, context, camera, self.motion)[:, :, :-1]
+        error = (predicted - noise).square().flatten(1).mean(1)  # [B]
+        if self.min_snr_gamma is not None:
+            snr = (alpha_bar / (1 - alpha_bar)).flatten()
+            error = error * (self.min_snr_gamma / snr).clamp(max=1)
+        return {"noise_mse": error.mean()}

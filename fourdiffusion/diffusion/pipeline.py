@@ -1,0 +1,267 @@
+"""4DM as a diffusers pipeline: monocular video in, V orthogonal videos out.
+
+Letters: F frames, V views without the extra view, C h w latent channels and pixels, H W image pixels.
+"""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+
+from fourdiffusion import cameras
+from fourdiffusion.diffusion import encoders
+from fourdiffusion.diffusion.attention import KeysValues
+from fourdiffusion.diffusion.distillation import guide
+from fourdiffusion.diffusion.motion import MotionModules
+from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
+from fourdiffusion.errors import UserError
+
+NEGATIVE_PROMPT = (  # the sampler's, method.md section 5
+    "uniform low no texture ugly, boring, bad anatomy, blurry, pixelated,  obscure, unnatural colors, "
+    "poor lighting, dull, and unclear."
+)
+DISTILLATION_NEGATIVE_PROMPT = (  # the 4D stage's, likewise
+    "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, lowres, "
+    "low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, bad proportions"
+)
+
+
+@dataclass
+class ModelConfig:
+    """Where the weights are, and the sizes of a model made from nothing. The sizes' defaults are the release's."""
+
+    path: str | None = None  # pipeline folder; None makes a fresh, untrained model of the sizes below
+    sampling_steps: int = 100  # DDIM steps of the sampler
+    guidance: float = 5.0  # of the sampler
+    negative_prompt: str = NEGATIVE_PROMPT  # of the sampler
+    distillation_negative: str = DISTILLATION_NEGATIVE_PROMPT  # of the 4D stage
+    image_size: int = 256  # pixels
+    channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
+    attention_levels: list[bool] = field(default_factory=lambda: [True, True, True, False])
+    blocks_per_level: int = 2
+    head_dim: int = 64
+    context_dim: int = 1024
+    num_image_tokens: int = 16
+    resampler_layers: int = 4
+    resampler_heads: int = 12
+    resampler_head_dim: int = 64
+    motion_heads: int = 8
+    max_frames: int = 32
+    vae_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
+    vae_blocks_per_level: int = 2
+    vae_norm_groups: int = 32
+    vae_attention: bool = True
+    vocabulary: int = 49408
+    text_length: int = 77
+    text_layers: int = 23
+    text_heads: int = 16
+    image_encoder_size: int = 224
+    image_patch: int = 14
+    image_dim: int = 1280
+    image_layers: int = 32
+    image_heads: int = 16
+
+
+@dataclass
+class Denoiser:
+    """The guided model of one input video: both branches' conditions, encoded once.
+
+    ``context`` and ``extra`` hold the conditional branch first, the unconditional (negative prompt, zero image tokens,
+    zero extra view) second.
+    """
+
+    unet: MultiviewUNet
+    motion: MotionModules | None  # None: the image model, frame by frame
+    context: list[KeysValues | None]
+    extra: Tensor  # latents of the extra view, [2, F, C, h, w]
+
+    @torch.no_grad()
+    def __call__(self, z: Tensor, timestep: int, c2w: Tensor) -> tuple[Tensor, Tensor]:
+        """Noise of both branches, in one batch.
+
+        Args:
+            z: noisy latents [F, V, C, h, w].
+            timestep: 0..999.
+            c2w: cameras [V, 4, 4], relative to an input camera at azimuth 0.
+
+        Returns:
+            Conditional and unconditional noise, [F, V, C, h, w] each.
+        """
+        views = torch.cat([z.to(self.extra.dtype).expand(2, *z.shape), self.extra[:, :, None]], dim=2)
+        camera = cameras.conditioning(c2w.to(z.device, torch.float32))
+        camera = torch.cat([camera, torch.zeros_like(camera[:1])]).to(self.extra.dtype).expand(2, -1, -1)
+        step = torch.full((2,), timestep, device=z.device)
+        noise = self.unet(views, step, self.context, camera, self.motion)[:, :, :-1].to(z.dtype)
+        return noise[0], noise[1]
+
+
+class FourDiffusionPipeline(DiffusionPipeline):
+    """The parts of 4DM in one folder: ``unet`` (frozen), ``motion`` (trained), VAE, text and image towers, scheduler."""
+
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet->motion->vae"
+
+    def __init__(
+        self,
+        unet: MultiviewUNet,
+        motion: MotionModules,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        image_encoder: CLIPVisionModel,
+        feature_extractor: CLIPImageProcessorPil,
+        scheduler: DDIMScheduler,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            unet=unet,
+            motion=motion,
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            image_encoder=image_encoder,
+            feature_extractor=feature_extractor,
+            scheduler=scheduler,
+        )
+
+    @torch.no_grad()
+    def prepare(self, images: Tensor, prompt: str, negative_prompt: str, use_motion: bool = True) -> Denoiser:
+        """Encodes the conditions of one input video.
+
+        Args:
+            images: input frames on the colour of the renders' background, RGB in [0, 1], [F, 3, H, W].
+            prompt, negative_prompt: what the object is, and what the picture must not be.
+            use_motion: False gives the frozen image model frame by frame (the paper's "without 4D-SDS").
+        """
+        text = encoders.encode_text(self.tokenizer, self.text_encoder, [prompt, negative_prompt])
+        image = encoders.encode_image(self.feature_extractor, self.image_encoder, images)
+        latents = encoders.encode_latents(self.vae, images)
+        return Denoiser(
+            unet=self.unet,
+            motion=self.motion if use_motion else None,
+            context=self.unet.encode_context(text, torch.stack([image, torch.zeros_like(image)])),
+            extra=torch.stack([latents, torch.zeros_like(latents)]),
+        )
+
+    @torch.no_grad()
+    def sample(
+        self,
+        denoiser: Denoiser,
+        c2w: Tensor,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator,
+        progress: Callable[[float], bool | None] = lambda _: None,
+    ) -> Tensor:
+        """Latents [F, V, C, h, w] of the views ``c2w`` [V, 4, 4], from noise, with this pipeline's scheduler.
+
+        ``progress`` is called with 1 after each step.
+        """
+        frames, channels, height, width = denoiser.extra.shape[1:]
+        shape = (frames, c2w.shape[0], channels, height, width)
+        z = torch.randn(shape, generator=generator, device=generator.device).to(denoiser.extra.device)
+        self.scheduler.set_timesteps(steps, device=z.device)
+        z = z * self.scheduler.init_noise_sigma
+        for timestep in self.scheduler.timesteps:
+            noise = guide(*denoiser(self.scheduler.scale_model_input(z, timestep), int(timestep), c2w), guidance)
+            z = self.scheduler.step(noise, timestep, z).prev_sample
+            progress(1)
+        return z
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        images: Tensor,
+        prompt: str = "",
+        negative_prompt: str = NEGATIVE_PROMPT,
+        num_views: int = 4,
+        elevation_deg: float = 0.0,
+        num_inference_steps: int = 100,
+        guidance_scale: float = 5.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """V evenly spaced videos of the object, the first from where the input camera stands.
+
+        Args:
+            images: input frames, RGB in [0, 1], [F, 3, H, W].
+
+        Returns:
+            RGB in [0, 1], [V, F, 3, H, W], float32.
+        """
+        c2w = cameras.orbit(cameras.orthogonal_azimuths(num_views), elevation_deg)
+        denoiser = self.prepare(images.to(self.unet.device), prompt, negative_prompt)
+        generator = generator or torch.Generator().manual_seed(0)
+        with self.progress_bar(total=num_inference_steps) as bar:
+            z = self.sample(denoiser, c2w, num_inference_steps, guidance_scale, generator, bar.update)
+        return encoders.decode_latents(self.vae, z).transpose(0, 1)
+
+    def save_whole(self, folder: Path) -> None:
+        """``save_pretrained`` that replaces ``folder`` only once everything is written."""
+        partial = folder.with_name(folder.name + ".partial")
+        self.save_pretrained(partial)
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+
+
+def load_pipeline(folder: Path) -> FourDiffusionPipeline:
+    """A pipeline folder from disk, float32; UserError where it is missing, foreign or damaged."""
+    if not (folder / "model_index.json").is_file():
+        raise UserError(f"no model in {folder}: model.path must name a pipeline folder (one with model_index.json)")
+    try:
+        return FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another") from error
+
+
+def noise_schedule() -> DDIMScheduler:
+    """SD's 1000 steps: scaled-linear betas 0.00085 to 0.0120, epsilon prediction (method.md section 1)."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.0120,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def fresh_pipeline(config: ModelConfig, captions: list[str], seed: int) -> FourDiffusionPipeline:
+    """An untrained model; its tokenizer's vocabulary comes from ``captions``."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = MultiviewUNet(
+            channels=list(config.channels),
+            attention_levels=list(config.attention_levels),
+            blocks_per_level=config.blocks_per_level,
+            head_dim=config.head_dim,
+            context_dim=config.context_dim,
+            image_dim=config.image_dim,
+            num_image_tokens=config.num_image_tokens,
+            resampler_layers=config.resampler_layers,
+            resampler_heads=config.resampler_heads,
+            resampler_head_dim=config.resampler_head_dim,
+        )
+        tokenizer = encoders.train_tokenizer(captions, config.vocabulary, config.text_length)
+        return FourDiffusionPipeline(
+            unet=unet,
+            motion=MotionModules(unet.block_channels(), config.motion_heads, config.max_frames),
+            vae=encoders.fresh_vae(
+                config.vae_channels, config.vae_blocks_per_level, config.vae_norm_groups, config.vae_attention
+            ),
+            tokenizer=tokenizer,
+            text_encoder=encoders.fresh_text_encoder(
+                tokenizer, config.vocabulary, config.context_dim, config.text_layers, config.text_heads
+            ),
+            image_encoder=encoders.fresh_image_encoder(
+                config.image_encoder_size, config.image_patch, config.image_dim, config.image_layers, config.image_heads
+            ),
+            feature_extractor=encoders.image_processor(config.image_encoder_size),
+            scheduler=noise_schedule(),
+        )

@@ -1,0 +1,193 @@
+"""Verb `evaluate`: measures generated videos or a fitted scene against ground truth."""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourdiffusion.cameras import orbit, orthogonal_azimuths
+from fourdiffusion.checkpoints import write_atomic
+from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
+from fourdiffusion.errors import UserError
+from fourdiffusion.media import composite, contact_sheet, write_image
+from fourdiffusion.metrics.video import copied_input, evaluate_views, group_means
+from fourdiffusion.scene.preview import load_scene, render_views
+
+SAME_VIEW_DEG = 2.0
+
+
+@dataclass
+class EvaluateConfig:
+    """Two kinds of prediction: generated videos, compared at their own views, or a scene, at all views of the truth."""
+
+    prediction: str  # a run folder of fit or generate, or a clip folder
+    truth: str  # a clip folder: simultaneous views with their cameras
+    output: str | None = None  # folder for metrics.json and comparison.png; the prediction's folder if not given
+
+
+def evaluate(config: EvaluateConfig) -> None:
+    """Writes metrics.json and comparison.png (truth over prediction), on white, and prints the means.
+
+    Views are told apart: input (where the video was taken), generated (where the diffusion model made a video) and
+    novel (seen by neither). The baseline shows the input view's frames at every view.
+    """
+    folder, truth = Path(config.prediction), read_clip(Path(config.truth))
+    if not folder.is_dir():
+        raise UserError(f"prediction={folder}: no such folder; give a run folder of fit or generate, or a clip folder")
+    generated = _generated_clip(folder)
+    is_scene = (folder / "scene").is_dir()
+    if is_scene:
+        views = list(range(len(truth.c2w)))
+        prediction = _render_like(folder / "scene", truth)
+    elif generated is not None:
+        views = _paired_views(folder, generated, truth)
+        prediction = _on_white(generated)
+    else:
+        raise UserError(f"prediction={folder}: holds neither a scene (scene/) nor a clip (transforms.json)")
+    roles = view_roles(truth.c2w[views], orbit(orthogonal_azimuths(4)) if generated is None else generated.c2w)
+    images = _on_white(truth)
+    report = compare(prediction, images[views], roles, _input_video(images, truth.c2w))
+    azimuths = [round(math.degrees(math.atan2(c[1, 3], c[0, 3])) % 360, 2) for c in truth.c2w[views]]
+    report = {
+        "prediction": str(folder),
+        "kind": "scene" if is_scene else "clip",
+        "truth": config.truth,
+        "views": [
+            {"view": view, "azimuth_deg": azimuth, "role": role}
+            for view, azimuth, role in zip(views, azimuths, roles, strict=True)
+        ],
+    } | report
+    output = Path(config.output) if config.output else folder
+    write_atomic(output / "metrics.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
+    write_image(output / "comparison.png", _comparison(prediction, images[views], azimuths, roles))
+    print(table(report))
+    print(f"written: {output / 'metrics.json'}, {output / 'comparison.png'}")
+
+
+def compare(prediction: Tensor, truth: Tensor, roles: list[str], input_video: Tensor | None) -> dict[str, Any]:
+    """All measures of one comparison, ready for JSON.
+
+    Args:
+        prediction, truth: [V, F, 3, H, W] in [0, 1], on white.
+        roles: what each view is, [V].
+        input_video: [F, 3, H, W], what the baseline shows at every view; None if no view shows it.
+    """
+    report: dict[str, Any] = {
+        "background": "white",
+        "size": list(truth.shape[-2:]),
+        "num_frames": truth.shape[1],
+        "baseline": None,
+    }
+    result = evaluate_views(prediction, truth)
+    if input_video is not None:
+        baseline = evaluate_views(copied_input(input_video, len(truth)), truth)
+        report["baseline"] = {
+            "what": "the input frame shown at every view",
+            "mean_by_role": group_means(baseline, roles),
+        } | baseline
+    return report | {"mean_by_role": group_means(result, roles)} | result
+
+
+def view_roles(c2w: Tensor, generated_c2w: Tensor) -> list[str]:
+    """What each view [V, 4, 4] is: "input" (azimuth 0, elevation 0), "generated" (one of [N, 4, 4]) or "novel"."""
+    roles = []
+    for camera in c2w:
+        if _angle_deg(camera, orbit(0.0)) < SAME_VIEW_DEG:
+            roles.append("input")
+        elif any(_angle_deg(camera, other) < SAME_VIEW_DEG for other in generated_c2w):
+            roles.append("generated")
+        else:
+            roles.append("novel")
+    return roles
+
+
+def table(report: dict[str, Any]) -> str:
+    """The means of a report as lines of text, the baseline's beside them."""
+    rows = []
+    for role, means in report["mean_by_role"].items():
+        count = sum(view["role"] == role for view in report["views"])
+        for name, value in means.items():
+            row = f"{role} views ({count})".ljust(22) + f"{name:<16}{value:>9.4f}"
+            if report["baseline"] is not None:
+                row += f"{report['baseline']['mean_by_role'][role][name]:>16.4f}"
+            rows.append(row)
+    head = "views".ljust(22) + "measure".ljust(16) + report["kind"].rjust(9)
+    return "\n".join([head + ("    copied input" if report["baseline"] else ""), *rows])
+
+
+def _generated_clip(folder: Path) -> Clip | None:
+    """The clip that a folder is, or the only one that lies in it (a run of generate, or of fit, which begins so)."""
+    if (folder / "transforms.json").is_file():
+        return read_clip(folder)
+    if not any(folder.glob("*/transforms.json")):
+        return None
+    clips = list_clips(folder)
+    if len(clips) > 1:
+        raise UserError(f"prediction={folder} holds {len(clips)} clips: give one of them, for example {clips[0]}")
+    return read_clip(clips[0])
+
+
+def _render_like(scene: Path, truth: Clip) -> Tensor:
+    """The scene as the truth's cameras see it at the truth's times, [V, F, 3, H, W]."""
+    height, width = truth.rgba.shape[-2:]
+    if height != width:
+        raise UserError(f"the truth's pictures are {width} x {height}: a scene is compared on square ones")
+    num_views, num_frames = truth.rgba.shape[:2]
+    c2w, times = truth.c2w.repeat_interleave(num_frames, dim=0), truth.times.repeat(num_views)
+    rgb, _ = render_views(load_scene(scene), c2w, truth.fovy_deg, times, height)
+    return rgb.unflatten(0, (num_views, num_frames))
+
+
+def _paired_views(folder: Path, prediction: Clip, truth: Clip) -> list[int]:
+    """Which view of the truth each view of the prediction is, [V]; UserError where the clips cannot be compared."""
+    for name, ours, theirs in (
+        ("frames a view", prediction.rgba.shape[1], truth.rgba.shape[1]),
+        ("pixels high", prediction.rgba.shape[-2], truth.rgba.shape[-2]),
+        ("pixels wide", prediction.rgba.shape[-1], truth.rgba.shape[-1]),
+    ):
+        if ours != theirs:
+            raise UserError(f"{folder} is {ours} {name}, the truth {theirs}: make both with the same size and frames")
+    if not torch.allclose(prediction.times, truth.times, atol=1e-3):
+        raise UserError(f"{folder} shows times {prediction.times.tolist()}, the truth {truth.times.tolist()}")
+    if abs(prediction.fovy_deg - truth.fovy_deg) > 0.1:
+        raise UserError(f"{folder} has a field of view of {prediction.fovy_deg:g} deg, the truth {truth.fovy_deg:g}")
+    pairs = []
+    for view, camera in enumerate(prediction.c2w):
+        distances = (truth.c2w - camera).abs().amax(dim=(1, 2))
+        if distances.min() > 1e-2:
+            raise UserError(
+                f"{folder}: the truth has no camera where view {view} of the prediction stands "
+                f"({[round(float(x), 3) for x in camera[:3, 3]]}): give a truth with the same cameras"
+            )
+        pairs.append(int(distances.argmin()))
+    return pairs
+
+
+def _input_video(truth: Tensor, c2w: Tensor) -> Tensor | None:
+    """The frames [F, 3, H, W] of the truth's view that stands where the input camera stands."""
+    for view, camera in enumerate(c2w):
+        if _angle_deg(camera, orbit(0.0)) < SAME_VIEW_DEG:
+            return truth[view]
+    print("the truth has no view at azimuth 0, elevation 0: the copied-input baseline is left out")
+    return None
+
+
+def _angle_deg(a: Tensor, b: Tensor) -> float:
+    """Angle between the directions [4, 4] in which two cameras stand, seen from the origin."""
+    return math.degrees(float(torch.cosine_similarity(a[:3, 3], b[:3, 3], dim=0).clamp(-1, 1).acos()))
+
+
+def _on_white(clip: Clip) -> Tensor:
+    return composite(clip.rgba.float() / 255)
+
+
+def _comparison(prediction: Tensor, truth: Tensor, azimuths: list[float], roles: list[str]) -> Tensor:
+    """A row of frames a view; in each cell the truth above, the prediction below."""
+    columns = torch.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 8)).round().long().unique()
+    cells = torch.cat([truth[:, columns], prediction[:, columns]], dim=-2)
+    labels = [f"{azimuth:g} deg, {role}" for azimuth, role in zip(azimuths, roles, strict=True)]
+    return contact_sheet(cells, labels, [f"frame {int(i)}: truth / prediction" for i in columns])

@@ -1,0 +1,347 @@
+"""``fit``: a monocular video becomes a moving 3-D object (paper section 4).
+
+4DM first turns the video into V orthogonal videos; then a dynamic NeRF is optimised under 4D-aware score distillation,
+the anchor loss and, where asked, the generated views themselves. Letters: F frames, V views, R rays, S image side.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor
+from tqdm import tqdm
+
+from fourdiffusion import cameras, checkpoints, media
+from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
+from fourdiffusion.device import resolve_device
+from fourdiffusion.diffusion import distillation, encoders
+from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline, ModelConfig, load_pipeline
+from fourdiffusion.errors import UserError
+from fourdiffusion.scene import losses, preview
+from fourdiffusion.scene.field import DynamicField, FieldConfig
+from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig, RenderOutput, render
+
+GUIDANCES = ("fourdm", "per_frame", "off")
+BACKGROUND = torch.ones(3)  # white, as in the release
+
+
+@dataclass
+class SceneConfig:
+    """The dynamic NeRF and how it is rendered."""
+
+    field: FieldConfig = field(default_factory=FieldConfig)
+    renderer: RendererConfig = field(default_factory=RendererConfig)
+
+
+@dataclass
+class DistillationConfig:
+    """4D-aware SDS (Eq. 10). Defaults: paper and released configuration, method.md section 2."""
+
+    source: str = "fourdm"  # fourdm | per_frame (the frozen image model, "without 4D-SDS") | off
+    weight: float = 1.0
+    guidance: float = 5.0
+    rescale: float = 0.2  # r
+    start: int = 0  # first step with SDS
+    every: int = 1  # SDS at each so manieth step
+    max_step: float = 0.98  # t is uniform between two ramps, in fractions of the schedule
+    min_step_end: float = 0.02
+    max_step_end: float = 0.25
+    ramp_steps: int = 5000
+    resolutions: list[int] = field(default_factory=lambda: [64, 192, 256])  # of the renders, in pixels
+    resolution_steps: list[int] = field(default_factory=lambda: [0, 5000, 10_000])
+    elevation_max_deg: float = 5.0  # uniform from 0
+
+
+@dataclass
+class LossConfig:
+    """Weights of the other terms; 0 turns one off."""
+
+    anchor: bool = True
+    anchor_view: int | None = None  # None: the generated view most like the input
+    perceptual: float = 200.0  # anchor loss, Eq. 11
+    d_ssim: float = 100.0
+    views: float = 0.0  # squared error on random rays of all generated views (not in the paper)
+    views_rays: int = 4096
+    orientation_start: float = 10.0
+    orientation_end: float = 1000.0
+    orientation_ramp: int = 5000
+    opacity: float = 100.0  # binary entropy; the paper: always
+    opacity_from: int = 0
+    sparsity: float = 100.0  # the paper: only after 10 000 steps
+    sparsity_from: int = 10_000
+
+
+@dataclass
+class FitConfig:
+    """Settings of one fit."""
+
+    video: str = "???"  # mp4, gif, webm, a folder or a glob of frames
+    output: str = "runs/fit"
+    prompt: str = ""  # what the object is
+    num_frames: int = 8
+    num_views: int = 4
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    alpha: str = "auto"  # what tells the object from the background: auto | file | plain | rembg
+    crop: str = "object"  # object: framed as in the training data | frame: the frame as it is
+    steps: int = 35_000
+    grid_rate: float = 1e-2  # learning rates
+    mlp_rate: float = 1e-3
+    rate_decay: float = 1.0  # both rates fall exponentially to this fraction
+    occupancy_every: int = 16
+    checkpoint_minutes: float = 5.0
+    preview_minutes: float = 2.0  # 0: none
+    log_every: int = 10
+    model: ModelConfig = field(default_factory=ModelConfig)
+    scene: SceneConfig = field(default_factory=SceneConfig)
+    sds: DistillationConfig = field(default_factory=DistillationConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+@dataclass
+class _Target:
+    """What the scene is fitted to: the input and the generated videos, RGB in [0, 1] on white."""
+
+    images: Tensor  # [F, 3, S, S]
+    views: Tensor  # [V, F, 3, S, S]
+    c2w: Tensor  # [V, 4, 4]
+    times: Tensor  # [F] in [0, 1]
+    anchor: int
+
+
+def fit(config: FitConfig) -> None:
+    """Fits a scene; run again, it goes on from the last checkpoint, bit for bit on CPU."""
+    if config.sds.source not in GUIDANCES:
+        raise UserError(f"sds.source={config.sds.source} is none of {', '.join(GUIDANCES)}")
+    if len(config.sds.resolutions) != len(config.sds.resolution_steps):
+        raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_steps differ in length")
+    device = resolve_device(config.device)
+    video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
+    pipeline = load_pipeline(config.model.path).to(device)
+    for module in (pipeline.unet, pipeline.motion, pipeline.vae):
+        module.requires_grad_(False)
+    output = Path(config.output)
+    checkpoints.open_run(
+        output, config, free={"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"}
+    )
+    tqdm.write(f"{config.video}: {video.summary()}")
+    target = _generate(config, pipeline, video.rgba, output)
+    denoiser = pipeline.prepare(
+        target.images.to(device), config.prompt, config.model.distillation_negative, config.sds.source == "fourdm"
+    )
+
+    scene = DynamicField(config.scene.field, config.seed).to(device)
+    occupancy = OccupancyGrid(config.scene.renderer).to(device)
+    optimizer = torch.optim.AdamW(
+        scene.parameter_groups(config.grid_rate, config.mlp_rate), betas=(0.9, 0.99), eps=1e-15
+    )
+    rates = [group["lr"] for group in optimizer.param_groups]
+    start = _resume(output, scene, occupancy, optimizer)
+
+    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="fit")
+    saved = shown = time.monotonic()
+    for step in bar:
+        generator = checkpoints.stream(config.seed, 0, step)
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate * config.rate_decay ** (step / config.steps)
+        if step % config.occupancy_every == 0:
+            occupancy.update(scene.density, target.times.to(device), generator)
+        weights = loss_weights(config, step)
+        terms = _terms(config, step, pipeline, denoiser, scene, occupancy, target, weights, generator)
+        loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+        if not bool(loss.isfinite()):
+            raise UserError(f"the loss is {loss.item()} at step {step} ({_show(terms)}): lower grid_rate or sds.weight")
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        done, now = step + 1, time.monotonic()
+        bar.set_postfix_str(_show(terms), refresh=False)
+        if done % config.log_every == 0 or done == config.steps:
+            values = {name: value.item() for name, value in terms.items()}
+            checkpoints.append_log(output, {"step": done, "loss": loss.item(), **values})
+        if now - saved > 60 * config.checkpoint_minutes or done == config.steps:
+            _save(output, scene, occupancy, optimizer, done)
+            saved = time.monotonic()
+        if config.preview_minutes and now - shown > 60 * config.preview_minutes:
+            preview.write_pictures(output / "preview", scene, occupancy, config.scene.renderer, target.images, size=64)
+            shown = time.monotonic()
+    scene.save(output / "scene")
+    occupancy.save(output / "scene")
+    preview.write_pictures(output, scene, occupancy, config.scene.renderer, target.images, config.model.image_size)
+    tqdm.write(f"scene: {output / 'scene'}; pictures: {output / 'orbit.mp4'}, {output / 'contact_sheet.png'}")
+
+
+def _generate(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, output: Path) -> _Target:
+    """4DM's videos of the input, sampled once and kept in the run folder."""
+    images = media.composite(rgba)
+    azimuths = cameras.orthogonal_azimuths(config.num_views)
+    c2w = cameras.orbit(azimuths)
+    times = torch.linspace(0, 1, config.num_frames)
+    folder = output / "generated"
+    if not folder.is_dir():
+        denoiser = pipeline.prepare(images.to(pipeline.device), config.prompt, config.model.negative_prompt)
+        generator = torch.Generator().manual_seed(config.seed)
+        with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
+            z = pipeline.sample(
+                denoiser, c2w, config.model.sampling_steps, config.model.guidance, generator, bar.update
+            )
+        views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()
+        checkpoints.save_tensors(output / "input.safetensors", {"rgba": rgba, "times": times}, {})
+        source = f"generated from {config.video}"
+        write_clip(folder, opaque_clip("generated", views, c2w, cameras.FOVY_DEG, config.prompt, source))
+        media.write_views(folder, images, views, azimuths.tolist())
+    views = read_clip(folder).rgba[:, :, :3].float() / 255
+    anchor = config.loss.anchor_view
+    if anchor is None:
+        anchor = int((views - images).square().flatten(1).mean(1).argmin())
+    return _Target(images, views, c2w, times, anchor)
+
+
+def loss_weights(config: FitConfig, step: int) -> dict[str, float]:
+    """Weight of every term at a step."""
+    loss = config.loss
+    return {
+        "sds": config.sds.weight,
+        "perceptual": loss.perceptual if loss.anchor else 0.0,
+        "d_ssim": loss.d_ssim if loss.anchor else 0.0,
+        "views": loss.views,
+        "orientation": losses.ramp(step, loss.orientation_start, loss.orientation_end, loss.orientation_ramp),
+        "opacity": loss.opacity if step >= loss.opacity_from else 0.0,
+        "sparsity": loss.sparsity if step >= loss.sparsity_from else 0.0,
+    }
+
+
+def _terms(
+    config: FitConfig,
+    step: int,
+    pipeline: FourDiffusionPipeline,
+    denoiser: Denoiser,
+    scene: DynamicField,
+    occupancy: OccupancyGrid,
+    target: _Target,
+    weights: dict[str, float],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """The unweighted loss terms of one step."""
+    renderer = config.scene.renderer
+    terms: dict[str, Tensor] = {}
+    sds = config.sds
+    if sds.source != "off" and sds.weight and step >= sds.start and (step - sds.start) % sds.every == 0:
+        offset, height = torch.rand(2, generator=generator).tolist()
+        azimuths = cameras.orthogonal_azimuths(len(target.views), 360 * offset)
+        c2w = cameras.orbit(azimuths, sds.elevation_max_deg * height)
+        side = max(r for r, at in zip(sds.resolutions, sds.resolution_steps, strict=True) if step >= at)
+        shape = (len(target.times), len(c2w), side, side)
+        rays = _rays(c2w, target.times, side)
+        rendered = render(
+            scene, occupancy, *(x.to(pipeline.device) for x in rays), BACKGROUND.to(pipeline.device), renderer, generator,
+            normals=weights["orientation"] > 0,
+        )
+        images = rendered.rgb.view(*shape, 3).movedim(-1, 2)  # [F, V, 3, side, side]
+        terms["sds"] = _distil(config, step, pipeline, denoiser, images, c2w, generator)
+        if weights["orientation"]:
+            terms["orientation"] = losses.orientation_loss(rendered)
+        if weights["opacity"]:
+            terms["opacity"] = losses.opacity_entropy_loss(rendered.opacity)
+        if weights["sparsity"]:
+            terms["sparsity"] = losses.sparsity_loss(rendered.opacity)
+    if weights["perceptual"] or weights["d_ssim"]:
+        frame = int(torch.randint(len(target.times), (), generator=generator))
+        rendered = _render_view(config, scene, occupancy, target, frame, generator)
+        image = rendered.rgb.view(1, config.model.image_size, -1, 3).movedim(-1, 1)
+        truth = target.views[target.anchor, frame][None].to(image.device)
+        terms["perceptual"] = encoders.latent_distance(pipeline.vae, image, truth)
+        terms["d_ssim"] = losses.d_ssim(image, truth)
+    if weights["views"]:
+        terms["views"] = _views_loss(config, scene, occupancy, target, generator)
+    return terms
+
+
+def _distil(
+    config: FitConfig,
+    step: int,
+    pipeline: FourDiffusionPipeline,
+    denoiser: Denoiser,
+    images: Tensor,
+    c2w: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """The SDS loss of renders [F, V, 3, side, side] from cameras [V, 4, 4]."""
+    sds, size = config.sds, config.model.image_size
+    if images.shape[-1] != size:
+        flat = functional.interpolate(images.flatten(0, 1), size=(size, size), mode="bilinear", align_corners=False)
+        images = flat.view(*images.shape[:3], size, size)
+    z = encoders.encode_latents(pipeline.vae, images)
+    low = losses.ramp(step - sds.start, sds.max_step, sds.min_step_end, sds.ramp_steps)
+    high = losses.ramp(step - sds.start, sds.max_step, sds.max_step_end, sds.ramp_steps)
+    fraction = low + (high - low) * float(torch.rand((), generator=generator))
+    timestep = int(fraction * pipeline.scheduler.config.num_train_timesteps)
+    alpha_bar = pipeline.scheduler.alphas_cumprod[timestep].to(z.device)
+    noise = torch.randn(z.shape, generator=generator).to(z.device)
+    z_t = distillation.add_noise(z.detach(), noise, alpha_bar)
+    predictions = denoiser(z_t, timestep, c2w)
+    return distillation.sds_loss(z, distillation.sds_target(z_t, *predictions, alpha_bar, sds.guidance, sds.rescale))
+
+
+def _render_view(
+    config: FitConfig, scene: DynamicField, occupancy: OccupancyGrid, target: _Target, frame: int, generator: torch.Generator
+) -> RenderOutput:
+    """One frame of the anchor view at full resolution."""
+    device = scene.space.params.device
+    view = slice(target.anchor, target.anchor + 1)
+    rays = _rays(target.c2w[view], target.times[frame : frame + 1], config.model.image_size)
+    return render(
+        scene, occupancy, *(x.to(device) for x in rays), BACKGROUND.to(device), config.scene.renderer, generator
+    )
+
+
+def _views_loss(
+    config: FitConfig, scene: DynamicField, occupancy: OccupancyGrid, target: _Target, generator: torch.Generator
+) -> Tensor:
+    """Mean squared error on random rays of all generated frames."""
+    device = scene.space.params.device
+    origins, directions, times = _rays(target.c2w, target.times, config.model.image_size)
+    chosen = torch.randint(len(times), (config.loss.views_rays,), generator=generator)
+    colours = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)[chosen].to(device)  # rays run over [F, V, H, W]
+    rays = (x[chosen].to(device) for x in (origins, directions, times))
+    rendered = render(scene, occupancy, *rays, BACKGROUND.to(device), config.scene.renderer, generator)
+    return functional.mse_loss(rendered.rgb, colours)
+
+
+def _rays(c2w: Tensor, times: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Rays of cameras [V, 4, 4] at times [F]: origins [R, 3], directions [R, 3], times [R], in the order F, V, H, W."""
+    origins, directions = cameras.rays(c2w, cameras.FOVY_DEG, side, side)
+    repeated = [x.expand(len(times), *x.shape).reshape(-1, 3) for x in (origins, directions)]
+    return repeated[0], repeated[1], times.repeat_interleave(len(c2w) * side * side)
+
+
+def _save(
+    output: Path, scene: DynamicField, occupancy: OccupancyGrid, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    tensors = {f"scene.{name}": value for name, value in scene.state_dict().items()}
+    tensors |= {f"occupancy.{name}": value for name, value in occupancy.state_dict().items()}
+    tensors |= checkpoints.optimizer_tensors(optimizer)
+    checkpoints.save_tensors(output / "checkpoint.safetensors", tensors, {"step": step})
+
+
+def _resume(
+    output: Path, scene: DynamicField, occupancy: OccupancyGrid, optimizer: torch.optim.Optimizer
+) -> int:
+    """The step to go on from; 0 where there is no checkpoint."""
+    path = output / "checkpoint.safetensors"
+    if not path.is_file():
+        checkpoints.trim_log(output, 0)
+        return 0
+    tensors, metadata = checkpoints.load_tensors(path)
+    for name, module in (("scene.", scene), ("occupancy.", occupancy)):
+        module.load_state_dict({k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)})
+    checkpoints.restore_optimizer(optimizer, tensors)
+    checkpoints.trim_log(output, metadata["step"])
+    return int(metadata["step"])
+
+
+def _show(terms: dict[str, Tensor]) -> str:
+    return " ".join(f"{name}={value.item():.4g}" for name, value in terms.items())

@@ -1,0 +1,54 @@
+"""``generate``: a monocular video becomes V videos of the same object from evenly spaced sides."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from fourdiffusion import cameras, checkpoints, media
+from fourdiffusion.datasets.clips import opaque_clip, write_clip
+from fourdiffusion.device import resolve_device
+from fourdiffusion.diffusion import encoders
+from fourdiffusion.diffusion.pipeline import ModelConfig, load_pipeline
+
+
+@dataclass
+class GenerateConfig:
+    """Settings of one sampling run."""
+
+    video: str = "???"  # mp4, gif, webm, a folder or a glob of frames
+    output: str = "runs/generate"
+    prompt: str = ""  # what the object is
+    num_frames: int = 8
+    num_views: int = 4
+    elevation_deg: float = 0.0  # of the generated views
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda
+    alpha: str = "auto"  # what tells the object from the background: auto | file | plain | rembg
+    crop: str = "object"  # object: framed as in the training data | frame: the frame as it is
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+def generate(config: GenerateConfig) -> None:
+    """Writes the views as mp4, a contact sheet, and the clip in the interchange format."""
+    video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
+    pipeline = load_pipeline(config.model.path).to(resolve_device(config.device))
+    output = Path(config.output)
+    checkpoints.open_run(output, config, free=set())
+    tqdm.write(f"{config.video}: {video.summary()}")
+
+    images = media.composite(video.rgba)
+    azimuths = cameras.orthogonal_azimuths(config.num_views)
+    c2w = cameras.orbit(azimuths, config.elevation_deg)
+    denoiser = pipeline.prepare(images.to(pipeline.device), config.prompt, config.model.negative_prompt)
+    generator = torch.Generator().manual_seed(config.seed)
+    with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
+        z = pipeline.sample(denoiser, c2w, config.model.sampling_steps, config.model.guidance, generator, bar.update)
+    views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()  # [V, F, 3, H, W]
+
+    media.write_views(output, images, views, azimuths.tolist())
+    if not (output / "clip").exists():
+        source = f"generated from {config.video}"
+        write_clip(output / "clip", opaque_clip("clip", views, c2w, cameras.FOVY_DEG, config.prompt, source))
+    tqdm.write(f"pictures: {output / 'contact_sheet.png'}, {output / 'view_000.mp4'} and its sisters; clip: {output / 'clip'}")

@@ -1,0 +1,63 @@
+"""Measures of whole clips, and the summary that every result table of the project is made from."""
+
+from typing import Any
+
+from torch import Tensor
+
+from fourdiffusion.metrics.image import check_pair, gmsd, psnr, ssim
+
+
+def temporal_error(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Mean absolute error of frame-to-frame differences: flicker and missing motion both raise it.
+
+    [..., F, C, H, W] -> [...], F at least 2. A still prediction scores the truth's own mean change.
+    """
+    check_pair(prediction, truth)
+    if prediction.ndim < 4 or prediction.shape[-4] < 2:
+        raise ValueError(f"temporal_error needs [..., F, C, H, W] with at least 2 frames, got {list(prediction.shape)}")
+    change = prediction.diff(dim=-4) - truth.diff(dim=-4)
+    return change.abs().flatten(-4).mean(-1)
+
+
+def copied_input(video: Tensor, num_views: int) -> Tensor:
+    """The baseline that knows no third dimension: the input frame shown at every view. [F, ...] -> [V, F, ...]"""
+    return video[None].expand(num_views, *video.shape)
+
+
+def evaluate_views(prediction: Tensor, truth: Tensor) -> dict[str, Any]:
+    """Compare clips view by view and frame by frame.
+
+    Args:
+        prediction, truth: [V, F, 3, H, W] float in [0, 1], composited on the same background.
+
+    Returns:
+        "mean": {metric: float}; "per_view": {metric: [V]}; "per_frame": {metric: [V][F]}. Means are of the pictures'
+        values (PSNR is averaged in dB). "temporal_error" belongs to a view, not to a frame, and needs F >= 2.
+    """
+    if prediction.ndim != 5:
+        raise ValueError(f"evaluate_views needs [V, F, 3, H, W], got {list(prediction.shape)}")
+    per_frame = {name: measure(prediction, truth) for name, measure in (("psnr", psnr), ("ssim", ssim), ("gmsd", gmsd))}
+    per_view = {name: values.mean(dim=1) for name, values in per_frame.items()}
+    if prediction.shape[1] > 1:
+        per_view["temporal_error"] = temporal_error(prediction, truth)
+    return {
+        "mean": {name: float(values.mean()) for name, values in per_view.items()},
+        "per_view": {name: values.tolist() for name, values in per_view.items()},
+        "per_frame": {name: values.tolist() for name, values in per_frame.items()},
+    }
+
+
+def group_means(result: dict[str, Any], roles: list[str]) -> dict[str, dict[str, float]]:
+    """Means of an ``evaluate_views`` result over the views of each role: {role: {metric: float}}.
+
+    Args:
+        roles: one name a view, for example "input", "generated" and "novel".
+    """
+    means: dict[str, dict[str, float]] = {role: {} for role in dict.fromkeys(roles)}
+    for name, values in result["per_view"].items():
+        if len(values) != len(roles):
+            raise ValueError(f"{len(roles)} roles for {len(values)} views: give one each")
+        for role in means:
+            chosen = [value for value, its_role in zip(values, roles, strict=True) if its_role == role]
+            means[role][name] = sum(chosen) / len(chosen)
+    return means

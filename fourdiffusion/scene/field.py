@@ -1,0 +1,143 @@
+"""The dynamic radiance field (4Diffusion section 4.2): density and colour of any point at any time."""
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from fourdiffusion.errors import UserError
+from fourdiffusion.ops.hash_grid import HashGrid, HashGridConfig, summed_encodings
+from fourdiffusion.ops.mlp import perceptron
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
+CLASS_NAME = "DynamicField"
+
+
+@dataclass
+class FieldConfig:
+    """Sizes of a scene; defaults as published (16 levels, 2^19 entries, 16 -> 4096, 64 wide)."""
+
+    radius: float = 1.0  # of the cube [-radius, radius]^3
+    space: HashGridConfig = field(default_factory=HashGridConfig)
+    spacetime: HashGridConfig = field(default_factory=HashGridConfig)
+    hidden_width: int = 64
+    blob_scale: float = 10.0  # raw density gets blob_scale * (1 - |x| / blob_std): matter starts at the origin
+    blob_std: float = 0.5
+
+
+class DynamicField(nn.Module):
+    """feature(x, t) = hash3(x) + hash4(x, t); one small MLP each for density and colour read it.
+
+    Args:
+        config: sizes.
+        seed: of the initial weights.
+        backend: of the hash grids, see ops.hash_grid; not part of the scene.
+    """
+
+    def __init__(self, config: FieldConfig, seed: int = 0, backend: str = "auto"):
+        super().__init__()
+        if config.radius <= 0 or config.blob_std <= 0 or config.hidden_width < 1:
+            raise ValueError(f"radius, blob_std and hidden_width of a field must be positive: {config}")
+        self.config = config
+        self.space = HashGrid(3, config.space, 3 * seed, backend)
+        self.spacetime = HashGrid(4, config.spacetime, 3 * seed + 1, backend)
+        if self.space.num_features != self.spacetime.num_features:
+            raise ValueError(
+                f"the two grids' features are summed, but space has {self.space.num_features} and spacetime "
+                f"{self.spacetime.num_features}: give them the same num_levels * features_per_level"
+            )
+        generator = torch.Generator().manual_seed(3 * seed + 2)
+        self.density_mlp = _Perceptron(self.space.num_features, config.hidden_width, 1, generator)
+        self.colour_mlp = _Perceptron(self.space.num_features, config.hidden_width, 3, generator)
+
+    def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """x [N, 3] in [-radius, radius], t [N] in [0, 1] -> sigma [N] >= 0 per scene unit, rgb [N, 3] in (0, 1)."""
+        hidden = torch.cat([self.density_mlp.hidden, self.colour_mlp.hidden])
+        output = torch.block_diag(self.density_mlp.output, self.colour_mlp.output)
+        raw_density, raw_colour = perceptron(self._features(x, t), hidden, output).split([1, 3], dim=1)
+        return self._activate(raw_density, x), raw_colour.sigmoid()
+
+    def density(self, x: Tensor, t: Tensor) -> Tensor:
+        """The sigma of ``forward`` alone, at about two thirds of its cost: x [N, 3], t [N] -> [N]."""
+        raw = perceptron(self._features(x, t), self.density_mlp.hidden, self.density_mlp.output)
+        return self._activate(raw, x)
+
+    def _features(self, x: Tensor, t: Tensor) -> Tensor:
+        if x.ndim != 2 or x.shape[1] != 3 or t.shape != x.shape[:1]:
+            raise ValueError(f"a field takes x [N, 3] and t [N], got {list(x.shape)} and {list(t.shape)}")
+        unit = (x + self.config.radius) / (2 * self.config.radius)
+        return summed_encodings(torch.cat([unit, t[:, None]], dim=1), (self.space, self.spacetime))
+
+    def _activate(self, raw: Tensor, x: Tensor) -> Tensor:
+        # Magic3D's density bias (Lin et al. 2023), with softplus.
+        return softplus(raw.squeeze(1) + self.config.blob_scale * (1 - x.norm(dim=-1) / self.config.blob_std))
+
+    def parameter_groups(self, grid_rate: float = 1e-2, mlp_rate: float = 1e-3) -> list[dict[str, Any]]:
+        """Groups for an optimiser; the rates are the published ones."""
+        grids = [self.space.params, self.spacetime.params]
+        mlps = [*self.density_mlp.parameters(), *self.colour_mlp.parameters()]
+        return [{"params": grids, "lr": grid_rate}, {"params": mlps, "lr": mlp_rate}]
+
+    def save(self, folder: Path) -> None:
+        """Writes config.json and the weights; each file appears whole or not at all."""
+        folder.mkdir(parents=True, exist_ok=True)
+        config = json.dumps({"_class_name": CLASS_NAME, **asdict(self.config)}, indent=2) + "\n"
+        temporary = folder / (CONFIG_FILE + ".part")
+        temporary.write_text(config, encoding="utf-8")
+        os.replace(temporary, folder / CONFIG_FILE)
+        temporary = folder / (WEIGHTS_FILE + ".part")
+        save_file({name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}, temporary)
+        os.replace(temporary, folder / WEIGHTS_FILE)
+
+    @classmethod
+    def load(cls, folder: Path, backend: str = "auto") -> "DynamicField":
+        """The field that ``save`` wrote. Raises UserError for a folder that holds none."""
+        scene = cls(_read_config(folder / CONFIG_FILE), backend=backend)
+        path = folder / WEIGHTS_FILE
+        if not path.is_file():
+            raise UserError(f"{folder} is no complete scene: {WEIGHTS_FILE} is missing; fit it again")
+        try:
+            scene.load_state_dict(load_file(path))
+        except (SafetensorError, RuntimeError) as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise UserError(f"{path} does not hold the weights of this scene ({reason}); fit it again") from error
+        return scene
+
+
+class _Perceptron(nn.Module):
+    """The weights of one MLP without biases: ``hidden`` [H, C] and ``output`` [O, H], initialised as nn.Linear."""
+
+    def __init__(self, num_inputs: int, width: int, num_outputs: int, generator: torch.Generator):
+        super().__init__()
+        self.hidden = nn.Parameter(torch.empty(width, num_inputs))
+        self.output = nn.Parameter(torch.empty(num_outputs, width))
+        for weight in (self.hidden, self.output):
+            nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+
+
+def _read_config(path: Path) -> FieldConfig:
+    if not path.is_file():
+        raise UserError(f"{path.parent} is no scene: {path.name} is missing; give the scene/ folder of a fitted run")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        name = values.pop("_class_name")
+        if name != CLASS_NAME:
+            raise UserError(f"{path} describes a {name}, not a {CLASS_NAME}; give the scene/ folder of a fitted run")
+        for key in ("space", "spacetime"):
+            values[key] = HashGridConfig(**values[key])
+        config = FieldConfig(**values)
+        if len(values) != len(fields(FieldConfig)):
+            raise KeyError("a setting")
+        DynamicField(config)
+        return config
+    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a scene's configuration ({error}); fit the scene again") from error

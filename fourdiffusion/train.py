@@ -1,0 +1,259 @@
+"""``train``: the stages that make a 4DM.
+
+``stage=vae`` and ``stage=base`` make the frozen part of a small model from nothing (full size takes it from ImageDream);
+``stage=motion`` is the paper's training: motion layers alone, on clips of V views x F frames.
+"""
+
+import contextlib
+import json
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+from tqdm import tqdm
+
+from fourdiffusion import checkpoints, media
+from fourdiffusion.datasets.batches import Batch, ClipBatches, DataConfig
+from fourdiffusion.datasets.clips import list_clips
+from fourdiffusion.diffusion import encoders
+from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, ModelConfig, fresh_pipeline, load_pipeline
+from fourdiffusion.errors import UserError
+
+STAGES = ("vae", "base", "motion")
+
+
+@dataclass
+class TrainConfig:
+    """Settings of one training run. Defaults are the paper's where it gives them (method.md section 1)."""
+
+    stage: str = "motion"  # vae | base | motion
+    output: str = "runs/train"
+    seed: int = 0
+    steps: int = 30_000
+    batch_size: int = 2  # clips a process and step; the paper: 32 over 16 GPUs
+    learning_rate: float = 1e-4
+    weight_decay: float = 0.01
+    warmup_steps: int = 0
+    decay_steps: int = 0  # the last steps, over which the learning rate falls to zero
+    grad_clip: float = 1.0
+    ema_decay: float = 0.999
+    drop_probability: float = 0.1  # of the image prompt, and of the text
+    drop_camera: bool = True  # the camera goes where the image prompt goes
+    min_snr_gamma: float | None = None  # weight of easy steps (Hang et al. 2023); None: plain epsilon loss
+    kl_weight: float = 1e-4  # stage=vae
+    mixed_precision: str = "no"  # no | bf16 | fp16
+    gradient_checkpointing: bool = False
+    cpu: bool = False  # even where there is a GPU
+    num_workers: int = 0  # data loading processes
+    log_every: int = 20
+    checkpoint_every: int = 500
+    sample_every: int = 1000  # validation pictures; 0: none
+    sample_data: str | None = None  # folder of clips for these; None: the training clips
+    sample_steps: int = 25
+    sample_guidance: float = 3.0
+    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb; log.jsonl is always written
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def train(config: TrainConfig) -> None:
+    """Trains one stage until ``steps``; run again, it goes on from the last checkpoint, bit for bit on CPU."""
+    if config.stage not in STAGES:
+        raise UserError(f"stage={config.stage} is none of {', '.join(STAGES)}")
+    output = Path(config.output)
+    accelerator = Accelerator(
+        cpu=config.cpu, mixed_precision=config.mixed_precision, log_with=config.trackers or None, project_dir=output
+    )
+    num_frames = config.data.num_frames if config.stage == "motion" else 1
+    data = ClipBatches(
+        config.data, num_frames, config.batch_size, config.seed, accelerator.process_index, config.steps
+    )
+    pipeline = _pipeline(config, data)
+    if accelerator.is_main_process:
+        checkpoints.open_run(output, config, free={"steps", "log_every", "checkpoint_every", "sample_every", "trackers"})
+    accelerator.wait_for_everyone()
+
+    objective = _objective(config, pipeline)
+    parameters = [p for p in objective.trainable.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    start = _resume(output, objective, optimizer)
+    ema = {name: value.clone() for name, value in start.ema.items()}
+    pipeline.to(accelerator.device)
+    for module in (pipeline.unet, pipeline.vae):
+        module.to(memory_format=torch.channels_last)  # convolutions run a quarter faster on CPU and in half precision
+    if config.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+    ema = {name: value.to(accelerator.device) for name, value in ema.items()}
+    model, optimizer = accelerator.prepare(objective, optimizer)
+    if config.trackers:
+        accelerator.init_trackers("fourdiffusion")
+    batches = DataLoader(
+        Subset(data, range(start.step, config.steps)), batch_size=None, num_workers=config.num_workers
+    )
+
+    bar = tqdm(
+        batches, initial=start.step, total=config.steps, desc=f"train {config.stage}", disable=not accelerator.is_main_process
+    )
+    began = time.monotonic()
+    for step, batch in enumerate(bar, start=start.step):
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate * learning_rate_factor(config, step)
+        generator = checkpoints.stream(config.seed + 1, accelerator.process_index, step)
+        with accelerator.autocast():
+            terms = model(*_inputs(config, pipeline, batch, generator, accelerator.device))
+        loss = torch.stack(list(terms.values())).sum()
+        if not bool(loss.isfinite()):
+            raise UserError(
+                f"the loss is {loss.item()} at step {step}; the last checkpoint in {output} is intact: lower learning_rate"
+            )
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(parameters, config.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = min(config.ema_decay, (step + 1) / (step + 10))
+        torch._foreach_lerp_(list(ema.values()), list(objective.trainable.state_dict().values()), 1 - decay)
+
+        done = step + 1
+        if accelerator.is_main_process and (done % config.log_every == 0 or done == config.steps):
+            line = {"loss": loss.item(), "grad_norm": float(norm), **{k: v.item() for k, v in terms.items()}}
+            bar.set_postfix(loss=f"{loss.item():.4f}")
+            seconds = round(time.monotonic() - began, 2)
+            checkpoints.append_log(output, {"step": done, **line, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds})
+            accelerator.log(line, step=done)
+        if accelerator.is_main_process and (done % config.checkpoint_every == 0 or done == config.steps):
+            _save(output, objective, optimizer, ema, done)
+        if accelerator.is_main_process and config.sample_every and done % config.sample_every == 0:
+            with _weights(objective, ema):
+                _sample(config, pipeline, output / f"sample_{done:06d}.png")
+        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with _weights(objective, ema):
+            _export(config, pipeline, data, output / "model")
+        tqdm.write(f"weights (moving average): {output / 'model'}")
+    accelerator.end_training()
+
+
+def learning_rate_factor(config: TrainConfig, step: int) -> float:
+    """Linear warm-up, constant, linear decay over the last ``decay_steps``; a pure function of the step."""
+    up = (step + 1) / max(config.warmup_steps, 1)
+    down = (config.steps - step) / max(config.decay_steps, 1)
+    return min(1.0, up, down)
+
+
+@dataclass
+class _State:
+    step: int
+    ema: dict[str, Tensor]
+
+
+def _pipeline(config: TrainConfig, data: ClipBatches) -> FourDiffusionPipeline:
+    if config.model.path is not None:
+        return load_pipeline(Path(config.model.path))
+    if config.stage == "motion":
+        raise UserError("stage=motion needs a trained base: set model.path to its pipeline folder")
+    captions = [json.loads((folder / "transforms.json").read_text())["caption"] for folder in data.folders]
+    return fresh_pipeline(config.model, captions, config.seed)
+
+
+def _objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> AutoencoderObjective | DiffusionObjective:
+    if config.stage == "vae":
+        return AutoencoderObjective(pipeline, config.kl_weight)
+    stage = "base" if config.stage == "base" else "motion"
+    return DiffusionObjective(pipeline, stage, config.drop_probability, config.drop_camera, config.min_snr_gamma)
+
+
+def _inputs(
+    config: TrainConfig, pipeline: FourDiffusionPipeline, batch: Batch, generator: torch.Generator, device: torch.device
+) -> tuple[object, ...]:
+    """The objective's arguments: the batch, and everything random about this step, drawn on the CPU."""
+    batch_size, frames, views, _, height, width = batch.target.shape
+    factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    latent = (pipeline.vae.config.latent_channels, height // factor, width // factor)
+    if config.stage == "vae":
+        images = batch.target.flatten(0, 2)
+        return images.to(device), torch.randn(len(images), *latent, generator=generator).to(device)
+    timestep = torch.randint(pipeline.scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
+    noise = torch.randn(batch_size, frames, views, *latent, generator=generator)
+    chance = torch.rand(batch_size, 2, generator=generator)
+    tensors = [x.to(device) for x in (batch.target, batch.input, batch.c2w)]
+    return *tensors, batch.captions, timestep.to(device), noise.to(device), chance.to(device)
+
+
+def _save(
+    output: Path,
+    objective: AutoencoderObjective | DiffusionObjective,
+    optimizer: torch.optim.Optimizer,
+    ema: dict[str, Tensor],
+    step: int,
+) -> None:
+    tensors = {f"weights.{name}": value for name, value in objective.trainable.state_dict().items()}
+    tensors |= {f"ema.{name}": value for name, value in ema.items()}
+    tensors |= checkpoints.optimizer_tensors(getattr(optimizer, "optimizer", optimizer))
+    checkpoints.save_tensors(output / "checkpoint.safetensors", tensors, {"step": step})
+
+
+def _resume(
+    output: Path, objective: AutoencoderObjective | DiffusionObjective, optimizer: torch.optim.Optimizer
+) -> _State:
+    """The state of the last checkpoint, put back; a fresh start where there is none."""
+    path = output / "checkpoint.safetensors"
+    if not path.is_file():
+        return _State(0, objective.trainable.state_dict())
+    tensors, metadata = checkpoints.load_tensors(path)
+    prefixes = {name: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)} for name in ("weights.", "ema.")}
+    objective.trainable.load_state_dict(prefixes["weights."])
+    checkpoints.restore_optimizer(optimizer, tensors)
+    checkpoints.trim_log(output, metadata["step"])
+    return _State(metadata["step"], prefixes["ema."])
+
+
+@contextlib.contextmanager
+def _weights(objective: AutoencoderObjective | DiffusionObjective, ema: dict[str, Tensor]):  # type: ignore[no-untyped-def]
+    """The moving average in place of the trained weights, for as long as the block lasts."""
+    trained = {name: value.clone() for name, value in objective.trainable.state_dict().items()}
+    objective.trainable.load_state_dict(ema)
+    try:
+        yield
+    finally:
+        objective.trainable.load_state_dict(trained)
+
+
+@torch.no_grad()
+def _sample(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) -> None:
+    """A picture of what the model makes of the first clip: truth above, model below."""
+    folder = list_clips(Path(config.sample_data or config.data.path))[0]
+    frames = config.data.num_frames if config.stage == "motion" else 1
+    held_out = DataConfig(str(folder.parent), config.data.num_views, config.data.num_frames, config.data.frame_stride)
+    batch = ClipBatches(held_out, frames, 1 if config.stage == "motion" else 8, 0, 0, 1)[0]
+    device = pipeline.unet.device
+    rows = []
+    if config.stage == "vae":
+        images = batch.target.flatten(0, 2)[:16]
+        decoded = encoders.decode_latents(pipeline.vae, encoders.encode_latents(pipeline.vae, images.to(device)))
+        rows = [images, decoded.cpu()]
+    else:
+        for i in range(batch.target.shape[0]):
+            denoiser = pipeline.prepare(batch.input[i].to(device), batch.captions[i], "", config.stage == "motion")
+            z = pipeline.sample(
+                denoiser, batch.c2w[i], config.sample_steps, config.sample_guidance, torch.Generator().manual_seed(i)
+            )
+            images = encoders.decode_latents(pipeline.vae, z).cpu()  # [F, V, 3, H, W]
+            for f in range(0, frames, 2):
+                rows += [torch.cat([batch.input[i, f : f + 1], x[f]]) for x in (batch.target[i], images)]
+    media.write_image(path, media.contact_sheet(torch.stack(rows)))
+
+
+def _export(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipBatches, folder: Path) -> None:
+    """The whole model as a diffusers folder; after stage=vae with the latents' scale measured on the data."""
+    if config.stage == "vae":
+        with torch.no_grad():
+            images = torch.cat([data[step].target.flatten(0, 2) for step in range(math.ceil(64 / config.batch_size))])
+            z = pipeline.vae.encode(images.to(pipeline.vae.device) * 2 - 1).latent_dist.mean
+        pipeline.vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
+    pipeline.save_whole(folder)

@@ -1,0 +1,179 @@
+"""The rules of who may import whom, read from the source; and how little `import fourdiffusion` loads."""
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "fourdiffusion"
+
+# Each layer imports only layers below it, and itself where that is said. Other modules at the top are the verbs.
+FOUNDATION = {"errors", "device", "cameras", "media", "matting", "checkpoints", "ops", "metrics"}
+NOUNS = {"datasets", "diffusion", "scene"}
+COMMAND = {"cli", "config", "__main__"}
+STRANGERS = {frozenset({"diffusion", "scene"})}  # only a verb knows both
+LAYERS = ["foundation", "noun", "verb", "command"]
+
+# The one home of each heavy dependency.
+HOMES = {
+    "accelerate": {"train.py"},
+    "wandb": {"train.py"},
+    "hydra": {"config.py", "cli.py"},
+    "omegaconf": {"config.py", "cli.py"},
+    "numba": {"ops/hash_grid.py"},
+    "tinycudann": {"ops/hash_grid.py"},
+    "nerfacc": {"ops/volume_rendering.py"},
+    "transformers": {"diffusion/encoders.py"},
+    "rembg": {"matting.py"},
+    "imageio": {"media.py"},
+    "imageio_ffmpeg": {"media.py"},
+    "av": {"media.py"},
+    "bpy": set(),  # only the Blender script beside the package
+}
+HEAVY = {*HOMES, "torch", "numpy", "scipy", "diffusers", "skimage", "PIL", "tensorboard"}
+
+
+def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
+    """Line and absolute dotted name of everything that a module imports, at its top or inside functions."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = module.split(".")
+                parents = parents[: len(parents) - node.level + is_package]
+                base = ".".join([*parents, base]).rstrip(".")
+            for alias in node.names:
+                yield node.lineno, f"{base}.{alias.name}"
+
+
+def part(dotted: str) -> str | None:
+    """The part of the house that a name of the package lies in: fourdiffusion.ops.hash_grid.encode -> ops."""
+    rooms = FOUNDATION | NOUNS | COMMAND | {path.stem for path in PACKAGE.glob("*.py")}
+    names = dotted.split(".")
+    return names[1] if len(names) > 1 and names[1] in rooms else None
+
+
+def layer(room: str) -> str:
+    for name, members in (("foundation", FOUNDATION), ("noun", NOUNS), ("command", COMMAND)):
+        if room in members:
+            return name
+    return "verb"
+
+
+def forbidden(importer: str, imported: str) -> str | None:
+    """Why one part of the package may not import another one; None where it may."""
+    if importer == imported:
+        return None
+    upper, lower = layer(importer), layer(imported)
+    if LAYERS.index(lower) > LAYERS.index(upper):
+        return f"a {upper} may not import a {lower}"
+    if upper == lower == "verb":
+        return "verbs never import verbs"
+    if frozenset({importer, imported}) in STRANGERS:
+        return f"{importer} and {imported} never see each other"
+    return None
+
+
+def violations(relative: str, source: str) -> list[str]:
+    """What one file of the package imports against the rules. `relative` is its path inside the package."""
+    path = Path(relative)
+    is_package = path.name == "__init__.py"
+    module = ".".join(["fourdiffusion", *(path.parent.parts if is_package else path.with_suffix("").parts)])
+    room = part(module)
+    found = []
+    for line, name in imports(source, module, is_package):
+        top = name.split(".")[0]
+        if top in HOMES and relative not in HOMES[top]:
+            homes = " or ".join(sorted(HOMES[top])) or "no file of the package"
+            found.append(f"fourdiffusion/{relative}:{line} imports {top}, whose home is {homes}")
+        if top == "fourdiffusion" and room and (other := part(name)) and (reason := forbidden(room, other)):
+            found.append(f"fourdiffusion/{relative}:{line} imports {name}: {reason}")
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_run_one_way(path: Path) -> None:
+    found = violations(path.relative_to(PACKAGE).as_posix(), path.read_text(encoding="utf-8"))
+    assert not found, "\n".join(["see the layout in README.md", *found])
+
+
+@pytest.mark.parametrize(
+    ("relative", "source"),
+    [
+        ("cameras.py", "from fourdiffusion.scene import field"),
+        ("ops/hash_grid.py", "def f():\n    from ..datasets import clips"),
+        ("diffusion/motion.py", "from fourdiffusion.scene.field import Field"),
+        ("scene/field.py", "from ..diffusion import motion"),
+        ("data.py", "import fourdiffusion.config"),
+        ("data.py", "from fourdiffusion.cli import main"),
+        ("datasets/clips.py", "from fourdiffusion import data"),
+        ("scene/field.py", "import accelerate.utils"),
+        ("train.py", "from omegaconf import OmegaConf"),
+        ("diffusion/motion.py", "import bpy"),
+    ],
+)
+def test_a_violation_is_seen(relative: str, source: str) -> None:
+    assert len(violations(relative, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("relative", "source"),
+    [
+        ("data.py", "from fourdiffusion.datasets import clips\nfrom fourdiffusion import cameras, __version__"),
+        ("scene/field.py", "from .renderer import render\nfrom fourdiffusion.ops.hash_grid import encode"),
+        ("cli.py", "from fourdiffusion import config, __version__\nimport hydra"),
+        ("metrics/__init__.py", "from .image import psnr"),
+        ("train.py", "from accelerate import Accelerator"),
+    ],
+)
+def test_what_is_allowed_passes(relative: str, source: str) -> None:
+    assert violations(relative, source) == []
+
+
+def test_every_folder_of_the_package_is_in_the_wheel() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {"fourdiffusion.shipped.configs", "fourdiffusion.shipped.data"}
+    folders |= {".".join(path.parent.relative_to(ROOT).parts) for path in PACKAGE.rglob("__init__.py")}
+    assert set(project["tool"]["setuptools"]["packages"]) == folders
+
+
+def python(code: str) -> str:
+    """What a fresh interpreter prints."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_takes_under_a_third_of_a_second_and_loads_nothing_heavy() -> None:
+    code = "from time import perf_counter as now; t = now(); import fourdiffusion; t = now() - t; import sys; "
+    code += "print(t, *sys.modules)"
+    seconds = []
+    for _ in range(3):  # the best of three: other work on the machine is not ours
+        taken, *modules = python(code).split()
+        seconds.append(float(taken))
+        assert HEAVY.isdisjoint(modules)
+    assert min(seconds) < 0.3
+
+
+def test_help_loads_no_torch() -> None:
+    code = "import sys; from fourdiffusion.cli import main; main(['data', 'synth', '--help']); print(*sys.modules)"
+    assert {"torch", "numpy", "diffusers", "transformers"}.isdisjoint(python(code).split())
+
+
+def test_components_load_on_demand() -> None:
+    import fourdiffusion
+    from fourdiffusion.diffusion.motion import MotionModules
+    from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
+
+    assert fourdiffusion.MultiviewUNet is MultiviewUNet
+    assert fourdiffusion.MotionModules is MotionModules
+    with pytest.raises(AttributeError, match="Nothing"):
+        _ = fourdiffusion.Nothing
