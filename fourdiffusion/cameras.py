@@ -19,7 +19,9 @@ FOVY_DEG = 45.0  # method.md section 2 (released configuration)
 DISTANCE = 1.1
 
 
-def orbit(azimuth_deg: Tensor | float, elevation_deg: Tensor | float = 0.0, distance: Tensor | float = DISTANCE) -> Tensor:
+def orbit(
+    azimuth_deg: Tensor | float, elevation_deg: Tensor | float = 0.0, distance: Tensor | float = DISTANCE
+) -> Tensor:
     """Cameras on a sphere that look at the origin.
 
     Args:

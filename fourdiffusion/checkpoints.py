@@ -1,8 +1,8 @@
 """Run folders: resolved settings, a log, and tensors that are on disk whole or not at all.
 
-    <run>/config.yaml                 every setting of the run
-    <run>/log.jsonl                   one line a logged step
-    <run>/checkpoint.safetensors      the newest state from which the run goes on
+<run>/config.yaml                 every setting of the run
+<run>/log.jsonl                   one line a logged step
+<run>/checkpoint.safetensors      the newest state from which the run goes on
 """
 
 import dataclasses
@@ -122,7 +122,9 @@ def trim_log(folder: Path, step: int) -> None:
     """Forgets the lines of steps after ``step``, which a resumed run makes again."""
     path = folder / "log.jsonl"
     if path.is_file():
-        kept = [line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step]
+        kept = [
+            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
         write_atomic(path, lambda partial: partial.write_text("".join(line + "\n" for line in kept)))
 
 

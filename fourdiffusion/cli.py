@@ -77,7 +77,7 @@ VERBS = (
         "evaluate",
         "EvaluateConfig",
         "measure a run against ground truth",
-        ("fourdiffusion evaluate run=runs/clip",),
+        ("fourdiffusion evaluate prediction=runs/clip truth=data/sample/truth",),
     ),
 )
 

@@ -115,7 +115,8 @@ def _evaluate(module: str, name: str) -> Any:
     scope["__name__"] = module
     exec(compile(ast.fix_missing_locations(ast.Module([node], [])), module, "exec", dont_inherit=True), scope)
     for field in dataclasses.fields(scope[name]) if docs else ():
-        field.metadata = MappingProxyType({"doc": docs[field.name]})
+        if field.name in docs:  # others are inherited and have theirs
+            field.metadata = MappingProxyType({"doc": docs[field.name]})
     return scope[name]
 
 
@@ -287,6 +288,7 @@ def _value(setting: Setting, value: str, schema: type) -> str:
             raise UserError(f"{setting.key}={value}: one value is expected; a list is written [a,b] in quotes")
         OmegaConf.update(OmegaConf.structured(schema), setting.key, override.value())
     except (HydraException, ValidationError) as error:
-        expected = EXPECTED.get(setting.type, setting.type)
+        plain = setting.type.removesuffix(" | None")
+        expected = EXPECTED.get(plain, plain) + (" or null" if nullable else "")
         raise UserError(f"{setting.key}={value}: expected {expected}") from error
     return value

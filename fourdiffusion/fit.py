@@ -123,9 +123,7 @@ def fit(config: FitConfig) -> None:
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     output = Path(config.output)
-    checkpoints.open_run(
-        output, config, free={"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"}
-    )
+    checkpoints.open_run(output, config, free={"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"})
     tqdm.write(f"{config.video}: {video.summary()}")
     target = _generate(config, pipeline, video.rgba, output)
     denoiser = pipeline.prepare(
@@ -226,7 +224,7 @@ def _terms(
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
     """The unweighted loss terms of one step."""
-    renderer = config.scene.renderer
+    size = config.model.image_size
     terms: dict[str, Tensor] = {}
     sds = config.sds
     if sds.source != "off" and sds.weight and step >= sds.start and (step - sds.start) % sds.every == 0:
@@ -234,30 +232,50 @@ def _terms(
         azimuths = cameras.orthogonal_azimuths(len(target.views), 360 * offset)
         c2w = cameras.orbit(azimuths, sds.elevation_max_deg * height)
         side = max(r for r, at in zip(sds.resolutions, sds.resolution_steps, strict=True) if step >= at)
-        shape = (len(target.times), len(c2w), side, side)
         rays = _rays(c2w, target.times, side)
-        rendered = render(
-            scene, occupancy, *(x.to(pipeline.device) for x in rays), BACKGROUND.to(pipeline.device), renderer, generator,
-            normals=weights["orientation"] > 0,
-        )
-        images = rendered.rgb.view(*shape, 3).movedim(-1, 2)  # [F, V, 3, side, side]
+        rendered = _render(config, scene, occupancy, rays, generator, with_normals=weights["orientation"] > 0)
+        images = rendered.rgb.view(len(target.times), len(c2w), side, side, 3).movedim(-1, 2)
         terms["sds"] = _distil(config, step, pipeline, denoiser, images, c2w, generator)
-        if weights["orientation"]:
-            terms["orientation"] = losses.orientation_loss(rendered)
+        if rendered.normals is not None:
+            directions = rays[1].to(rendered.rgb.device)[rendered.ray_index]
+            terms["orientation"] = losses.orientation(rendered.weights, rendered.normals, directions, rendered.opacity)
         if weights["opacity"]:
-            terms["opacity"] = losses.opacity_entropy_loss(rendered.opacity)
+            terms["opacity"] = losses.opacity_entropy(rendered.opacity)
         if weights["sparsity"]:
-            terms["sparsity"] = losses.sparsity_loss(rendered.opacity)
+            terms["sparsity"] = losses.sparsity(rendered.opacity)
     if weights["perceptual"] or weights["d_ssim"]:
         frame = int(torch.randint(len(target.times), (), generator=generator))
-        rendered = _render_view(config, scene, occupancy, target, frame, generator)
-        image = rendered.rgb.view(1, config.model.image_size, -1, 3).movedim(-1, 1)
+        camera = target.c2w[target.anchor : target.anchor + 1]
+        rays = _rays(camera, target.times[frame : frame + 1], size)
+        image = _render(config, scene, occupancy, rays, generator).rgb.view(1, size, size, 3).movedim(-1, 1)
         truth = target.views[target.anchor, frame][None].to(image.device)
         terms["perceptual"] = encoders.latent_distance(pipeline.vae, image, truth)
-        terms["d_ssim"] = losses.d_ssim(image, truth)
+        terms["d_ssim"] = losses.dssim(image, truth)
     if weights["views"]:
-        terms["views"] = _views_loss(config, scene, occupancy, target, generator)
+        all_rays = _rays(target.c2w, target.times, size)
+        chosen = torch.randint(len(all_rays[2]), (config.loss.views_rays,), generator=generator)
+        rendered = _render(config, scene, occupancy, tuple(x[chosen] for x in all_rays), generator)
+        colours = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)[chosen]  # rays run over F, V, H, W
+        terms["views"] = functional.mse_loss(rendered.rgb, colours.to(rendered.rgb.device))
     return terms
+
+
+def _render(
+    config: FitConfig,
+    scene: DynamicField,
+    occupancy: OccupancyGrid,
+    rays: tuple[Tensor, ...],
+    generator: torch.Generator,
+    with_normals: bool = False,
+) -> RenderOutput:
+    """Jittered rays (origins [R, 3], directions [R, 3], times [R]) on the background, with gradient."""
+    device = occupancy.density.device
+    origins, directions, times = (x.to(device) for x in rays)
+    jitter = torch.rand(len(times), generator=generator).to(device)
+    return render(
+        scene, occupancy, origins, directions, times, BACKGROUND.to(device), config.scene.renderer, jitter,
+        scene.density, with_normals,
+    )  # fmt: skip
 
 
 def _distil(
@@ -286,31 +304,6 @@ def _distil(
     return distillation.sds_loss(z, distillation.sds_target(z_t, *predictions, alpha_bar, sds.guidance, sds.rescale))
 
 
-def _render_view(
-    config: FitConfig, scene: DynamicField, occupancy: OccupancyGrid, target: _Target, frame: int, generator: torch.Generator
-) -> RenderOutput:
-    """One frame of the anchor view at full resolution."""
-    device = scene.space.params.device
-    view = slice(target.anchor, target.anchor + 1)
-    rays = _rays(target.c2w[view], target.times[frame : frame + 1], config.model.image_size)
-    return render(
-        scene, occupancy, *(x.to(device) for x in rays), BACKGROUND.to(device), config.scene.renderer, generator
-    )
-
-
-def _views_loss(
-    config: FitConfig, scene: DynamicField, occupancy: OccupancyGrid, target: _Target, generator: torch.Generator
-) -> Tensor:
-    """Mean squared error on random rays of all generated frames."""
-    device = scene.space.params.device
-    origins, directions, times = _rays(target.c2w, target.times, config.model.image_size)
-    chosen = torch.randint(len(times), (config.loss.views_rays,), generator=generator)
-    colours = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)[chosen].to(device)  # rays run over [F, V, H, W]
-    rays = (x[chosen].to(device) for x in (origins, directions, times))
-    rendered = render(scene, occupancy, *rays, BACKGROUND.to(device), config.scene.renderer, generator)
-    return functional.mse_loss(rendered.rgb, colours)
-
-
 def _rays(c2w: Tensor, times: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rays of cameras [V, 4, 4] at times [F]: origins [R, 3], directions [R, 3], times [R], in the order F, V, H, W."""
     origins, directions = cameras.rays(c2w, cameras.FOVY_DEG, side, side)
@@ -327,9 +320,7 @@ def _save(
     checkpoints.save_tensors(output / "checkpoint.safetensors", tensors, {"step": step})
 
 
-def _resume(
-    output: Path, scene: DynamicField, occupancy: OccupancyGrid, optimizer: torch.optim.Optimizer
-) -> int:
+def _resume(output: Path, scene: DynamicField, occupancy: OccupancyGrid, optimizer: torch.optim.Optimizer) -> int:
     """The step to go on from; 0 where there is no checkpoint."""
     path = output / "checkpoint.safetensors"
     if not path.is_file():

@@ -51,4 +51,6 @@ def generate(config: GenerateConfig) -> None:
     if not (output / "clip").exists():
         source = f"generated from {config.video}"
         write_clip(output / "clip", opaque_clip("clip", views, c2w, cameras.FOVY_DEG, config.prompt, source))
-    tqdm.write(f"pictures: {output / 'contact_sheet.png'}, {output / 'view_000.mp4'} and its sisters; clip: {output / 'clip'}")
+    tqdm.write(
+        f"pictures: {output / 'contact_sheet.png'}, {output / 'view_000.mp4'} and its sisters; clip: {output / 'clip'}"
+    )

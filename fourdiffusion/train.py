@@ -47,6 +47,7 @@ class TrainConfig:
     drop_camera: bool = True  # the camera goes where the image prompt goes
     min_snr_gamma: float | None = None  # weight of easy steps (Hang et al. 2023); None: plain epsilon loss
     kl_weight: float = 1e-4  # stage=vae
+    crop: int | None = None  # stage=vae: side of one random crop a step, in pixels; None: whole pictures
     mixed_precision: str = "no"  # no | bf16 | fp16
     gradient_checkpointing: bool = False
     cpu: bool = False  # even where there is a GPU
@@ -71,12 +72,12 @@ def train(config: TrainConfig) -> None:
         cpu=config.cpu, mixed_precision=config.mixed_precision, log_with=config.trackers or None, project_dir=output
     )
     num_frames = config.data.num_frames if config.stage == "motion" else 1
-    data = ClipBatches(
-        config.data, num_frames, config.batch_size, config.seed, accelerator.process_index, config.steps
-    )
+    data = ClipBatches(config.data, num_frames, config.batch_size, config.seed, accelerator.process_index, config.steps)
     pipeline = _pipeline(config, data)
     if accelerator.is_main_process:
-        checkpoints.open_run(output, config, free={"steps", "log_every", "checkpoint_every", "sample_every", "trackers"})
+        checkpoints.open_run(
+            output, config, free={"steps", "log_every", "checkpoint_every", "sample_every", "trackers"}
+        )
     accelerator.wait_for_everyone()
 
     objective = _objective(config, pipeline)
@@ -93,12 +94,14 @@ def train(config: TrainConfig) -> None:
     model, optimizer = accelerator.prepare(objective, optimizer)
     if config.trackers:
         accelerator.init_trackers("fourdiffusion")
-    batches = DataLoader(
-        Subset(data, range(start.step, config.steps)), batch_size=None, num_workers=config.num_workers
-    )
+    batches = DataLoader(Subset(data, range(start.step, config.steps)), batch_size=None, num_workers=config.num_workers)
 
     bar = tqdm(
-        batches, initial=start.step, total=config.steps, desc=f"train {config.stage}", disable=not accelerator.is_main_process
+        batches,
+        initial=start.step,
+        total=config.steps,
+        desc=f"train {config.stage}",
+        disable=not accelerator.is_main_process,
     )
     began = time.monotonic()
     for step, batch in enumerate(bar, start=start.step):
@@ -124,7 +127,9 @@ def train(config: TrainConfig) -> None:
             line = {"loss": loss.item(), "grad_norm": float(norm), **{k: v.item() for k, v in terms.items()}}
             bar.set_postfix(loss=f"{loss.item():.4f}")
             seconds = round(time.monotonic() - began, 2)
-            checkpoints.append_log(output, {"step": done, **line, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds})
+            checkpoints.append_log(
+                output, {"step": done, **line, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds}
+            )
             accelerator.log(line, step=done)
         if accelerator.is_main_process and (done % config.checkpoint_every == 0 or done == config.steps):
             _save(output, objective, optimizer, ema, done)
@@ -154,7 +159,7 @@ class _State:
 
 def _pipeline(config: TrainConfig, data: ClipBatches) -> FourDiffusionPipeline:
     if config.model.path is not None:
-        return load_pipeline(Path(config.model.path))
+        return load_pipeline(config.model.path)
     if config.stage == "motion":
         raise UserError("stage=motion needs a trained base: set model.path to its pipeline folder")
     captions = [json.loads((folder / "transforms.json").read_text())["caption"] for folder in data.folders]
@@ -176,7 +181,10 @@ def _inputs(
     factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     latent = (pipeline.vae.config.latent_channels, height // factor, width // factor)
     if config.stage == "vae":
-        images = batch.target.flatten(0, 2)
+        images, side = batch.target.flatten(0, 2), config.crop or height
+        top, left = torch.randint(height - side + 1, (2,), generator=generator).tolist()
+        images = images[..., top : top + side, left : left + side]
+        latent = (latent[0], side // factor, side // factor)
         return images.to(device), torch.randn(len(images), *latent, generator=generator).to(device)
     timestep = torch.randint(pipeline.scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
     noise = torch.randn(batch_size, frames, views, *latent, generator=generator)
@@ -206,7 +214,9 @@ def _resume(
     if not path.is_file():
         return _State(0, objective.trainable.state_dict())
     tensors, metadata = checkpoints.load_tensors(path)
-    prefixes = {name: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)} for name in ("weights.", "ema.")}
+    prefixes = {
+        name: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)} for name in ("weights.", "ema.")
+    }
     objective.trainable.load_state_dict(prefixes["weights."])
     checkpoints.restore_optimizer(optimizer, tensors)
     checkpoints.trim_log(output, metadata["step"])
@@ -230,7 +240,7 @@ def _sample(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) ->
     folder = list_clips(Path(config.sample_data or config.data.path))[0]
     frames = config.data.num_frames if config.stage == "motion" else 1
     held_out = DataConfig(str(folder.parent), config.data.num_views, config.data.num_frames, config.data.frame_stride)
-    batch = ClipBatches(held_out, frames, 1 if config.stage == "motion" else 8, 0, 0, 1)[0]
+    batch = ClipBatches(held_out, frames, 1 if config.stage == "motion" else 4, 0, 0, 1)[0]
     device = pipeline.unet.device
     rows = []
     if config.stage == "vae":

@@ -44,7 +44,9 @@ def test_rotation_is_right_handed_and_orthonormal():
 def test_wide_images_have_square_pixels():
     _, directions = cameras.rays(cameras.orbit(0.0), 45.0, 4, 8)
     slopes = directions / -directions[..., :1]  # the camera at azimuth 0 looks along -x
-    torch.testing.assert_close(slopes[0, 1, 1] - slopes[0, 0, 1], slopes[0, 0, 2] - slopes[1, 0, 2], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        slopes[0, 1, 1] - slopes[0, 0, 1], slopes[0, 0, 2] - slopes[1, 0, 2], rtol=1e-4, atol=1e-6
+    )
 
 
 def test_elevation_over_the_pole_is_refused():

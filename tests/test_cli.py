@@ -173,6 +173,8 @@ def test_text_is_taken_as_it_stands(run, text: str) -> None:
         ("video=a steps=1.5", "steps=1.5: expected a whole number"),
         ("video=a steps=", "steps=: expected a whole number"),
         ("video=a steps=1,2", "steps=1,2: one value is expected; a list is written [a,b] in quotes"),
+        ("video=a seed=x", "seed=x: expected a whole number or null"),
+        ("video=a${b}", "Interpolation key 'b' not found"),
         ("video=a rate=fast", "rate=fast: expected a number"),
         ("video=a verbose=maybe", "verbose=maybe: expected true or false"),
         ("video=a views=[1,b]", "views=[1,b]: expected list[float]"),

@@ -19,6 +19,7 @@ from fourdiffusion.media import (
     load_video,
     write_image,
     write_video,
+    write_views,
 )
 
 HEIGHT, WIDTH = 72, 96
@@ -365,6 +366,16 @@ def test_composite_of_half_transparent_pixels() -> None:
     assert composite(rgba, blue)[1, :, 2, 2].tolist() == [0.5, 0.0, 0.5]
     with pytest.raises(ValueError, match="4 channels"):
         composite(rgba[:, :3])
+
+
+def test_views_are_written_by_azimuth_with_the_input_above(tmp_path: Path) -> None:
+    images, views = torch.rand(3, 3, 16, 16), torch.rand(4, 3, 3, 16, 16)
+    write_views(tmp_path, images, views, [0.0, 90.0, 180.0, 270.0])
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["contact_sheet.png", *(f"view_{azimuth:03d}.mp4" for azimuth in (0, 90, 180, 270))]
+    assert decoded(tmp_path / "view_090.mp4")[0].shape == (3, 256, 256, 3)
+    sheet = np.asarray(Image.open(tmp_path / "contact_sheet.png"))
+    assert sheet.shape[0] == 4 + 5 * 132 and (sheet[70, -70] - 255 * images[-1, :, 8, 7].numpy()).max() < 1
 
 
 def test_contact_sheet_places_every_cell() -> None:

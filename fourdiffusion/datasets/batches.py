@@ -100,16 +100,19 @@ class ClipBatches(Dataset[Batch]):
 
 def even_rigs(clip: Clip, num_views: int) -> list[list[int]]:
     """All sets of ``num_views`` cameras of a clip that stand evenly spaced around it, each in order of azimuth."""
-    azimuths = [round(float(a) % 360, 2) for a in cameras.azimuth_deg(clip.c2w)]
-    rigs = []
+    azimuths = [round(float(a), 2) % 360 for a in cameras.azimuth_deg(clip.c2w)]
+    rigs: list[list[int]] = []
     for azimuth in azimuths:
-        wanted = [(azimuth + k * 360 / num_views) % 360 for k in range(num_views)]
+        wanted = [azimuth + k * 360 / num_views for k in range(num_views)]
         found = [next((i for i, a in enumerate(azimuths) if _gap(a, w) < 0.5), None) for w in wanted]
-        if azimuth == min(wanted) and None not in found:
-            rigs.append([i for i in found if i is not None])
+        rig = sorted((i for i in found if i is not None), key=azimuths.__getitem__)
+        if len(rig) == num_views and rig not in rigs:
+            rigs.append(rig)
     if not rigs:
-        raise UserError(f"clip {clip.uid} has no {num_views} evenly spaced views among azimuths {azimuths}: "
-                        "set data.num_views to what the clips hold")
+        raise UserError(
+            f"clip {clip.uid} has no {num_views} evenly spaced views among azimuths {azimuths}: "
+            "set data.num_views to what the clips hold"
+        )
     return rigs
 
 

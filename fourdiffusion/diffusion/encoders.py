@@ -57,9 +57,7 @@ def decode_latents(vae: AutoencoderKL, z: Tensor) -> Tensor:
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
     """A CLIP tokenizer whose byte-level vocabulary is learnt from ``captions``; any other text still has bytes."""
-    tokenizer = CLIPTokenizer().train_new_from_iterator(
-        iter(captions), vocab_size=vocabulary, show_progress=False
-    )
+    tokenizer = CLIPTokenizer().train_new_from_iterator(iter(captions), vocab_size=vocabulary, show_progress=False)
     tokenizer.model_max_length = max_length
     return tokenizer
 

@@ -28,7 +28,13 @@ class Block(nn.Module):
         self.attention = attention
 
     def forward(
-        self, x: Tensor, embedding: Tensor, context: KeysValues | None, motion: MotionModule | None, frames: int, views: int
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        context: KeysValues | None,
+        motion: MotionModule | None,
+        frames: int,
+        views: int,
     ) -> Tensor:
         """x [B F V, C, h, w], embedding [B F V, E] -> [B F V, C', h, w]."""
         x = self.resnet(x, embedding)

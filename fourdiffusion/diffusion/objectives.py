@@ -36,7 +36,9 @@ class AutoencoderObjective(nn.Module):
             "l1": functional.l1_loss(decoded, images),
             "l2": 10 * functional.mse_loss(decoded, images),
             "kl": self.kl_weight * moments.kl().sum() / noise.numel(),
-            "low_pass": functional.mse_loss(moments.mean[:, :3], functional.adaptive_avg_pool2d(images, noise.shape[-2:]) * 2 - 1),
+            "low_pass": functional.mse_loss(
+                moments.mean[:, :3], functional.adaptive_avg_pool2d(images, noise.shape[-2:]) * 2 - 1
+            ),
         }
         return terms
 
@@ -62,7 +64,11 @@ class DiffusionObjective(nn.Module):
         for module in frozen:
             module.requires_grad_(False)
         if stage == "base":
-            trained = {"unet": pipeline.unet, "text_encoder": pipeline.text_encoder, "image_encoder": pipeline.image_encoder}
+            trained = {
+                "unet": pipeline.unet,
+                "text_encoder": pipeline.text_encoder,
+                "image_encoder": pipeline.image_encoder,
+            }
         else:
             trained = {"motion": pipeline.motion}
         for module in trained.values():
@@ -77,7 +83,14 @@ class DiffusionObjective(nn.Module):
         self.register_buffer("alphas_cumprod", pipeline.scheduler.alphas_cumprod.clone(), persistent=False)
 
     def forward(
-        self, target: Tensor, given: Tensor, c2w: Tensor, captions: list[str], timestep: Tensor, noise: Tensor, chance: Tensor
+        self,
+        target: Tensor,
+        given: Tensor,
+        c2w: Tensor,
+        captions: list[str],
+        timestep: Tensor,
+        noise: Tensor,
+        chance: Tensor,
     ) -> dict[str, Tensor]:
         """One batch.
 

@@ -209,15 +209,18 @@ class FourDiffusionPipeline(DiffusionPipeline):
         partial.rename(folder)
 
 
-def load_pipeline(folder: Path) -> FourDiffusionPipeline:
+def load_pipeline(path: str | None) -> FourDiffusionPipeline:
     """A pipeline folder from disk, float32; UserError where it is missing, foreign or damaged."""
-    if not (folder / "model_index.json").is_file():
-        raise UserError(f"no model in {folder}: model.path must name a pipeline folder (one with model_index.json)")
+    if path is None or not (Path(path) / "model_index.json").is_file():
+        raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
+    folder = Path(path)
     try:
         return FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another") from error
+        raise UserError(
+            f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another"
+        ) from error
 
 
 def noise_schedule() -> DDIMScheduler:

@@ -188,32 +188,33 @@ class _NumbaEncoding(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layouts: tuple[tuple[int, Levels], ...], *params: Tensor) -> Tensor:
-        from fourdiffusion.ops import hash_grid_cpu
-
         ctx.layouts = layouts
         ctx.save_for_backward(x)
         out = torch.zeros(2 * len(layouts[0][1].scale), x.shape[1])
-        for (dims, level), vector in zip(layouts, params, strict=True):
-            points = x[:dims].numpy()
-            hash_grid_cpu.forward(
-                points, vector.detach().numpy(), level.scale, level.multiplier, level.offset, level.hashed,
-                out.numpy(), torch.get_num_threads(),
-            )  # fmt: skip
+        for (dims, layout), vector in zip(layouts, params, strict=True):
+            _run_numba("forward", x[:dims], vector, layout, out)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        from fourdiffusion.ops import hash_grid_cpu
-
         (x,) = ctx.saved_tensors
         gradient = gradient.contiguous()
         gradients: list[Tensor | None] = []
-        for (dims, level), wanted in zip(ctx.layouts, ctx.needs_input_grad[2:], strict=True):
-            gradients.append(torch.zeros(2 * int(level.offset[-1])) if wanted else None)
-            if gradients[-1] is not None:
-                hash_grid_cpu.backward(
-                    x[:dims].numpy(), gradient.numpy(), level.scale, level.multiplier, level.offset,
-                    level.hashed, gradients[-1].numpy(), torch.get_num_threads(),
-                )  # fmt: skip
+        for (dims, layout), wanted in zip(ctx.layouts, ctx.needs_input_grad[2:], strict=True):
+            total = torch.zeros(2 * int(layout.offset[-1])) if wanted else None
+            if total is not None:
+                _run_numba("backward", x[:dims], gradient, layout, total)
+            gradients.append(total)
         return None, None, *gradients
+
+
+def _run_numba(name: str, x: Tensor, source: Tensor, layout: Levels, target: Tensor) -> None:
+    """Calls a kernel of hash_grid_cpu, which adds to target."""
+    from fourdiffusion.ops import hash_grid_cpu
+
+    num_threads = torch.get_num_threads()
+    arrays = (layout.scale, layout.multiplier, layout.offset, layout.hashed)
+    getattr(hash_grid_cpu, name)(x.numpy(), source.detach().numpy(), *arrays, target.numpy(), num_threads)
+    if torch.get_num_threads() != num_threads:  # numba's start sets the number that torch's OpenMP library shares
+        torch.set_num_threads(num_threads)

@@ -1,0 +1,204 @@
+"""Volume rendering of a radiance field, all rays of a step in one packed batch.
+
+The field is any callable (x [N, 3], t [N]) -> (sigma [N], rgb [N, 3]); nothing here knows what is behind it. The scene
+lives in the ball |x| <= radius; empty space is skipped with one occupancy grid that all times share.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from fourdiffusion.ops.volume_rendering import accumulate, march, render_weights
+
+Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Density = Callable[[Tensor, Tensor], Tensor]
+
+# Corners of a tetrahedron: four densities give a gradient.
+_TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
+
+
+@dataclass
+class RendererConfig:
+    """How rays are sampled; defaults as published where the paper says anything."""
+
+    num_samples: int = 256  # across the ball's diameter: the step is 2 * radius / num_samples everywhere
+    radius: float = 1.0
+    occupancy_resolution: int = 32
+    occupancy_threshold: float = 0.01  # opacity of one step below which a cell counts as empty (instant-ngp, nerfacc)
+    occupancy_decay: float = 0.95  # of a cell's remembered density at each update
+    early_stop: float = 0.0  # drop samples that less than this share of the light reaches; 0 keeps all
+    normal_epsilon: float = 0.01  # offset of the finite differences, scene units
+
+    @property
+    def step(self) -> float:
+        """Length of a sample's interval, scene units."""
+        return 2 * self.radius / self.num_samples
+
+
+@dataclass
+class RenderOutput:
+    """R rays and the N samples behind them, near to far within a ray."""
+
+    rgb: Tensor  # [R, 3], composited on the background
+    opacity: Tensor  # [R], in [0, 1]
+    depth: Tensor  # [R], mean distance from the origin of what is hit, scene units; 0 where the ray hits nothing
+    ray_index: Tensor  # [N], sorted
+    weights: Tensor  # [N]
+    positions: Tensor  # [N, 3], the middles of the samples' intervals
+    distances: Tensor  # [N], of those middles from the ray's origin
+    normals: Tensor | None  # [N, 3], unit vectors out of the matter, if asked for
+
+
+class OccupancyGrid(nn.Module):
+    """Which cells of the cube [-radius, radius]^3 hold matter at any time.
+
+    Remembers for each cell the largest density seen at any of the times, fading by ``occupancy_decay`` an update
+    (Mueller et al. 2022, appendix C). Until the first update every cell counts as occupied.
+    """
+
+    density: Tensor
+    occupied: Tensor
+
+    def __init__(self, config: RendererConfig):
+        super().__init__()
+        if config.occupancy_resolution < 1 or config.num_samples < 1 or config.radius <= 0:
+            raise ValueError(f"occupancy_resolution, num_samples and radius must be positive: {config}")
+        shape = (config.occupancy_resolution,) * 3
+        self.config = config
+        self.register_buffer("density", torch.zeros(shape))
+        self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, density: Density, times: Tensor, generator: torch.Generator | None = None) -> None:
+        """Looks at one random point of each cell (its centre without a generator) at each of the times [F].
+
+        The threshold is on a step's opacity but never above the mean, so that a young, thin scene is not lost.
+        """
+        config, device = self.config, self.density.device
+        size = config.occupancy_resolution
+        index = torch.arange(size, device=device)
+        cells = torch.stack(torch.meshgrid(index, index, index, indexing="ij"), dim=-1).flatten(0, 2)  # [G^3, 3]
+        seen = self.density.flatten() * config.occupancy_decay
+        for time in times.to(device):
+            if generator is None:
+                offset = torch.full(cells.shape, 0.5, device=device)
+            else:
+                offset = torch.rand(cells.shape, generator=generator, device=generator.device).to(device)
+            x = ((cells + offset) * (2 / size) - 1) * config.radius
+            seen = torch.maximum(seen, density(x, time.expand(len(x))))
+        self.density.copy_(seen.view_as(self.density))
+        opacity = 1 - torch.exp(-self.density * config.step)
+        self.occupied.copy_(opacity > opacity.mean().clamp(max=config.occupancy_threshold))
+
+    def extra_repr(self) -> str:
+        return f"{self.config.occupancy_resolution}^3 cells of [-{self.config.radius}, {self.config.radius}]^3"
+
+
+def render(
+    field: Field, occupancy: OccupancyGrid | None, origins: Tensor, directions: Tensor, times: Tensor,
+    background: Tensor, config: RendererConfig, jitter: Tensor | None = None, density: Density | None = None,
+    with_normals: bool = False,
+) -> RenderOutput:  # fmt: skip
+    """Renders rays of any cameras and times together; gradients reach whatever the field is made of.
+
+    Args:
+        field: (x, t) -> (sigma, rgb).
+        occupancy: which cells to visit; None visits all.
+        origins, directions: [R, 3], directions of length 1.
+        times: [R] in [0, 1].
+        background: [3] or [R, 3] in [0, 1].
+        jitter: [R] in [0, 1): shift of each ray's samples in steps; None is 0. A ray's picture depends on its own
+            number only, so rays may be rendered in any chunks.
+        density: (x, t) -> sigma of the same field; needed for normals and for early_stop > 0.
+        with_normals: costs four more densities a sample.
+    """
+    num_rays = _check_rays(origins, directions, times, background, jitter)
+    if density is None and (with_normals or config.early_stop > 0):
+        raise ValueError("normals and early_stop need the density alone: pass density=, for example field.density")
+    occupied = None if occupancy is None else occupancy.occupied
+    ray_index, t_start, t_end = march(origins, directions, config.step, config.radius, jitter, occupied)
+    if config.early_stop > 0 and density is not None:
+        visible = _reached(density, origins, directions, times, ray_index, t_start, t_end, config.early_stop)
+        ray_index, t_start, t_end = ray_index[visible], t_start[visible], t_end[visible]
+    distances, positions = _middles(origins, directions, ray_index, t_start, t_end)
+    sigma, colour = field(positions, times[ray_index])
+    weights, _ = render_weights(sigma, t_start, t_end, ray_index, num_rays)
+    opacity = accumulate(weights, None, ray_index, num_rays)
+    rgb = accumulate(weights, colour, ray_index, num_rays) + (1 - opacity[:, None]) * background
+    depth = accumulate(weights, distances[:, None], ray_index, num_rays).squeeze(1) / opacity.clamp(min=1e-6)
+    normals = None
+    if with_normals and density is not None:
+        normals = finite_difference_normals(density, positions, times[ray_index], config.normal_epsilon)
+    return RenderOutput(rgb, opacity, depth, ray_index, weights, positions, distances, normals)
+
+
+def _check_rays(
+    origins: Tensor, directions: Tensor, times: Tensor, background: Tensor, jitter: Tensor | None
+) -> int:
+    num_rays = len(origins)
+    if origins.shape != (num_rays, 3) or directions.shape != (num_rays, 3) or times.shape != (num_rays,):
+        shapes = [list(value.shape) for value in (origins, directions, times)]
+        raise ValueError(f"origins [R, 3], directions [R, 3] and times [R] do not fit together: {shapes}")
+    if background.shape not in ((3,), (num_rays, 3)):
+        raise ValueError(f"background must be [3] or [{num_rays}, 3], got {list(background.shape)}")
+    if jitter is not None and jitter.shape != (num_rays,):
+        raise ValueError(f"jitter must be [{num_rays}], got {list(jitter.shape)}")
+    return num_rays
+
+
+def _middles(
+    origins: Tensor, directions: Tensor, ray_index: Tensor, t_start: Tensor, t_end: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Distances [N] and positions [N, 3] of the middles of the intervals."""
+    distances = (t_start + t_end) / 2
+    return distances, origins[ray_index] + distances[:, None] * directions[ray_index]
+
+
+@torch.no_grad()
+def _reached(
+    density: Density, origins: Tensor, directions: Tensor, times: Tensor,
+    ray_index: Tensor, t_start: Tensor, t_end: Tensor, threshold: float,
+) -> Tensor:  # fmt: skip
+    """Samples that at least ``threshold`` of the light reaches: bool [N]."""
+    _, positions = _middles(origins, directions, ray_index, t_start, t_end)
+    sigma = density(positions, times[ray_index])
+    _, transmittance = render_weights(sigma, t_start, t_end, ray_index, len(origins))
+    return transmittance >= threshold
+
+
+def finite_difference_normals(density: Density, x: Tensor, t: Tensor, epsilon: float) -> Tensor:
+    """-grad sigma / |grad sigma| by differences over a tetrahedron, exact for a linear density: [N, 3]."""
+    corners = torch.tensor(_TETRAHEDRON, device=x.device, dtype=x.dtype)
+    points = x[None] + epsilon * corners[:, None]  # [4, N, 3]
+    sigma = density(points.flatten(0, 1), t.repeat(len(corners))).view(len(corners), -1)
+    return normalize(-(sigma[..., None] * corners[:, None]).sum(0), dim=-1, eps=1e-8)
+
+
+@torch.no_grad()
+def render_image(
+    field: Field, occupancy: OccupancyGrid | None, origins: Tensor, directions: Tensor, times: Tensor,
+    background: Tensor, config: RendererConfig, density: Density | None = None, chunk: int = 1 << 15,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Pictures without gradients, ``chunk`` rays at a time.
+
+    Args:
+        origins, directions: [..., H, W, 3].
+        times: [...], one for each picture, or one number for all.
+        background: [3].
+
+    Returns:
+        rgb [..., 3, H, W], opacity [..., 1, H, W], depth [..., 1, H, W].
+    """
+    shape = origins.shape[:-1]
+    times = times.to(origins)[..., None, None].expand(shape)
+    rays = (origins.reshape(-1, 3), directions.reshape(-1, 3), times.reshape(-1))
+    pixels = []
+    for part in zip(*(values.split(chunk) for values in rays), strict=True):
+        out = render(field, occupancy, *part, background, config, density=density)
+        pixels.append(torch.cat([out.rgb, out.opacity[:, None], out.depth[:, None]], dim=1))
+    image = torch.cat(pixels).view(*shape, 5).movedim(-1, -3)
+    rgb, opacity, depth = image.split([3, 1, 1], dim=-3)
+    return rgb, opacity, depth

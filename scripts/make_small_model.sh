@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# From nothing to data/models/tiny and data/sample: the data, the four training runs, the export.
+#
+#   scripts/make_small_model.sh [FOLDER OF DATA]
+#
+# Every step goes on where it was interrupted. Two processes of one thread each use two cores best; on a GPU, replace
+# `train` by `fourdiffusion train` and leave out cpu=true. docs/small_model.md says what it took.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+data=${1:-.cache/synth}
+export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
+
+train() { torchrun --nproc_per_node 2 -m fourdiffusion train data.path="$data/train" sample_data="$data/test" cpu=true "$@"; }
+
+fourdiffusion data synth output="$data/train" num_clips=1500 num_workers=2
+fourdiffusion data synth output="$data/test" split=test num_clips=60 rig=orbit num_workers=2
+
+train experiment=tiny_vae output=runs/tiny_vae
+train experiment=tiny_vae_crops output=runs/tiny_vae_crops
+train experiment=tiny_base output=runs/tiny_base
+train experiment=tiny_motion output=runs/tiny_motion
+
+python scripts/export_small_model.py runs/tiny_motion/model data/models/tiny
+python scripts/make_sample.py data/sample
