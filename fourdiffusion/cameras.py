@@ -48,7 +48,7 @@ def orbit(
 
 
 def orthogonal_azimuths(num_views: int, offset_deg: float = 0.0) -> Tensor:
-    """Azimuths [V] in degrees of ``num_views`` evenly spaced views, the first at ``offset_deg``; V = 4 is orthogonal."""
+    """Azimuths [V] in degrees of ``num_views`` evenly spaced views from ``offset_deg`` on; V = 4 is orthogonal."""
     return torch.arange(num_views) * (360.0 / num_views) + offset_deg
 
 
@@ -100,7 +100,7 @@ def turn(c2w: Tensor, angle_deg: Tensor | float) -> Tensor:
 
 
 def mirror(c2w: Tensor) -> Tensor:
-    """The cameras whose images are the left-right mirrored ones, of a world mirrored in y. [..., 4, 4] -> [..., 4, 4]."""
+    """The cameras of the left-right mirrored images, in a world mirrored in y. [..., 4, 4] -> [..., 4, 4]."""
     signs = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=c2w.dtype, device=c2w.device)
     flip = torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=c2w.dtype, device=c2w.device)
     return signs[:, None] * c2w * flip

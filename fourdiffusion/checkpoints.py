@@ -23,7 +23,7 @@ from fourdiffusion.errors import UserError
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets ``write`` fill a file beside ``path``, then puts it in place; a stop at any moment leaves old or new, whole."""
+    """Lets ``write`` fill a file beside ``path``, then puts it in place: a stop leaves the old or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:

@@ -12,10 +12,11 @@ from torch import Tensor
 from fourdiffusion.cameras import orbit, orthogonal_azimuths
 from fourdiffusion.checkpoints import write_atomic
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
+from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
 from fourdiffusion.media import composite, contact_sheet, write_image
 from fourdiffusion.metrics.video import copied_input, evaluate_views, group_means
-from fourdiffusion.scene.preview import load_scene, render_views
+from fourdiffusion.scene.preview import Scene, load_scene, render_views
 
 SAME_VIEW_DEG = 2.0
 
@@ -24,9 +25,10 @@ SAME_VIEW_DEG = 2.0
 class EvaluateConfig:
     """Two kinds of prediction: generated videos, compared at their own views, or a scene, at all views of the truth."""
 
-    prediction: str  # a run folder of fit or generate, or a clip folder
-    truth: str  # a clip folder: simultaneous views with their cameras
+    prediction: str = "???"  # a run folder of fit or generate, or a clip folder
+    truth: str = "???"  # a clip folder: simultaneous views with their cameras
     output: str | None = None  # folder for metrics.json and comparison.png; the prediction's folder if not given
+    device: str = "auto"  # auto | cpu | cuda: where a scene is rendered
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -42,7 +44,7 @@ def evaluate(config: EvaluateConfig) -> None:
     is_scene = (folder / "scene").is_dir()
     if is_scene:
         views = list(range(len(truth.c2w)))
-        prediction = _render_like(folder / "scene", truth)
+        prediction = _render_like(load_scene(folder, resolve_device(config.device)), truth)
     elif generated is not None:
         views = _paired_views(folder, generated, truth)
         prediction = _on_white(generated)
@@ -131,14 +133,14 @@ def _generated_clip(folder: Path) -> Clip | None:
     return read_clip(clips[0])
 
 
-def _render_like(scene: Path, truth: Clip) -> Tensor:
+def _render_like(scene: Scene, truth: Clip) -> Tensor:
     """The scene as the truth's cameras see it at the truth's times, [V, F, 3, H, W]."""
     height, width = truth.rgba.shape[-2:]
     if height != width:
         raise UserError(f"the truth's pictures are {width} x {height}: a scene is compared on square ones")
     num_views, num_frames = truth.rgba.shape[:2]
     c2w, times = truth.c2w.repeat_interleave(num_frames, dim=0), truth.times.repeat(num_views)
-    rgb, _ = render_views(load_scene(scene), c2w, truth.fovy_deg, times, height)
+    rgb, _ = render_views(scene, c2w, truth.fovy_deg, times, height, label="render")
     return rgb.unflatten(0, (num_views, num_frames))
 
 

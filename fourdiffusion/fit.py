@@ -4,6 +4,7 @@
 the anchor loss and, where asked, the generated views themselves. Letters: F frames, V views, R rays, S image side.
 """
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,9 @@ from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import distillation, encoders
 from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline, ModelConfig, load_pipeline
 from fourdiffusion.errors import UserError
-from fourdiffusion.scene import losses, preview
+from fourdiffusion.scene import losses
 from fourdiffusion.scene.field import DynamicField, FieldConfig
+from fourdiffusion.scene.preview import Scene, save_scene, write_pictures
 from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig, RenderOutput, render
 
 GUIDANCES = ("fourdm", "per_frame", "off")
@@ -31,8 +33,8 @@ BACKGROUND = torch.ones(3)  # white, as in the release
 class SceneConfig:
     """The dynamic NeRF and how it is rendered."""
 
-    field: FieldConfig = field(default_factory=FieldConfig)
-    renderer: RendererConfig = field(default_factory=RendererConfig)
+    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
+    renderer: RendererConfig = dataclasses.field(default_factory=RendererConfig)
 
 
 @dataclass
@@ -164,12 +166,12 @@ def fit(config: FitConfig) -> None:
             _save(output, scene, occupancy, optimizer, done)
             saved = time.monotonic()
         if config.preview_minutes and now - shown > 60 * config.preview_minutes:
-            preview.write_pictures(output / "preview", scene, occupancy, config.scene.renderer, target.images, size=64)
+            write_pictures(output / "preview", Scene(scene, occupancy, config.scene.renderer), target.images, 64, 16)
             shown = time.monotonic()
-    scene.save(output / "scene")
-    occupancy.save(output / "scene")
-    preview.write_pictures(output, scene, occupancy, config.scene.renderer, target.images, config.model.image_size)
-    tqdm.write(f"scene: {output / 'scene'}; pictures: {output / 'orbit.mp4'}, {output / 'contact_sheet.png'}")
+    fitted = Scene(scene, occupancy, config.scene.renderer)
+    save_scene(output / "scene", fitted)
+    pictures = write_pictures(output, fitted, target.images, config.model.image_size)
+    tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
 
 
 def _generate(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, output: Path) -> _Target:

@@ -1,6 +1,6 @@
 """``train``: the stages that make a 4DM.
 
-``stage=vae`` and ``stage=base`` make the frozen part of a small model from nothing (full size takes it from ImageDream);
+``stage=vae`` and ``stage=base`` make the frozen part of a small model (full size takes it from ImageDream);
 ``stage=motion`` is the paper's training: motion layers alone, on clips of V views x F frames.
 """
 
@@ -113,7 +113,7 @@ def train(config: TrainConfig) -> None:
         loss = torch.stack(list(terms.values())).sum()
         if not bool(loss.isfinite()):
             raise UserError(
-                f"the loss is {loss.item()} at step {step}; the last checkpoint in {output} is intact: lower learning_rate"
+                f"the loss is {loss.item()} at step {step}: lower learning_rate; {output} holds the last checkpoint"
             )
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(parameters, config.grad_clip)

@@ -104,8 +104,8 @@ def even_rigs(clip: Clip, num_views: int) -> list[list[int]]:
     rigs: list[list[int]] = []
     for azimuth in azimuths:
         wanted = [azimuth + k * 360 / num_views for k in range(num_views)]
-        found = [next((i for i, a in enumerate(azimuths) if _gap(a, w) < 0.5), None) for w in wanted]
-        rig = sorted((i for i in found if i is not None), key=azimuths.__getitem__)
+        nearest = {min(range(len(azimuths)), key=lambda i: _gap(azimuths[i], w)): w for w in wanted}
+        rig = sorted((i for i, w in nearest.items() if _gap(azimuths[i], w) < 0.5), key=azimuths.__getitem__)
         if len(rig) == num_views and rig not in rigs:
             rigs.append(rig)
     if not rigs:

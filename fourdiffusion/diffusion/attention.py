@@ -63,7 +63,7 @@ class CrossAttention(nn.Module):
         return KeysValues((self.to_k(text), self.to_v(text)), (self.to_k_image(image), self.to_v_image(image)))
 
     def forward(self, x: Tensor, context: KeysValues) -> Tensor:
-        """x [B, F, V h w, C] -> the same shape. All frames share one set of text keys, all views of a frame its image's."""
+        """x [B, F, V h w, C] -> the same shape. Frames share the text's keys, views of a frame share its image's."""
         query = self.to_q(x)
         text = attend(query.flatten(1, 2), *context.text, self.head_dim).view_as(query)
         image = attend(query, *context.image, self.head_dim)

@@ -27,8 +27,9 @@ NEGATIVE_PROMPT = (  # the sampler's, method.md section 5
     "poor lighting, dull, and unclear."
 )
 DISTILLATION_NEGATIVE_PROMPT = (  # the 4D stage's, likewise
-    "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, lowres, "
-    "low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, bad proportions"
+    "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, "
+    "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
+    "bad proportions"
 )
 
 
@@ -102,7 +103,7 @@ class Denoiser:
 
 
 class FourDiffusionPipeline(DiffusionPipeline):
-    """The parts of 4DM in one folder: ``unet`` (frozen), ``motion`` (trained), VAE, text and image towers, scheduler."""
+    """The parts of 4DM in one folder: ``unet`` (frozen), ``motion`` (trained), VAE, both towers, scheduler."""
 
     model_cpu_offload_seq = "text_encoder->image_encoder->unet->motion->vae"
 
@@ -215,7 +216,7 @@ def load_pipeline(path: str | None) -> FourDiffusionPipeline:
         raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
     folder = Path(path)
     try:
-        return FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+        return FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(

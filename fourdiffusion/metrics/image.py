@@ -20,7 +20,7 @@ def check_pair(prediction: Tensor, truth: Tensor) -> None:
             f"prediction {list(prediction.shape)} and truth {list(truth.shape)} must have one shape [..., C, H, W]"
         )
     for name, images in (("prediction", prediction), ("truth", truth)):
-        low, high = float(images.min()), float(images.max())
+        low, high = float(images.detach().min()), float(images.detach().max())
         if not (low >= -1e-4 and high <= 1 + 1e-4):
             raise ValueError(f"{name} lies in [{low:.4g}, {high:.4g}]: pictures must be finite and in [0, 1]")
 

@@ -1,0 +1,179 @@
+"""The whole 4D stage on the smallest real model: terms, ablations, resume, and what it refuses."""
+
+import dataclasses
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_model import FRAMES, SIZE, balls, picture, tiny_config, write_model
+
+from fourdiffusion import cameras, media
+from fourdiffusion.diffusion.pipeline import load_pipeline
+from fourdiffusion.errors import UserError
+from fourdiffusion.fit import (
+    DistillationConfig,
+    FitConfig,
+    LossConfig,
+    SceneConfig,
+    _generate,
+    fit,
+    loss_weights,
+)
+from fourdiffusion.ops.hash_grid import HashGridConfig
+from fourdiffusion.scene.field import FieldConfig
+from fourdiffusion.scene.renderer import RendererConfig
+
+GRID = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("model") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("video")
+    times = torch.linspace(0, 1, FRAMES)
+    frames = picture(cameras.orbit(torch.zeros(FRAMES)), balls(0, times))
+    for index, frame in enumerate(frames):
+        media.write_image(folder / f"{index}.png", frame)
+    return folder
+
+
+@pytest.fixture
+def config(model, video, tmp_path):
+    return FitConfig(
+        video=str(video),
+        output=str(tmp_path / "run"),
+        num_frames=FRAMES,
+        crop="frame",
+        device="cpu",
+        steps=STEPS,
+        occupancy_every=2,
+        log_every=1,
+        preview_minutes=0.0,
+        model=dataclasses.replace(tiny_config(str(model)), sampling_steps=2),
+        scene=SceneConfig(
+            field=FieldConfig(space=GRID, spacetime=GRID, hidden_width=8),
+            renderer=RendererConfig(num_samples=24, occupancy_resolution=8),
+        ),
+        sds=DistillationConfig(every=2, ramp_steps=4, resolutions=[8, SIZE], resolution_steps=[0, 3]),
+        loss=LossConfig(views=10.0, views_rays=64, opacity=1.0, sparsity=1.0, sparsity_from=0),
+    )
+
+
+def log(config):
+    return [json.loads(line) for line in open(f"{config.output}/log.jsonl")]
+
+
+def scene_tensors(config):
+    folder = f"{config.output}/scene"
+    return load_file(f"{folder}/diffusion_pytorch_model.safetensors") | load_file(f"{folder}/occupancy.safetensors")
+
+
+def assert_equal_bits(a, b):
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(config):
+    fit(config)
+    lines = log(config)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    names = {"sds", "perceptual", "d_ssim", "views", "orientation", "opacity", "sparsity"}
+    assert set(lines[0]) == {"step", "loss"} | names
+    assert set(lines[1]) == {"step", "loss", "perceptual", "d_ssim", "views"}  # between two SDS steps
+    for step, line in enumerate(lines):
+        weights = loss_weights(config, step)
+        total = sum(weights[name] * line[name] for name in names & set(line))
+        assert line["loss"] == pytest.approx(total, rel=1e-5)
+    for name in ("orbit.mp4", "contact_sheet.png", "generated/contact_sheet.png", "generated/view_270.mp4"):
+        assert os.path.getsize(f"{config.output}/{name}") > 0
+
+
+@pytest.mark.parametrize("change", [{"source": "per_frame"}, {"source": "off"}])
+def test_the_ablations_run(config, change):
+    config.sds = dataclasses.replace(config.sds, **change)
+    config.loss = dataclasses.replace(config.loss, anchor=False)
+    config.steps = 2
+    fit(config)
+    first = log(config)[0]
+    assert ("sds" in first) == (change["source"] != "off")
+    assert "perceptual" not in first and "d_ssim" not in first
+
+
+def test_a_run_in_two_parts_equals_a_run_in_one(config, tmp_path):
+    fit(config)
+    halves = dataclasses.replace(config, output=str(tmp_path / "halves"), steps=3)
+    fit(halves)
+    fit(dataclasses.replace(halves, steps=STEPS))
+    assert_equal_bits(scene_tensors(config), scene_tensors(halves))
+    assert log(config) == log(halves)
+
+
+def test_a_killed_run_goes_on_to_the_same_scene(config, tmp_path):
+    config.steps, config.checkpoint_minutes = 12, 0.0
+    fit(config)
+    killed = dataclasses.replace(config, output=str(tmp_path / "killed"))
+    program = "import pickle, sys; from fourdiffusion.fit import fit; fit(pickle.load(open(sys.argv[1], 'rb')))"
+    settings = tmp_path / "settings.pickle"
+    settings.write_bytes(pickle.dumps(killed))
+    checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
+    process = subprocess.Popen([sys.executable, "-c", program, str(settings)], stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.exists()
+    assert not (tmp_path / "killed" / "scene").exists(), "the run ended before it was killed"
+    fit(killed)
+    assert_equal_bits(scene_tensors(config), scene_tensors(killed))
+    assert [line["step"] for line in log(killed)] == list(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"video": "nowhere.mp4"}, "nowhere.mp4"),
+        ({"device": "tpu"}, "tpu"),
+        ({"sds": DistillationConfig(source="dreams")}, "dreams"),
+        ({"sds": DistillationConfig(resolutions=[8])}, "resolution"),
+        ({"model": tiny_config("nowhere")}, "nowhere"),
+    ],
+)
+def test_what_it_refuses_leaves_no_run(config, change, words):
+    config = dataclasses.replace(config, **change)
+    with pytest.raises(UserError, match=words):
+        fit(config)
+    assert not os.path.exists(config.output)
+
+
+def test_a_damaged_checkpoint_is_named(config):
+    config.steps = 1
+    fit(config)
+    path = f"{config.output}/checkpoint.safetensors"
+    with open(path, "r+b") as file:
+        file.truncate(100)
+    with pytest.raises(UserError, match="checkpoint.safetensors"):
+        fit(dataclasses.replace(config, steps=2))
+
+
+def test_the_anchor_is_the_view_most_like_the_input_and_can_be_set(config):
+    rgba = media.load_video(config.video, FRAMES, SIZE, crop="frame").rgba
+    os.makedirs(config.output)
+    target = _generate(config, load_pipeline(config.model.path), rgba, Path(config.output))
+    errors = (target.views - target.images).square().flatten(1).mean(1)
+    assert target.anchor == int(errors.argmin())
+    config.loss.anchor_view = 2
+    assert _generate(config, load_pipeline(config.model.path), rgba, Path(config.output)).anchor == 2
