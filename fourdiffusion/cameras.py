@@ -31,9 +31,8 @@ def orbit(
     Returns:
         Camera-to-world matrices [..., 4, 4], float32.
     """
-    azimuth, elevation, distance = torch.broadcast_tensors(
-        *(torch.as_tensor(value, dtype=torch.float32) for value in (azimuth_deg, elevation_deg, distance))
-    )
+    values = (torch.as_tensor(value, dtype=torch.float32) for value in (azimuth_deg, elevation_deg, distance))
+    azimuth, elevation, radius = torch.broadcast_tensors(*values)
     if bool((elevation.abs() >= 90).any()):
         raise ValueError(f"elevation must lie inside (-90, 90) degrees, got {elevation.tolist()}")
     azimuth, elevation = azimuth * (math.pi / 180), elevation * (math.pi / 180)
@@ -43,7 +42,7 @@ def orbit(
     up = torch.stack([-sin_e * cos_a, -sin_e * sin_a, cos_e], dim=-1)
     back = torch.stack([cos_e * cos_a, cos_e * sin_a, sin_e], dim=-1)
     c2w = torch.eye(4).expand(*azimuth.shape, 4, 4).clone()
-    c2w[..., :3, :] = torch.stack([right, up, back, distance[..., None] * back], dim=-1)
+    c2w[..., :3, :] = torch.stack([right, up, back, radius[..., None] * back], dim=-1)
     return c2w
 
 

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 PACKAGE = Path(__file__).resolve().parent
-TEXTS = ("str", "str | None", "Optional[str]")
 EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 Settings = TypeVar("Settings")
 
@@ -147,8 +146,8 @@ def settings(schema: type, prefix: str = "") -> Iterator[Setting]:
         if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
             yield from settings(field.type, f"{key}.")
         else:
-            kind = field.type.__name__ if isinstance(field.type, type) else str(field.type).replace("typing.", "")
-            yield Setting(key, kind, field.metadata.get("doc", ""))
+            kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
+            yield Setting(key, re.sub(r"typing.Optional\[(.*)\]", r"\1 | None", kind), field.metadata.get("doc", ""))
 
 
 # ---- groups ---------------------------------------------------------------------------------------------------------
@@ -206,12 +205,20 @@ def compose(name: str, schema: type, words: Iterable[str]) -> "DictConfig":
 
     OmegaConf.register_new_resolver("shipped", lambda path: str(shipped(path)), replace=True)
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    overrides = [_override(word, name, schema) for word in words]
+    sections = {group.name: group for group in groups(name)}
+    leaves = {setting.key: setting for setting in settings(schema)}
+    pairs = [_pair(word, leaves, sections) for word in words]
+    options = [f"{key}={_option(sections[key], value)}" for key, value in pairs if key in sections]
     try:
         with hydra.initialize_config_dir(str(shipped("configs")), version_base="1.3"):
-            return hydra.compose(name, overrides)
+            config = hydra.compose(name, options)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_sentence(error)) from error
+    for key, value in pairs:
+        if key not in sections:
+            # Not through Hydra's own overrides: to it `scene=runs/a` is always a choice in the folder configs/scene.
+            _assign(config, leaves[key], value)
+    return config
 
 
 def build(config: "DictConfig", settings_class: type[Settings]) -> Settings:
@@ -236,19 +243,15 @@ def _sentence(error: Exception) -> str:
     return " ".join(re.split("full_key:|Config search path:", str(error))[0].split())
 
 
-def _override(word: str, name: str, schema: type) -> str:
-    """One word of the command line as a Hydra override, checked on its own so that the message can name it."""
-    leaves = {setting.key: setting for setting in settings(schema)}
-    sections = {group.name: group for group in groups(name)}
+def _pair(word: str, leaves: dict[str, Setting], sections: dict[str, Group]) -> tuple[str, str]:
+    """Key and value of one word of the command line; the key is one of the two tables'."""
     key, equals, value = word.partition("=")
     if not equals or key.startswith("-"):
         example = f"{key.lstrip('-')}={value or '...'}" if key.startswith("-") else f"{next(iter(leaves))}={word}"
         raise UserError(f"'{word}' is not a setting: write KEY=VALUE, for example {example}")
-    if key in sections:
-        return f"{key}={_option(sections[key], value)}"
-    if key not in leaves:
+    if key not in sections and key not in leaves:
         raise UserError(f"there is no setting '{key}': {_remedy(key, [*leaves, *sections])}")
-    return f"{key}={_value(leaves[key], value, schema)}"
+    return key, value
 
 
 def _remedy(key: str, known: list[str]) -> str:
@@ -270,25 +273,24 @@ def _option(group: Group, option: str) -> str:
     raise UserError(f"{group.name}={option}: there is no such option, {known}")
 
 
-def _value(setting: Setting, value: str, schema: type) -> str:
-    """The value in Hydra's grammar. A string is taken as it stands: a file name may hold commas and brackets."""
+def _assign(config: "DictConfig", setting: Setting, text: str) -> None:
+    """Set one leaf. Text is taken as it stands, as file names hold commas and brackets; the rest is Hydra's grammar."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import Quote, QuotedString
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import ValidationError
 
-    nullable = "None" in setting.type or "Optional" in setting.type
-    if setting.type in TEXTS and not (nullable and value == "null"):
-        quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "'\""
-        return QuotedString(text=value[1:-1] if quoted else value, quote=Quote.single).with_quotes()
+    plain = setting.type.removesuffix(" | None")
+    nullable = plain != setting.type
+    if plain == "str" and not (nullable and text == "null"):
+        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+        OmegaConf.update(config, setting.key, text[1:-1] if quoted else text)
+        return
     try:
-        override = OverridesParser.create().parse_override(f"{setting.key}={value}")
+        override = OverridesParser.create().parse_override(f"{setting.key}={text}")
         if override.is_sweep_override():
-            raise UserError(f"{setting.key}={value}: one value is expected; a list is written [a,b] in quotes")
-        OmegaConf.update(OmegaConf.structured(schema), setting.key, override.value())
+            raise UserError(f"{setting.key}={text}: one value is expected; a list is written [a,b] in quotes")
+        OmegaConf.update(config, setting.key, override.value(), merge=False)
     except (HydraException, ValidationError) as error:
-        plain = setting.type.removesuffix(" | None")
         expected = EXPECTED.get(plain, plain) + (" or null" if nullable else "")
-        raise UserError(f"{setting.key}={value}: expected {expected}") from error
-    return value
+        raise UserError(f"{setting.key}={text}: expected {expected}") from error

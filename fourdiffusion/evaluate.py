@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourdiffusion.cameras import orbit, orthogonal_azimuths
+from fourdiffusion.cameras import azimuth_deg, orbit, orthogonal_azimuths
 from fourdiffusion.checkpoints import write_atomic
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.device import resolve_device
@@ -23,7 +23,7 @@ SAME_VIEW_DEG = 2.0
 
 @dataclass
 class EvaluateConfig:
-    """Two kinds of prediction: generated videos, compared at their own views, or a scene, at all views of the truth."""
+    """Generated videos are compared at their own views, a scene at all views of the truth; a run of fit holds both."""
 
     prediction: str = "???"  # a run folder of fit or generate, or a clip folder
     truth: str = "???"  # a clip folder: simultaneous views with their cameras
@@ -32,7 +32,7 @@ class EvaluateConfig:
 
 
 def evaluate(config: EvaluateConfig) -> None:
-    """Writes metrics.json and comparison.png (truth over prediction), on white, and prints the means.
+    """Writes metrics.json and sheets of truth over prediction, on white, for scene and videos; prints the means.
 
     Views are told apart: input (where the video was taken), generated (where the diffusion model made a video) and
     novel (seen by neither). The baseline shows the input view's frames at every view.
@@ -41,33 +41,33 @@ def evaluate(config: EvaluateConfig) -> None:
     if not folder.is_dir():
         raise UserError(f"prediction={folder}: no such folder; give a run folder of fit or generate, or a clip folder")
     generated = _generated_clip(folder)
-    is_scene = (folder / "scene").is_dir()
-    if is_scene:
-        views = list(range(len(truth.c2w)))
-        prediction = _render_like(load_scene(folder, resolve_device(config.device)), truth)
-    elif generated is not None:
-        views = _paired_views(folder, generated, truth)
-        prediction = _on_white(generated)
-    else:
+    parts: dict[str, tuple[Tensor, list[int]]] = {}  # what is compared: its pictures [V, F, 3, H, W], its truth's views
+    if (folder / "scene").is_dir():
+        scene = load_scene(folder, resolve_device(config.device))
+        parts["scene"] = _render_like(scene, truth), list(range(len(truth.c2w)))
+    if generated is not None:
+        try:
+            parts["videos"] = _on_white(generated), _paired_views(folder, generated, truth)
+        except UserError as error:
+            if "scene" not in parts:
+                raise
+            print(f"the generated videos are left out: {error}")
+    if not parts:
         raise UserError(f"prediction={folder}: holds neither a scene (scene/) nor a clip (transforms.json)")
-    roles = view_roles(truth.c2w[views], orbit(orthogonal_azimuths(4)) if generated is None else generated.c2w)
-    images = _on_white(truth)
-    report = compare(prediction, images[views], roles, _input_video(images, truth.c2w))
-    azimuths = [round(math.degrees(math.atan2(c[1, 3], c[0, 3])) % 360, 2) for c in truth.c2w[views]]
-    report = {
-        "prediction": str(folder),
-        "kind": "scene" if is_scene else "clip",
-        "truth": config.truth,
-        "views": [
-            {"view": view, "azimuth_deg": azimuth, "role": role}
-            for view, azimuth, role in zip(views, azimuths, roles, strict=True)
-        ],
-    } | report
+
     output = Path(config.output) if config.output else folder
+    generated_c2w = orbit(orthogonal_azimuths(4)) if generated is None else generated.c2w
+    report: dict[str, Any] = {"prediction": str(folder), "truth": config.truth, "background": "white"}
+    for name, (prediction, views) in parts.items():
+        images, azimuths = _on_white(truth), _azimuths(truth.c2w[views])
+        roles = view_roles(truth.c2w[views], generated_c2w)
+        report[name] = {"views": views, "azimuth_deg": azimuths, "role": roles} | compare(
+            prediction, images[views], roles, _input_video(images, truth.c2w)
+        )
+        write_image(output / f"comparison_{name}.png", _comparison(prediction, images[views], azimuths, roles))
     write_atomic(output / "metrics.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
-    write_image(output / "comparison.png", _comparison(prediction, images[views], azimuths, roles))
-    print(table(report))
-    print(f"written: {output / 'metrics.json'}, {output / 'comparison.png'}")
+    print(table({name: report[name] for name in parts}))
+    print(f"written: {output / 'metrics.json'}, {', '.join(f'comparison_{name}.png' for name in parts)}")
 
 
 def compare(prediction: Tensor, truth: Tensor, roles: list[str], input_video: Tensor | None) -> dict[str, Any]:
@@ -79,7 +79,6 @@ def compare(prediction: Tensor, truth: Tensor, roles: list[str], input_video: Te
         input_video: [F, 3, H, W], what the baseline shows at every view; None if no view shows it.
     """
     report: dict[str, Any] = {
-        "background": "white",
         "size": list(truth.shape[-2:]),
         "num_frames": truth.shape[1],
         "baseline": None,
@@ -107,18 +106,27 @@ def view_roles(c2w: Tensor, generated_c2w: Tensor) -> list[str]:
     return roles
 
 
-def table(report: dict[str, Any]) -> str:
-    """The means of a report as lines of text, the baseline's beside them."""
-    rows = []
-    for role, means in report["mean_by_role"].items():
-        count = sum(view["role"] == role for view in report["views"])
-        for name, value in means.items():
-            row = f"{role} views ({count})".ljust(22) + f"{name:<16}{value:>9.4f}"
-            if report["baseline"] is not None:
-                row += f"{report['baseline']['mean_by_role'][role][name]:>16.4f}"
-            rows.append(row)
-    head = "views".ljust(22) + "measure".ljust(16) + report["kind"].rjust(9)
-    return "\n".join([head + ("    copied input" if report["baseline"] else ""), *rows])
+def table(parts: dict[str, dict[str, Any]]) -> str:
+    """The means of each part by role as lines of text, the baseline's in brackets."""
+    measures = list(next(iter(parts.values()))["mean"])
+    lines = ["".ljust(34) + "".join(f"{name:>18}" for name in measures)]
+    for part, report in parts.items():
+        baseline = report["baseline"]
+        for role, means in report["mean_by_role"].items():
+            cells = [f"{means[name]:.3f}" for name in measures]
+            if baseline is not None:
+                others = baseline["mean_by_role"][role]
+                cells = [f"{cell} ({others[name]:.3f})" for cell, name in zip(cells, measures, strict=True)]
+            count = report["role"].count(role)
+            lines.append(f"{part}, {role} views ({count})".ljust(34) + "".join(f"{cell:>18}" for cell in cells))
+    if any(report["baseline"] for report in parts.values()):
+        lines.append("in brackets: the input frame shown at every view")
+    return "\n".join(lines)
+
+
+def _azimuths(c2w: Tensor) -> list[float]:
+    """Of cameras [V, 4, 4], in degrees from 0 to 360."""
+    return [round(float(azimuth) % 360, 2) for azimuth in azimuth_deg(c2w)]
 
 
 def _generated_clip(folder: Path) -> Clip | None:
@@ -188,8 +196,10 @@ def _on_white(clip: Clip) -> Tensor:
 
 
 def _comparison(prediction: Tensor, truth: Tensor, azimuths: list[float], roles: list[str]) -> Tensor:
-    """A row of frames a view; in each cell the truth above, the prediction below."""
+    """Two rows of frames a view: the truth above, the prediction below."""
     columns = torch.linspace(0, truth.shape[1] - 1, min(truth.shape[1], 8)).round().long().unique()
-    cells = torch.cat([truth[:, columns], prediction[:, columns]], dim=-2)
-    labels = [f"{azimuth:g} deg, {role}" for azimuth, role in zip(azimuths, roles, strict=True)]
-    return contact_sheet(cells, labels, [f"frame {int(i)}: truth / prediction" for i in columns])
+    rows = torch.stack([truth[:, columns], prediction[:, columns]], dim=1).flatten(0, 1)
+    labels = []
+    for azimuth, role in zip(azimuths, roles, strict=True):
+        labels += [f"{azimuth:g}\N{DEGREE SIGN} truth ({role})", "prediction"]
+    return contact_sheet(rows, labels, [f"frame {int(i)}" for i in columns])

@@ -66,6 +66,7 @@ class LossConfig:
     d_ssim: float = 100.0
     views: float = 0.0  # squared error on random rays of all generated views (not in the paper)
     views_rays: int = 4096
+    input_view: bool = False  # the input itself stands in for the view generated from its place (not in the paper)
     orientation_start: float = 10.0
     orientation_end: float = 1000.0
     orientation_ramp: int = 5000
@@ -194,6 +195,8 @@ def _generate(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, 
         write_clip(folder, opaque_clip("generated", views, c2w, cameras.FOVY_DEG, config.prompt, source))
         media.write_views(folder, images, views, azimuths.tolist())
     views = read_clip(folder).rgba[:, :, :3].float() / 255
+    if config.loss.input_view:
+        views[0] = images
     anchor = config.loss.anchor_view
     if anchor is None:
         anchor = int((views - images).square().flatten(1).mean(1).argmin())

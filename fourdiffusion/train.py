@@ -10,6 +10,7 @@ import math
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
@@ -120,7 +121,8 @@ def train(config: TrainConfig) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         decay = min(config.ema_decay, (step + 1) / (step + 10))
-        torch._foreach_lerp_(list(ema.values()), list(objective.trainable.state_dict().values()), 1 - decay)
+        trained = objective.trainable.state_dict()
+        torch._foreach_lerp_([ema[name] for name in trained], list(trained.values()), 1 - decay)
 
         done = step + 1
         if accelerator.is_main_process and (done % config.log_every == 0 or done == config.steps):
@@ -169,7 +171,7 @@ def _pipeline(config: TrainConfig, data: ClipBatches) -> FourDiffusionPipeline:
 def _objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> AutoencoderObjective | DiffusionObjective:
     if config.stage == "vae":
         return AutoencoderObjective(pipeline, config.kl_weight)
-    stage = "base" if config.stage == "base" else "motion"
+    stage: Literal["base", "motion"] = "base" if config.stage == "base" else "motion"
     return DiffusionObjective(pipeline, stage, config.drop_probability, config.drop_camera, config.min_snr_gamma)
 
 

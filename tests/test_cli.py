@@ -27,6 +27,7 @@ from __future__ import annotations
 import colorsys
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Optional
 
 from fourdiffusion.errors import UserError
 from fourdiffusion.toy_model import ModelConfig
@@ -48,7 +49,8 @@ class ToyConfig:
     rate: float = 1e-3
     colour: str = "#fff"
     seed: int | None = None
-    caption: str | None = "a toy"
+    caption: Optional[str] = "a toy"
+    scene: str = ""
     views: list[float] = field(default_factory=lambda: [0.0, 90.0])
     verbose: bool = False
 
@@ -83,6 +85,7 @@ defaults:
 rate: 0.5
 """,
     "configs/model/small.yaml": "# eight wide\nfolder: ${shipped:data/small}\n",
+    "configs/scene/small.yaml": "field: 1\n",
     "configs/model/large.yaml": "# a thousand wide\nwidth: 1000\n",
     "configs/experiment/toy/paper.yaml": """
 # @package _global_
@@ -156,6 +159,10 @@ def test_values_arrive_with_their_types(run) -> None:
 def test_text_is_taken_as_it_stands(run, text: str) -> None:
     assert run(f"video={text}")["video"] == text
     assert run(f"video='{text}'")["video"] == text
+
+
+def test_a_setting_may_have_the_name_of_a_folder_of_configs(run) -> None:
+    assert run("video=a", "scene=runs/a")["scene"] == "runs/a"
 
 
 @pytest.mark.parametrize(

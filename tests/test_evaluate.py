@@ -48,19 +48,19 @@ def test_generated_clip_is_compared_at_its_own_views(tmp_path: Path, capsys: pyt
     run.mkdir()
     save_clip(run / "clip", videos([0.0, 90.0, 180.0, 270.0]) + 0.1, [0.0, 90.0, 180.0, 270.0])
     evaluate(EvaluateConfig(str(run), truth))
-    report = report_of(run)
-    assert report["kind"] == "clip"
-    assert [view["view"] for view in report["views"]] == [2, 3, 5, 0]
-    assert [view["azimuth_deg"] for view in report["views"]] == [0, 90, 180, 270]
-    assert [view["role"] for view in report["views"]] == ["input", "generated", "generated", "generated"]
+    assert "scene" not in report_of(run)
+    report = report_of(run)["videos"]
+    assert report["views"] == [2, 3, 5, 0]
+    assert report["azimuth_deg"] == [0, 90, 180, 270]
+    assert report["role"] == ["input", "generated", "generated", "generated"]
     assert report["per_view"]["psnr"] == pytest.approx([20.0] * 4, abs=0.15)
     assert [len(row) for row in report["per_frame"]["ssim"]] == [FRAMES] * 4
     baseline = report["baseline"]["per_view"]["psnr"]
     assert baseline[0] == 100 and max(baseline[1:]) < 15  # the input equals itself, and no other view
     assert report["mean_by_role"]["generated"]["psnr"] == pytest.approx(20, abs=0.15)
-    assert Image.open(run / "comparison.png").height > 4 * 2 * 64
+    assert Image.open(run / "comparison_videos.png").height > 4 * 2 * 64
     printed = capsys.readouterr().out
-    assert "generated views (3)" in printed and "copied input" in printed and str(run / "metrics.json") in printed
+    assert "generated views (3)" in printed and "in brackets" in printed and str(run / "metrics.json") in printed
 
 
 def test_scene_is_compared_at_all_views_and_roles_are_told_apart(tmp_path: Path) -> None:
@@ -77,19 +77,39 @@ def test_scene_is_compared_at_all_views_and_roles_are_told_apart(tmp_path: Path)
     rgb, _ = render_views(scene, c2w.repeat_interleave(FRAMES, 0), FOVY_DEG, times.repeat(3), SIZE)
     truth = save_clip(tmp_path / "truth", rgb.unflatten(0, (3, FRAMES)), around)
     evaluate(EvaluateConfig(str(tmp_path / "run"), truth, str(tmp_path / "out"), "cpu"))
-    report = report_of(tmp_path / "out")
-    assert report["kind"] == "scene"
-    assert [view["role"] for view in report["views"]] == ["input", "novel", "generated"]
+    report = report_of(tmp_path / "out")["scene"]
+    assert report["role"] == ["input", "novel", "generated"]
     assert min(report["per_view"]["psnr"]) > 50
     assert report["baseline"]["mean_by_role"]["novel"]["psnr"] < report["mean_by_role"]["novel"]["psnr"] - 10
     assert list(tmp_path.glob("run/*.json")) == []
+
+
+def test_a_run_of_fit_shows_its_videos_beside_its_scene(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
+    renderer = RendererConfig(num_samples=16, occupancy_resolution=8)
+    field = DynamicField(FieldConfig(space=grid, spacetime=grid, hidden_width=8), backend="torch")
+    save_scene(tmp_path / "run" / "scene", Scene(field, OccupancyGrid(renderer), renderer))
+    around = [0.0, 45.0, 90.0]
+    truth = save_clip(tmp_path / "truth", videos(around), around)
+    save_clip(tmp_path / "run" / "generated", videos([0.0, 90.0]), [0.0, 90.0])
+    evaluate(EvaluateConfig(str(tmp_path / "run"), truth, device="cpu"))
+    report = report_of(tmp_path / "run")
+    assert report["videos"]["views"] == [0, 2] and report["videos"]["mean"]["psnr"] == 100
+    assert report["scene"]["role"] == ["input", "novel", "generated"]
+    printed = capsys.readouterr().out
+    assert "videos, generated views (1)" in printed and "scene, novel views (1)" in printed
+
+    other = save_clip(tmp_path / "other", videos([10.0]), [10.0])
+    evaluate(EvaluateConfig(str(tmp_path / "run"), other, device="cpu"))
+    assert "videos" not in report_of(tmp_path / "run")
+    assert "generated videos are left out" in capsys.readouterr().out
 
 
 def test_truth_without_the_input_view_has_no_baseline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     truth = save_clip(tmp_path / "truth", videos([30.0]), [30.0])
     prediction = save_clip(tmp_path / "clip", videos([30.0]), [30.0])
     evaluate(EvaluateConfig(prediction, truth))
-    report = report_of(tmp_path / "clip")
+    report = report_of(tmp_path / "clip")["videos"]
     assert report["baseline"] is None and report["per_view"]["psnr"] == [100.0]
     assert "baseline is left out" in capsys.readouterr().out
 

@@ -12,7 +12,10 @@ from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, ModelConfig,
 SIZE = 16  # pixels
 FRAMES = 4
 CAPTIONS = ["two balls, one red", "a green ball that turns"]
-AZIMUTHS = [[40.0, 130.0, 220.0, 310.0, 15.0, 105.0, 195.0, 285.0], [70.0, 160.0, 250.0, 340.0, 0.0, 90.0, 180.0, 270.0]]
+AZIMUTHS = [
+    [40.0, 130.0, 220.0, 310.0, 15.0, 105.0, 195.0, 285.0],
+    [70.0, 160.0, 250.0, 340.0, 0.0, 90.0, 180.0, 270.0],
+]
 COLOURS = torch.tensor([[0.9, 0.2, 0.1], [0.1, 0.7, 0.2], [0.2, 0.1, 0.4]])
 
 
@@ -31,6 +34,7 @@ def tiny_config(path: str | None = None) -> ModelConfig:
         resampler_layers=1,
         resampler_heads=2,
         resampler_head_dim=16,
+        norm_groups=8,
         motion_heads=2,
         max_frames=8,
         vae_channels=[8, 16],

@@ -103,9 +103,8 @@ def even_rigs(clip: Clip, num_views: int) -> list[list[int]]:
     azimuths = [round(float(a), 2) % 360 for a in cameras.azimuth_deg(clip.c2w)]
     rigs: list[list[int]] = []
     for azimuth in azimuths:
-        wanted = [azimuth + k * 360 / num_views for k in range(num_views)]
-        nearest = {min(range(len(azimuths)), key=lambda i: _gap(azimuths[i], w)): w for w in wanted}
-        rig = sorted((i for i, w in nearest.items() if _gap(azimuths[i], w) < 0.5), key=azimuths.__getitem__)
+        found = [_nearest(azimuths, azimuth + k * 360 / num_views) for k in range(num_views)]
+        rig = sorted({i for i in found if i is not None}, key=azimuths.__getitem__)
         if len(rig) == num_views and rig not in rigs:
             rigs.append(rig)
     if not rigs:
@@ -114,6 +113,12 @@ def even_rigs(clip: Clip, num_views: int) -> list[list[int]]:
             "set data.num_views to what the clips hold"
         )
     return rigs
+
+
+def _nearest(azimuths: list[float], wanted: float) -> int | None:
+    """Number of the azimuth nearest to the wanted one, None where all are half a degree or more away."""
+    best = min(range(len(azimuths)), key=lambda i: _gap(azimuths[i], wanted))
+    return best if _gap(azimuths[best], wanted) < 0.5 else None
 
 
 def _gap(a: float, b: float) -> float:

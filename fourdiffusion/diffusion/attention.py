@@ -26,8 +26,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
     query [..., Q, C], key and value [..., K, C] with equal leading axes -> [..., Q, C].
     """
     heads = query.shape[-1] // head_dim
-    split = [x.reshape(-1, x.shape[-2], heads, head_dim).transpose(1, 2) for x in (query, key, value)]
-    return functional.scaled_dot_product_attention(*split).transpose(1, 2).reshape(query.shape)
+    q, k, v = (x.reshape(-1, x.shape[-2], heads, head_dim).transpose(1, 2) for x in (query, key, value))
+    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(query.shape)
 
 
 class SelfAttention(nn.Module):
@@ -92,9 +92,9 @@ class TransformerBlock(nn.Module):
 class MultiviewTransformer(nn.Module):
     """One transformer block on the tokens of all views of a frame, around a residual connection."""
 
-    def __init__(self, channels: int, context_dim: int, head_dim: int) -> None:
+    def __init__(self, channels: int, context_dim: int, head_dim: int, norm_groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.block = TransformerBlock(channels, context_dim, head_dim)
         self.proj_out = nn.Linear(channels, channels)

@@ -17,6 +17,16 @@ def predict_x0(z_t: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
     return (z_t - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
 
 
+def velocity(z: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
+    """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z (Salimans and Ho 2022)."""
+    return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * z
+
+
+def noise_of_velocity(z_t: Tensor, v: Tensor, alpha_bar: Tensor) -> Tensor:
+    """The noise in ``z_t`` that the velocity ``v`` speaks of."""
+    return alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * z_t
+
+
 def guide(noise_cond: Tensor, noise_uncond: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance: the unconditional prediction pushed ``guidance`` times towards the conditional one."""
     return noise_uncond + guidance * (noise_cond - noise_uncond)

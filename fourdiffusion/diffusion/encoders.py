@@ -18,6 +18,8 @@ from transformers import (
     CLIPVisionModel,
 )
 
+__all__ = ["CLIPImageProcessorPil", "CLIPTextModel", "CLIPTokenizer", "CLIPVisionModel"]  # their one way in
+
 
 def encode_text(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, prompts: list[str]) -> Tensor:
     """Prompts to token states [B, L, D].

@@ -25,9 +25,11 @@ def frame_positions(num_frames: int, channels: int) -> Tensor:
 class MotionModule(nn.Module):
     """GroupNorm -> Linear -> 2 x temporal self-attention -> feed-forward -> zero Linear, added to the input."""
 
-    def __init__(self, channels: int, num_heads: int, max_frames: int) -> None:
+    positions: Tensor
+
+    def __init__(self, channels: int, num_heads: int, max_frames: int, norm_groups: int) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(32, channels, eps=1e-6)
+        self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.attention_norms = nn.ModuleList(nn.LayerNorm(channels) for _ in range(2))
         self.attentions = nn.ModuleList(SelfAttention(channels, channels // num_heads) for _ in range(2))
@@ -57,9 +59,10 @@ class MotionModules(ModelMixin, ConfigMixin):
         channels: one width a block, ``unet.block_channels()``.
         num_heads: attention heads of every module.
         max_frames: length of the position table; longer clips are refused.
+        norm_groups: groups of the normalisation, the UNet's.
     """
 
     @register_to_config
-    def __init__(self, channels: list[int], num_heads: int = 8, max_frames: int = 32) -> None:
+    def __init__(self, channels: list[int], num_heads: int = 8, max_frames: int = 32, norm_groups: int = 32) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(MotionModule(width, num_heads, max_frames) for width in channels)
+        self.layers = nn.ModuleList(MotionModule(width, num_heads, max_frames, norm_groups) for width in channels)

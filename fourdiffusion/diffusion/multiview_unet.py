@@ -5,6 +5,7 @@ Letters: B clips, F frames, V views (the extra view last), C channels, h w laten
 
 from collections.abc import Iterator
 from itertools import repeat
+from typing import cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -48,7 +49,7 @@ class Level(nn.Module):
 
     def __init__(self, blocks: list[Block], resample: nn.Module | None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
+        self.blocks = cast(list[Block], nn.ModuleList(blocks))
         self.resample = resample
 
 
@@ -56,7 +57,8 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
     """SD 2.1's UNet with 3-D self-attention, camera embedding and image prompt (ImageDream, pixel variant).
 
     The defaults are the release's. The last view of the input is the extra view: the clean latent of the input image,
-    with an all-zero camera.
+    with an all-zero camera. ``prediction`` says what the output means: "epsilon", the noise, or "velocity",
+    sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z (Salimans and Ho 2022). Outside, ``Denoiser`` speaks of noise only.
     """
 
     _supports_gradient_checkpointing = True
@@ -76,8 +78,12 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         resampler_layers: int = 4,
         resampler_heads: int = 12,
         resampler_head_dim: int = 64,
+        norm_groups: int = 32,
+        prediction: str = "epsilon",
     ) -> None:
         super().__init__()
+        if prediction not in ("epsilon", "velocity"):
+            raise ValueError(f"prediction={prediction} is neither epsilon nor velocity")
         embedding_dim = 4 * channels[0]
         self.gradient_checkpointing = False
         self.timesteps = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -87,13 +93,18 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
             image_dim, context_dim, num_image_tokens, resampler_layers, resampler_heads, resampler_head_dim
         )
 
+        def resnet(width_in: int, width: int) -> ResnetBlock2D:
+            return ResnetBlock2D(
+                in_channels=width_in, out_channels=width, temb_channels=embedding_dim, groups=norm_groups, eps=1e-5
+            )
+
         def block(width_in: int, width: int, attention: bool) -> Block:
-            resnet = ResnetBlock2D(in_channels=width_in, out_channels=width, temb_channels=embedding_dim, eps=1e-5)
-            return Block(resnet, MultiviewTransformer(width, context_dim, head_dim) if attention else None)
+            transformer = MultiviewTransformer(width, context_dim, head_dim, norm_groups) if attention else None
+            return Block(resnet(width_in, width), transformer)
 
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         width, skips = channels[0], [channels[0]]
-        self.down = nn.ModuleList()
+        self.down = cast(list[Level], nn.ModuleList())
         for level, level_width in enumerate(channels):
             blocks = []
             for _ in range(blocks_per_level):
@@ -106,9 +117,9 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
                 skips.append(width)
 
         self.middle = block(width, width, True)
-        self.middle_out = ResnetBlock2D(in_channels=width, out_channels=width, temb_channels=embedding_dim, eps=1e-5)
+        self.middle_out = resnet(width, width)
 
-        self.up = nn.ModuleList()
+        self.up = cast(list[Level], nn.ModuleList())
         for level, level_width in reversed(list(enumerate(channels))):
             blocks = []
             for _ in range(blocks_per_level + 1):
@@ -116,7 +127,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
                 width = level_width
             self.up.append(Level(blocks, Upsample2D(width, use_conv=True) if level else None))
 
-        self.norm_out = nn.GroupNorm(32, width, eps=1e-5)
+        self.norm_out = nn.GroupNorm(norm_groups, width, eps=1e-5)
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
 
     def blocks(self) -> Iterator[Block]:
@@ -140,7 +151,8 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
             One entry a block, None where the block has no attention.
         """
         tokens = self.resampler(image)
-        return [block.attention and block.attention.block.attn2.project(text, tokens) for block in self.blocks()]
+        layers = (block.attention for block in self.blocks())
+        return [None if layer is None else layer.block.attn2.project(text, tokens) for layer in layers]
 
     def forward(
         self,
@@ -150,7 +162,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         camera: Tensor,
         motion: MotionModules | None = None,
     ) -> Tensor:
-        """Predicted noise.
+        """Predicted noise or velocity.
 
         Args:
             z: noisy latents [B, F, V, C, h, w]; the last view is the clean extra view.
@@ -160,7 +172,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
             motion: the motion layers; None gives the image model, frame by frame.
 
         Returns:
-            Noise [B, F, V, C, h, w], that of the extra view included (it means nothing).
+            ``prediction`` of all views [B, F, V, C, h, w], the extra view's included (it means nothing).
         """
         batch, frames, views = z.shape[:3]
         if motion is not None and frames > motion.config.max_frames:

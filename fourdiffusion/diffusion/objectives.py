@@ -3,7 +3,7 @@
 Each holds exactly the networks that its stage trains in ``trainable`` and freezes the rest.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as functional
@@ -11,44 +11,45 @@ from torch import Tensor, nn
 
 from fourdiffusion import cameras
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.distillation import add_noise
+from fourdiffusion.diffusion.distillation import add_noise, velocity
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 
 
 class AutoencoderObjective(nn.Module):
     """Stage ``vae``: reconstruct single images; L1 + 10 L2 + a small KL term, and latents that look like the image.
 
-    The last term holds the first three latent channels near the image, averaged down to their size. Without it a small
-    VAE stays grey for a thousand steps; with it colour is there from the start, and the latents are easy to denoise.
+    The last term holds the first three latent channels near the image, averaged down to their size: colour is there from
+    the start, and the latents are easy to denoise.
     """
 
     def __init__(self, pipeline: FourDiffusionPipeline, kl_weight: float) -> None:
         super().__init__()
+        self.vae = pipeline.vae
         self.trainable = nn.ModuleDict({"vae": pipeline.vae})
         self.kl_weight = kl_weight
         pipeline.vae.requires_grad_(True)
 
     def forward(self, images: Tensor, noise: Tensor) -> dict[str, Tensor]:
         """images [N, 3, H, W] in [0, 1], noise [N, C, h, w] for the posterior's sample."""
-        moments = self.trainable["vae"].encode(images * 2 - 1).latent_dist
-        decoded = self.trainable["vae"].decode(moments.mean + moments.std * noise).sample / 2 + 0.5
-        terms = {
+        moments = self.vae.encode(images * 2 - 1).latent_dist
+        decoded = self.vae.decode(moments.mean + moments.std * noise).sample / 2 + 0.5
+        small = functional.adaptive_avg_pool2d(images, (noise.shape[-2], noise.shape[-1])) * 2 - 1
+        return {
             "l1": functional.l1_loss(decoded, images),
             "l2": 10 * functional.mse_loss(decoded, images),
             "kl": self.kl_weight * moments.kl().sum() / noise.numel(),
-            "low_pass": functional.mse_loss(
-                moments.mean[:, :3], functional.adaptive_avg_pool2d(images, noise.shape[-2:]) * 2 - 1
-            ),
+            "low_pass": functional.mse_loss(moments.mean[:, :3], small),
         }
-        return terms
 
 
 class DiffusionObjective(nn.Module):
-    """Stages ``base`` and ``motion``: predict the noise of V views x F frames (paper Eq. 7).
+    """Stages ``base`` and ``motion``: denoise V views x F frames (paper Eq. 7).
 
     Stage ``base`` trains the UNet and both towers on single time steps, without motion layers; stage ``motion`` freezes
     all of these and trains the motion layers alone.
     """
+
+    alphas_cumprod: Tensor
 
     def __init__(
         self,
@@ -74,7 +75,7 @@ class DiffusionObjective(nn.Module):
         for module in trained.values():
             module.requires_grad_(True)
         # the tokens come from the second-to-last block: what follows it never gets a gradient
-        vision = getattr(pipeline.image_encoder, "vision_model", pipeline.image_encoder)
+        vision: Any = getattr(pipeline.image_encoder, "vision_model", pipeline.image_encoder)
         vision.encoder.layers[-1].requires_grad_(False)
         vision.post_layernorm.requires_grad_(False)
         self.trainable = nn.ModuleDict(trained)
@@ -120,8 +121,12 @@ class DiffusionObjective(nn.Module):
         alpha_bar = self.alphas_cumprod[timestep].view(-1, 1, 1, 1, 1, 1)
         views = torch.cat([add_noise(z, noise, alpha_bar), extra[:, :, None]], dim=2)
         predicted = pipeline.unet(views, timestep, context, camera, self.motion)[:, :, :-1]
-        error = (predicted - noise).square().flatten(1).mean(1)  # [B]
+        snr = (alpha_bar / (1 - alpha_bar)).flatten()
+        if pipeline.unet.config.prediction == "velocity":
+            wanted, emphasis = velocity(z, noise, alpha_bar), snr + 1
+        else:
+            wanted, emphasis = noise, snr  # what the squared error weighs as an error of the clean latents
+        error = (predicted - wanted).square().flatten(1).mean(1)  # [B]
         if self.min_snr_gamma is not None:
-            snr = (alpha_bar / (1 - alpha_bar)).flatten()
-            error = error * (self.min_snr_gamma / snr).clamp(max=1)
-        return {"noise_mse": error.mean()}
+            error = error * (self.min_snr_gamma / emphasis).clamp(max=1)
+        return {"mse": error.mean()}

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 
 from fourdiffusion import cameras
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.attention import KeysValues
-from fourdiffusion.diffusion.distillation import guide
+from fourdiffusion.diffusion.distillation import guide, noise_of_velocity
+from fourdiffusion.diffusion.encoders import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.errors import UserError
@@ -52,6 +52,8 @@ class ModelConfig:
     resampler_layers: int = 4
     resampler_heads: int = 12
     resampler_head_dim: int = 64
+    norm_groups: int = 32  # of the UNet's and the motion layers' group normalisation
+    prediction: str = "epsilon"  # what the UNet's output means: epsilon | velocity
     motion_heads: int = 8
     max_frames: int = 32
     vae_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
@@ -81,6 +83,7 @@ class Denoiser:
     motion: MotionModules | None  # None: the image model, frame by frame
     context: list[KeysValues | None]
     extra: Tensor  # latents of the extra view, [2, F, C, h, w]
+    alphas_cumprod: Tensor  # of the noise schedule, [1000]
 
     @torch.no_grad()
     def __call__(self, z: Tensor, timestep: int, c2w: Tensor) -> tuple[Tensor, Tensor]:
@@ -99,6 +102,8 @@ class Denoiser:
         camera = torch.cat([camera, torch.zeros_like(camera[:1])]).to(self.extra.dtype).expand(2, -1, -1)
         step = torch.full((2,), timestep, device=z.device)
         noise = self.unet(views, step, self.context, camera, self.motion)[:, :, :-1].to(z.dtype)
+        if self.unet.config.prediction == "velocity":
+            noise = noise_of_velocity(z, noise, self.alphas_cumprod[timestep])
         return noise[0], noise[1]
 
 
@@ -147,6 +152,7 @@ class FourDiffusionPipeline(DiffusionPipeline):
             motion=self.motion if use_motion else None,
             context=self.unet.encode_context(text, torch.stack([image, torch.zeros_like(image)])),
             extra=torch.stack([latents, torch.zeros_like(latents)]),
+            alphas_cumprod=self.scheduler.alphas_cumprod.to(latents.device),
         )
 
     @torch.no_grad()
@@ -204,24 +210,39 @@ class FourDiffusionPipeline(DiffusionPipeline):
     def save_whole(self, folder: Path) -> None:
         """``save_pretrained`` that replaces ``folder`` only once everything is written."""
         partial = folder.with_name(folder.name + ".partial")
+        if partial.exists():  # left by an interrupted run
+            shutil.rmtree(partial)
         self.save_pretrained(partial)
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
 
 
-def load_pipeline(path: str | None) -> FourDiffusionPipeline:
+def load_pipeline(path: str | Path | None) -> FourDiffusionPipeline:
     """A pipeline folder from disk, float32; UserError where it is missing, foreign or damaged."""
     if path is None or not (Path(path) / "model_index.json").is_file():
-        raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
-    folder = Path(path)
+        raise UserError(f"no model in {path}: model.path must name a pipeline folder (one with model_index.json)")
     try:
-        return FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another"
-        ) from error
+        pipeline = FourDiffusionPipeline.from_pretrained(path, local_files_only=True, torch_dtype=torch.float32)
+        _check_whole(Path(path), pipeline)
+    except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"the model in {path} cannot be loaded ({reason}): restore the folder, or choose another") from error
+    return pipeline
+
+
+def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
+    """ValueError where ``from_pretrained`` only warned: what a file lacks it fills with fresh weights and no words."""
+    if len(pipeline.tokenizer) < 256:  # one for each byte at least
+        raise ValueError(f"tokenizer: its vocabulary has {len(pipeline.tokenizer)} entries")
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            stored: set[str] = set()
+            for path in (folder / name).glob("*.safetensors"):
+                with safe_open(path, framework="pt") as file:
+                    stored.update(file.keys())
+            if different := sorted(stored ^ part.state_dict().keys()):
+                raise ValueError(f"{name}: the file and the model differ in {', '.join(different[:3])}")
 
 
 def noise_schedule() -> DDIMScheduler:
@@ -251,11 +272,13 @@ def fresh_pipeline(config: ModelConfig, captions: list[str], seed: int) -> FourD
             resampler_layers=config.resampler_layers,
             resampler_heads=config.resampler_heads,
             resampler_head_dim=config.resampler_head_dim,
+            norm_groups=config.norm_groups,
+            prediction=config.prediction,
         )
         tokenizer = encoders.train_tokenizer(captions, config.vocabulary, config.text_length)
         return FourDiffusionPipeline(
             unet=unet,
-            motion=MotionModules(unet.block_channels(), config.motion_heads, config.max_frames),
+            motion=MotionModules(unet.block_channels(), config.motion_heads, config.max_frames, config.norm_groups),
             vae=encoders.fresh_vae(
                 config.vae_channels, config.vae_blocks_per_level, config.vae_norm_groups, config.vae_attention
             ),

@@ -1,4 +1,4 @@
-"""Multiresolution hash encoding (Mueller et al. 2022), the same op with the same flat parameters as tiny-cuda-nn's HashGrid.
+"""Multiresolution hash encoding (Mueller et al. 2022): the op and the flat parameters of tiny-cuda-nn's HashGrid.
 
 A level l of a grid in D dimensions:
 
@@ -184,7 +184,7 @@ def _corners(cell: Tensor, frac: Tensor, multiplier: list[int], hashed: bool) ->
 
 
 class _NumbaEncoding(torch.autograd.Function):
-    """x [D, N], layouts ((num_dims, Levels), ...), one flat parameter vector each -> [C, N], the sum of the encodings."""
+    """x [D, N], layouts ((num_dims, Levels), ...), a flat parameter vector each -> [C, N], the encodings' sum."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layouts: tuple[tuple[int, Levels], ...], *params: Tensor) -> Tensor:

@@ -24,9 +24,9 @@ def march(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Cuts the part of each ray inside the ball into intervals of length ``step``; keeps those in occupied cells.
 
-    The lattice of a ray starts ``jitter`` steps before it enters the ball; its first and last interval are clipped to the
-    ball, so that the intervals cover the ray's part exactly. Skipping drops intervals and changes no other: with every
-    cell occupied the result is the one without a grid.
+    The lattice of a ray starts ``jitter`` steps before it enters the ball; its first and last interval are clipped to
+    the ball, so that the intervals cover the ray's part exactly. Skipping drops intervals and changes no other: with
+    every cell occupied the result is the one without a grid.
 
     Args:
         origins, directions: [R, 3], directions of length 1.
@@ -84,7 +84,8 @@ def _lookup(occupied: Tensor, origins: Tensor, directions: Tensor, t: Tensor, ra
     index = torch.zeros_like(t, dtype=torch.int32)
     for axis in range(3):
         # In units of cells, one axis after the other: no [R, S, 3] tensor.
-        base, slope = (origins[:, axis, None] / radius + 1) * (size / 2), directions[:, axis, None] * (size / 2 / radius)
+        base = (origins[:, axis, None] / radius + 1) * (size / 2)
+        slope = directions[:, axis, None] * (size / 2 / radius)
         index = index * size + torch.addcmul(base, t, slope).clamp_(0, size - 1).int()
     return occupied.flatten()[index.long()]
 
@@ -114,9 +115,10 @@ def _ray_starts(ray_index: Tensor, num_rays: int) -> Tensor:
 
 
 class _ExclusiveSum(torch.autograd.Function):
-    """values [N] -> for each sample the sum over the samples before it on its ray. In double: one running sum serves all.
+    """values [N] -> for each sample the sum over the samples before it on its ray.
 
-    Linear, so its gradient is its transpose: for each sample the sum of the gradients behind it on its ray.
+    In double, because one running sum serves all rays. Linear, so its gradient is its transpose: for each sample the
+    sum of the gradients behind it on its ray.
     """
 
     @staticmethod

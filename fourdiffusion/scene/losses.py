@@ -42,4 +42,3 @@ def ramp(step: int, start_value: float, end_value: float, num_steps: int, first_
         return start_value if step < first_step else end_value
     share = min(max((step - first_step) / num_steps, 0.0), 1.0)
     return start_value + share * (end_value - start_value)
-

@@ -135,9 +135,7 @@ def render(
     return RenderOutput(rgb, opacity, depth, ray_index, weights, positions, distances, normals)
 
 
-def _check_rays(
-    origins: Tensor, directions: Tensor, times: Tensor, background: Tensor, jitter: Tensor | None
-) -> int:
+def _check_rays(origins: Tensor, directions: Tensor, times: Tensor, background: Tensor, jitter: Tensor | None) -> int:
     num_rays = len(origins)
     if origins.shape != (num_rays, 3) or directions.shape != (num_rays, 3) or times.shape != (num_rays,):
         shapes = [list(value.shape) for value in (origins, directions, times)]
@@ -194,10 +192,13 @@ def render_image(
     """
     shape = origins.shape[:-1]
     times = times.to(origins)[..., None, None].expand(shape)
-    rays = (origins.reshape(-1, 3), directions.reshape(-1, 3), times.reshape(-1))
+    origins, directions, times = origins.reshape(-1, 3), directions.reshape(-1, 3), times.reshape(-1)
     pixels = []
-    for part in zip(*(values.split(chunk) for values in rays), strict=True):
-        out = render(field, occupancy, *part, background, config, density=density)
+    for first in range(0, len(times), chunk):
+        part = slice(first, first + chunk)
+        out = render(
+            field, occupancy, origins[part], directions[part], times[part], background, config, density=density
+        )
         pixels.append(torch.cat([out.rgb, out.opacity[:, None], out.depth[:, None]], dim=1))
     image = torch.cat(pixels).view(*shape, 5).movedim(-1, -3)
     rgb, opacity, depth = image.split([3, 1, 1], dim=-3)

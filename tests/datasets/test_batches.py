@@ -108,6 +108,7 @@ def test_images_are_what_the_cameras_see(clips: Path, augment: bool) -> None:
         ([-0.00001, 90, 180, 270], 4, [[0, 1, 2, 3]]),  # a rounding error below 0 is 0
         ([359.9, 90, 180, 270], 4, [[1, 2, 3, 0]]),
         ([0, 120, 240, 10], 3, [[0, 1, 2]]),
+        ([0, 90, 180, 270, 0.3, 90.3, 180.3, 270.3], 4, [[0, 1, 2, 3], [4, 5, 6, 7]]),  # two sets almost alike
     ],
 )
 def test_even_rigs(azimuths: list[float], num_views: int, expected: list[list[int]]) -> None:

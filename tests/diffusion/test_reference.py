@@ -68,7 +68,7 @@ def test_ddim_with_guidance(reference, model, inputs):
     text = torch.cat([inputs["text_tokens"], answers["negative_text_tokens"]])
     image = torch.stack([inputs["image_tokens"], torch.zeros_like(inputs["image_tokens"])])
     extra = torch.stack([inputs["image_latents"], torch.zeros_like(inputs["image_latents"])])
-    denoise = Denoiser(unet, motion, unet.encode_context(text, image), extra)
+    denoise = Denoiser(unet, motion, unet.encode_context(text, image), extra, answers["alphas_cumprod"])
     c2w = cameras.orbit(cameras.orthogonal_azimuths(4))
     torch.testing.assert_close(cameras.conditioning(c2w), inputs["camera"][:4], atol=1e-6, rtol=0)
     scheduler: DDIMScheduler = noise_schedule()

@@ -1,0 +1,230 @@
+"""The pipeline folder, its mistakes, and sampling."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_model import FRAMES, SIZE, tiny_clip, tiny_pipeline
+from torch import Tensor
+
+from fourdiffusion import cameras, media
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, load_pipeline, noise_schedule
+from fourdiffusion.errors import UserError
+
+PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> FourDiffusionPipeline:
+    pipeline = tiny_pipeline(moving=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def saved(pipeline: FourDiffusionPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline") / "model"
+    pipeline.save_whole(folder)
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(saved, tmp_path / "model")
+
+
+def video(index: int = 0) -> Tensor:
+    """[F, 3, H, W]."""
+    return media.composite(tiny_clip(index).rgba[0] / 255)
+
+
+# ---- the folder -----------------------------------------------------------------------------------------------------
+
+
+def test_round_trip(pipeline: FourDiffusionPipeline, saved: Path) -> None:
+    loaded = load_pipeline(saved)
+    for part in PARTS:
+        before, after = getattr(pipeline, part).state_dict(), getattr(loaded, part).state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before), part
+        assert not getattr(loaded, part).training
+    assert loaded.tokenizer("a green ball", padding="max_length").input_ids == (
+        pipeline.tokenizer("a green ball", padding="max_length").input_ids
+    )
+    assert loaded.unet.config.prediction == pipeline.unet.config.prediction
+    torch.testing.assert_close(loaded.scheduler.alphas_cumprod, noise_schedule().alphas_cumprod)
+    # Kernels round by where weights lie in memory: equal weights, almost equal samples.
+    torch.testing.assert_close(sample(loaded, video()), sample(pipeline, video()), atol=1e-4, rtol=1e-4)
+
+
+def test_files_are_safetensors_and_small_text(saved: Path) -> None:
+    assert {path.suffix for path in saved.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".txt"}
+
+
+def test_save_whole_replaces(copy: Path) -> None:
+    (copy / "left_over.txt").write_text("old")
+    partial = copy.with_name("model.partial")
+    partial.mkdir()  # as a killed run leaves it
+    (partial / "left_over.txt").write_text("old")
+    fresh = tiny_pipeline()
+    fresh.save_whole(copy)
+    assert not list(copy.parent.rglob("left_over.txt")) and not partial.exists()
+    assert not any(load_pipeline(copy).motion.layers[0].proj_out.weight.flatten().tolist())
+
+
+def refused(folder: Path | str | None, match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        load_pipeline(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    refused(tmp_path / "none", "no model in .*none: model.path must name a pipeline folder")
+    refused(str(tmp_path), "no model in")
+    refused(None, "model.path must name")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '"text"', '{"_class_name": "StableDiffusionPipeline", "_diffusers_version": "0.36"}'],
+)
+def test_foreign_index(copy: Path, content: str) -> None:
+    (copy / "model_index.json").write_text(content)
+    refused(copy, r"the model in .* cannot be loaded \(.+\)")
+
+
+def test_index_without_a_part(copy: Path) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    del index["motion"]
+    (copy / "model_index.json").write_text(json.dumps(index))
+    refused(copy, "motion")
+
+
+def test_index_with_an_unknown_class(copy: Path) -> None:
+    index = json.loads((copy / "model_index.json").read_text())
+    index["motion"][1] = "NoSuchModel"
+    (copy / "model_index.json").write_text(json.dumps(index))
+    refused(copy, "cannot be loaded")
+
+
+@pytest.mark.parametrize("part", ["unet", "motion", "vae", "text_encoder", "tokenizer", "scheduler"])
+def test_missing_part(copy: Path, part: str) -> None:
+    shutil.rmtree(copy / part)
+    refused(copy, "cannot be loaded")
+
+
+def test_tokenizer_without_a_vocabulary(copy: Path) -> None:
+    (copy / "tokenizer/tokenizer.json").unlink()
+    refused(copy, "tokenizer: its vocabulary has 2 entries")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
+@pytest.mark.parametrize("damage", ["cut", "text", "empty"])
+def test_damaged_weights(copy: Path, part: str, damage: str) -> None:
+    path = next((copy / part).glob("*.safetensors"))
+    content = path.read_bytes()
+    path.write_bytes({"cut": content[: len(content) // 2], "text": b"no tensors here", "empty": b""}[damage])
+    refused(copy, "cannot be loaded")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_missing_tensor_is_no_fresh_tensor(copy: Path, part: str) -> None:
+    path = next((copy / part).glob("*.safetensors"))
+    tensors = load_file(path)
+    name = sorted(tensors)[-1]
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+    refused(copy, f"cannot be loaded .*{part}.*{name}")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_an_extra_tensor_is_not_ignored(copy: Path, part: str) -> None:
+    path = next((copy / part).glob("*.safetensors"))
+    save_file(load_file(path) | {"stranger": torch.zeros(2)}, path, metadata={"format": "pt"})
+    refused(copy, f"cannot be loaded .*{part}.*stranger")
+
+
+@pytest.mark.parametrize("part", ["unet", "motion"])
+def test_a_tensor_of_another_shape(copy: Path, part: str) -> None:
+    path = next((copy / part).glob("*.safetensors"))
+    tensors = load_file(path)
+    name = sorted(tensors)[-1]
+    tensors[name] = torch.zeros(3, 3)
+    save_file(tensors, path, metadata={"format": "pt"})
+    refused(copy, "cannot be loaded")
+
+
+# ---- sampling -------------------------------------------------------------------------------------------------------
+
+
+def sample(pipeline: FourDiffusionPipeline, images: Tensor, seed: int = 0, use_motion: bool = True) -> Tensor:
+    denoiser = pipeline.prepare(images, "two balls", "", use_motion)
+    c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
+    return pipeline.sample(denoiser, c2w, 3, 2.0, torch.Generator().manual_seed(seed))
+
+
+def test_a_sample_depends_on_its_seed_and_video_alone(pipeline: FourDiffusionPipeline) -> None:
+    torch.manual_seed(1)
+    first = sample(pipeline, video())
+    assert first.shape == (FRAMES, 2, 4, SIZE // 2, SIZE // 2)
+    torch.manual_seed(2)
+    other_video, other_seed = sample(pipeline, video(1)), sample(pipeline, video(), seed=1)
+    assert torch.equal(sample(pipeline, video()), first)
+    assert not torch.allclose(other_video, first) and not torch.allclose(other_seed, first)
+
+
+@torch.no_grad()
+def test_branches_of_the_denoiser_never_meet(pipeline: FourDiffusionPipeline) -> None:
+    """Conditional and unconditional run as one batch; each is what it would be with any other beside it."""
+    c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
+    z = torch.randn(FRAMES, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
+    conditional, unconditional = pipeline.prepare(video(), "two balls", "")(z, 500, c2w)
+    other_negative, other_positive = (pipeline.prepare(video(), *words) for words in (("two balls", "ugly"), ("a", "")))
+    torch.testing.assert_close(other_negative(z, 500, c2w)[0], conditional, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(other_positive(z, 500, c2w)[1], unconditional, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pipeline.prepare(video(1), "a", "")(z, 500, c2w)[1], unconditional, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(other_negative(z, 500, c2w)[1], unconditional, atol=1e-4)
+
+
+@torch.no_grad()
+def test_without_motion_frames_are_denoised_alone(pipeline: FourDiffusionPipeline) -> None:
+    c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
+    z = torch.randn(FRAMES, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
+    images = video()
+    together = pipeline.prepare(images, "two balls", "", use_motion=False)
+    assert together.motion is None
+    for f in range(FRAMES):
+        alone = pipeline.prepare(images[f : f + 1], "two balls", "", use_motion=False)
+        for a, b in zip(together(z, 500, c2w), alone(z[f : f + 1], 500, c2w), strict=True):
+            torch.testing.assert_close(a[f : f + 1], b, atol=1e-5, rtol=1e-4)
+    with_motion = dataclasses.replace(together, motion=pipeline.motion)
+    assert not torch.allclose(with_motion(z, 500, c2w)[0], together(z, 500, c2w)[0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_velocity_and_epsilon_tell_of_the_same_noise(pipeline: FourDiffusionPipeline) -> None:
+    """Both branches' noise is sqrt(alpha_bar) v + sqrt(1 - alpha_bar) z_t of the network's raw output v."""
+    c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
+    z = torch.randn(FRAMES, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
+    denoiser = pipeline.prepare(video(), "two balls", "")
+    raw = denoiser(z, 500, c2w)
+    alpha_bar = pipeline.scheduler.alphas_cumprod[500]
+    pipeline.unet.register_to_config(prediction="velocity")
+    try:
+        noise = denoiser(z, 500, c2w)
+    finally:
+        pipeline.unet.register_to_config(prediction="epsilon")
+    for v, got in zip(raw, noise, strict=True):
+        torch.testing.assert_close(got, alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * z)
+
+
+def test_call_gives_videos_of_the_views(pipeline: FourDiffusionPipeline) -> None:
+    views = pipeline(video(), "two balls", num_views=3, num_inference_steps=2)
+    assert views.shape == (3, FRAMES, 3, SIZE, SIZE) and views.dtype == torch.float32
+    assert 0 <= views.min() and views.max() <= 1
+    again = pipeline(video(), "two balls", num_views=3, num_inference_steps=2)
+    assert torch.equal(again, views)
