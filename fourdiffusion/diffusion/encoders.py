@@ -99,7 +99,9 @@ def fresh_image_encoder(image_size: int, patch: int, width: int, layers: int, he
     )
 
 
-def fresh_vae(channels: list[int], blocks_per_level: int, norm_groups: int, attention: bool) -> AutoencoderKL:
+def fresh_vae(
+    channels: list[int], blocks_per_level: int, norm_groups: int, attention: bool, latent_channels: int
+) -> AutoencoderKL:
     """An untrained VAE that halves the image between each pair of levels."""
     levels = len(channels)
     vae = AutoencoderKL(
@@ -108,11 +110,11 @@ def fresh_vae(channels: list[int], blocks_per_level: int, norm_groups: int, atte
         block_out_channels=tuple(channels),
         layers_per_block=blocks_per_level,
         norm_num_groups=norm_groups,
-        latent_channels=4,
+        latent_channels=latent_channels,
         mid_block_add_attention=attention,
     )
     # A posterior as wide as its prior drowns all but the brightest signal: training then stays grey for very long.
-    nn.init.constant_(vae.quant_conv.bias[vae.config.latent_channels :], -6.0)
+    nn.init.constant_(vae.quant_conv.bias[latent_channels:], -6.0)
     return vae
 
 

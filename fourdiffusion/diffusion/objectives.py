@@ -18,8 +18,8 @@ from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 class AutoencoderObjective(nn.Module):
     """Stage ``vae``: reconstruct single images; L1 + 10 L2 + a small KL term, and latents that look like the image.
 
-    The last term holds the first three latent channels near the image, averaged down to their size: colour is there from
-    the start, and the latents are easy to denoise.
+    The last term holds the first three latent channels near the image, averaged down to their size: colour comes early
+    and the latents are easy to denoise.
     """
 
     def __init__(self, pipeline: FourDiffusionPipeline, kl_weight: float) -> None:

@@ -56,6 +56,7 @@ class ModelConfig:
     prediction: str = "epsilon"  # what the UNet's output means: epsilon | velocity
     motion_heads: int = 8
     max_frames: int = 32
+    latent_channels: int = 4
     vae_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
     vae_blocks_per_level: int = 2
     vae_norm_groups: int = 32
@@ -221,13 +222,16 @@ class FourDiffusionPipeline(DiffusionPipeline):
 def load_pipeline(path: str | Path | None) -> FourDiffusionPipeline:
     """A pipeline folder from disk, float32; UserError where it is missing, foreign or damaged."""
     if path is None or not (Path(path) / "model_index.json").is_file():
-        raise UserError(f"no model in {path}: model.path must name a pipeline folder (one with model_index.json)")
+        raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
+    folder = Path(path)
     try:
-        pipeline = FourDiffusionPipeline.from_pretrained(path, local_files_only=True, torch_dtype=torch.float32)
-        _check_whole(Path(path), pipeline)
+        pipeline = FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        _check_whole(folder, pipeline)
     except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"the model in {path} cannot be loaded ({reason}): restore the folder, or choose another") from error
+        raise UserError(
+            f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another"
+        ) from error
     return pipeline
 
 
@@ -262,6 +266,7 @@ def fresh_pipeline(config: ModelConfig, captions: list[str], seed: int) -> FourD
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = MultiviewUNet(
+            in_channels=config.latent_channels,
             channels=list(config.channels),
             attention_levels=list(config.attention_levels),
             blocks_per_level=config.blocks_per_level,
@@ -280,7 +285,11 @@ def fresh_pipeline(config: ModelConfig, captions: list[str], seed: int) -> FourD
             unet=unet,
             motion=MotionModules(unet.block_channels(), config.motion_heads, config.max_frames, config.norm_groups),
             vae=encoders.fresh_vae(
-                config.vae_channels, config.vae_blocks_per_level, config.vae_norm_groups, config.vae_attention
+                config.vae_channels,
+                config.vae_blocks_per_level,
+                config.vae_norm_groups,
+                config.vae_attention,
+                config.latent_channels,
             ),
             tokenizer=tokenizer,
             text_encoder=encoders.fresh_text_encoder(

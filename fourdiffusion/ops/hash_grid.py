@@ -17,7 +17,7 @@ import importlib.util
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import numpy as np
@@ -104,7 +104,7 @@ class HashGrid(nn.Module):
 
     def _numba_obstacle(self) -> str | None:
         """Why the numba backend cannot serve this grid; None where it can."""
-        if importlib.util.find_spec("numba") is None:
+        if not _numba_is_installed():
             return "cannot run: numba is not installed"
         if self.num_dims not in (3, 4) or self.config.features_per_level != 2:
             return f"cannot do {self.num_dims} dimensions with {self.config.features_per_level} features a level"
@@ -181,6 +181,11 @@ def _corners(cell: Tensor, frac: Tensor, multiplier: list[int], hashed: bool) ->
 
 
 # ---------------------------------------------------------------- numba
+
+
+@cache
+def _numba_is_installed() -> bool:
+    return importlib.util.find_spec("numba") is not None
 
 
 class _NumbaEncoding(torch.autograd.Function):

@@ -2,10 +2,9 @@
 
 Why it is built as it is:
 
-* The forward pass runs parallel over blocks of points, the backward pass parallel over levels: no two threads ever add
-  to the same entry, so nothing is atomic and the result does not depend on the number of threads, bit for bit.
-* A block is worked off level by level, a level in tiles of points: cells, then corners (both vectorised by the
-  compiler), then the table, whose level stays in cache.
+* Both passes run parallel over levels: no two threads ever add to the same entry, so nothing is atomic and the result
+  does not depend on the number of threads, bit for bit. A level's table stays in its core's cache.
+* A level is worked off in tiles of points: cells, then corners (both vectorised by the compiler), then the table.
 * The two features of an entry travel as one 8-byte value (a float64 in numba's eyes, whose bits are two float32): one
   load, one multiply-add, one store. `_add_scaled_pair` is the only arithmetic ever done on such a value.
 """

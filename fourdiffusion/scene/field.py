@@ -2,17 +2,17 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from fourdiffusion.checkpoints import save_tensors, write_atomic
 from fourdiffusion.errors import UserError
 from fourdiffusion.ops.hash_grid import HashGrid, HashGridConfig, summed_encodings
 from fourdiffusion.ops.mlp import perceptron
@@ -89,19 +89,20 @@ class DynamicField(nn.Module):
 
     def save(self, folder: Path) -> None:
         """Writes config.json and the weights; each file appears whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
         config = json.dumps({"_class_name": CLASS_NAME, **asdict(self.config)}, indent=2) + "\n"
-        temporary = folder / (CONFIG_FILE + ".part")
-        temporary.write_text(config, encoding="utf-8")
-        os.replace(temporary, folder / CONFIG_FILE)
-        temporary = folder / (WEIGHTS_FILE + ".part")
-        save_file({name: tensor.detach().cpu() for name, tensor in self.state_dict().items()}, temporary)
-        os.replace(temporary, folder / WEIGHTS_FILE)
+        write_atomic(folder / CONFIG_FILE, lambda partial: partial.write_text(config, encoding="utf-8"))
+        save_tensors(folder / WEIGHTS_FILE, self.state_dict(), {})
 
     @classmethod
     def load(cls, folder: Path, backend: str = "auto") -> "DynamicField":
         """The field that ``save`` wrote. Raises UserError for a folder that holds none."""
-        scene = cls(_read_config(folder / CONFIG_FILE), backend=backend)
+        path = folder / CONFIG_FILE
+        if not path.is_file():
+            raise UserError(f"{folder} is no scene: {path.name} is missing; give the scene/ folder of a fitted run")
+        try:
+            scene = cls(_parse_config(path.read_text(encoding="utf-8")), backend=backend)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # bad JSON is a ValueError
+            raise UserError(f"{path} is not a scene's configuration ({error}); fit the scene again") from error
         path = folder / WEIGHTS_FILE
         if not path.is_file():
             raise UserError(f"{folder} is no complete scene: {WEIGHTS_FILE} is missing; fit it again")
@@ -124,20 +125,14 @@ class _Perceptron(nn.Module):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
 
 
-def _read_config(path: Path) -> FieldConfig:
-    if not path.is_file():
-        raise UserError(f"{path.parent} is no scene: {path.name} is missing; give the scene/ folder of a fitted run")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        name = values.pop("_class_name")
-        if name != CLASS_NAME:
-            raise UserError(f"{path} describes a {name}, not a {CLASS_NAME}; give the scene/ folder of a fitted run")
-        for key in ("space", "spacetime"):
-            values[key] = HashGridConfig(**values[key])
-        config = FieldConfig(**values)
-        if len(values) != len(fields(FieldConfig)):
-            raise KeyError("a setting")
-        DynamicField(config)
-        return config
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not a scene's configuration ({error}); fit the scene again") from error
+def _parse_config(text: str) -> FieldConfig:
+    """The configuration in the text of a config.json; one of several kinds of error where it holds none."""
+    values = json.loads(text)
+    name = values.pop("_class_name")
+    if name != CLASS_NAME:
+        raise ValueError(f"it describes a {name}, not a {CLASS_NAME}")
+    if missing := {field.name for field in fields(FieldConfig)} - set(values):
+        raise ValueError(f"{', '.join(sorted(missing))} missing")
+    for key in ("space", "spacetime"):
+        values[key] = HashGridConfig(**values[key])
+    return FieldConfig(**values)

@@ -83,9 +83,9 @@ def refused(folder: Path | str | None, match: str) -> None:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "no model in .*none: model.path must name a pipeline folder")
-    refused(str(tmp_path), "no model in")
-    refused(None, "model.path must name")
+    refused(tmp_path / "none", "model.path=.*none holds no model: name a pipeline folder")
+    refused(str(tmp_path), "holds no model")
+    refused(None, "model.path=None holds no model")
 
 
 @pytest.mark.parametrize(
