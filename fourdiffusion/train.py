@@ -85,6 +85,8 @@ def train(config: TrainConfig) -> None:
     parameters = [p for p in objective.trainable.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     start = _resume(output, objective, optimizer)
+    if accelerator.is_main_process:
+        checkpoints.trim_log(output, start.step)
     ema = {name: value.clone() for name, value in start.ema.items()}
     pipeline.to(accelerator.device)
     for module in (pipeline.unet, pipeline.vae):
@@ -221,7 +223,6 @@ def _resume(
     }
     objective.trainable.load_state_dict(prefixes["weights."])
     checkpoints.restore_optimizer(optimizer, tensors)
-    checkpoints.trim_log(output, metadata["step"])
     return _State(metadata["step"], prefixes["ema."])
 
 

@@ -16,6 +16,7 @@ fourdiffusion data synth output="$data/train" num_clips=1500 num_workers=2
 fourdiffusion data synth output="$data/test" split=test num_clips=60 rig=orbit num_workers=2
 
 train experiment=tiny_vae output=runs/tiny_vae
+train experiment=tiny_vae_crops output=runs/tiny_vae_crops
 train experiment=tiny_base output=runs/tiny_base
 train experiment=tiny_motion output=runs/tiny_motion
 

@@ -43,7 +43,10 @@ class MotionModule(nn.Module):
     def forward(self, x: Tensor, num_frames: int, num_views: int) -> Tensor:
         """x [B F V, C, h, w] -> the same shape; frames attend to frames, the extra view takes part like any other."""
         height, width = x.shape[-2:]
-        tokens = self.norm(x).unflatten(0, (-1, num_frames, num_views))  # [B, F, V, C, h, w]
+        # Behind frozen layers x wants no gradient; torch 2.13's channels-last CPU kernel writes one all the same: a crash.
+        behind_frozen = torch.is_grad_enabled() and not x.requires_grad
+        tokens = self.norm(x.contiguous() if behind_frozen else x)
+        tokens = tokens.unflatten(0, (-1, num_frames, num_views))  # [B, F, V, C, h, w]
         tokens = self.proj_in(tokens.permute(0, 2, 4, 5, 1, 3).flatten(0, 3))  # [B V h w, F, C]
         for norm, attention in zip(self.attention_norms, self.attentions, strict=True):
             tokens = tokens + attention(norm(tokens) + self.positions[:num_frames])

@@ -91,3 +91,19 @@ def test_one_module_a_width() -> None:
     motion = MotionModules([32, 64, 32], num_heads=2, max_frames=4)
     assert [layer.proj_out.out_features for layer in motion.layers] == [32, 64, 32]
     assert motion.config.max_frames == 4
+
+
+def test_gradients_behind_frozen_layers() -> None:
+    """In any memory layout, whether or not the input itself wants a gradient (torch 2.13 crashed in one of the four)."""
+    torch.manual_seed(0)
+    module = MotionModule(CHANNELS, 2, 8, 8)
+    nn.init.normal_(module.proj_out.weight, std=0.3)
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for wanted in (False, True):
+            x = images().flatten(0, 2).contiguous(memory_format=layout).requires_grad_(wanted)
+            module.zero_grad(set_to_none=True)
+            module(x, FRAMES, VIEWS).square().sum().backward()
+            found.append([parameter.grad for parameter in module.parameters()])
+    for gradients in found[1:]:
+        torch.testing.assert_close(gradients, found[0], atol=1e-3, rtol=1e-4)
