@@ -93,23 +93,39 @@ def open_run(folder: Path, config: Any, free: set[str]) -> None:
         free: top-level settings that may differ when a run goes on (how long, how often to report).
 
     Raises:
-        UserError: the folder holds a run with other settings, or files that no run of ours wrote.
+        UserError: the folder cannot be made, holds a run with other settings, or files that no run of ours wrote.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={folder} cannot be made ({error.strerror}): choose another output") from error
     settings = dataclasses.asdict(config)
     path = folder / "config.yaml"
     if path.is_file():
-        old = yaml.safe_load(path.read_text())["settings"]
+        old = _flat(_read_settings(path))
         for key, value in _flat(settings).items():
-            before = _flat(old).get(key)
+            before = old.get(key)
             if before != value and key.split(".")[0] not in free:
                 raise UserError(
                     f"{folder} holds a run with {key}={before}, this one has {key}={value}: "
                     "choose another output, or delete that folder"
                 )
-    elif folder.exists() and any(folder.iterdir()):
+    elif any(entry.suffix != ".partial" for entry in folder.iterdir()):  # a start that was killed leaves one
         raise UserError(f"{folder} is not empty and holds no run of ours: choose another output")
     text = yaml.safe_dump({"commit": git_commit(), "settings": settings}, sort_keys=False)
     write_atomic(path, lambda partial: partial.write_text(text))
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a run's ``config.yaml``; UserError where it is damaged or no run of ours wrote it."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError):
+        content = None
+    settings = content.get("settings") if isinstance(content, dict) else None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is damaged or not ours: choose another output, or delete that folder")
+    return settings
 
 
 def append_log(folder: Path, line: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@
 """
 
 import contextlib
-import json
 import math
 import time
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from fourdiffusion import checkpoints, media
 from fourdiffusion.datasets.batches import Batch, ClipBatches, DataConfig
-from fourdiffusion.datasets.clips import list_clips
+from fourdiffusion.datasets.clips import list_clips, read_caption
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, ModelConfig, fresh_pipeline, load_pipeline
@@ -69,12 +68,11 @@ def train(config: TrainConfig) -> None:
     if config.stage not in STAGES:
         raise UserError(f"stage={config.stage} is none of {', '.join(STAGES)}")
     output = Path(config.output)
-    accelerator = Accelerator(
-        cpu=config.cpu, mixed_precision=config.mixed_precision, log_with=config.trackers or None, project_dir=output
-    )
+    accelerator = _accelerator(config, output)
     num_frames = config.data.num_frames if config.stage == "motion" else 1
     data = ClipBatches(config.data, num_frames, config.batch_size, config.seed, accelerator.process_index, config.steps)
     pipeline = _pipeline(config, data)
+    _check(config, pipeline, data)
     if accelerator.is_main_process:
         checkpoints.open_run(
             output, config, free={"steps", "log_every", "checkpoint_every", "sample_every", "trackers"}
@@ -161,13 +159,42 @@ class _State:
     ema: dict[str, Tensor]
 
 
+def _accelerator(config: TrainConfig, output: Path) -> Accelerator:
+    """The processes that train. UserError for a precision or a tracker that cannot be had here."""
+    try:
+        accelerator = Accelerator(
+            cpu=config.cpu, mixed_precision=config.mixed_precision, log_with=config.trackers or None, project_dir=output
+        )
+    except ValueError as error:
+        raise UserError(f"mixed_precision={config.mixed_precision}, trackers={config.trackers}: {error}") from error
+    if absent := set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}:
+        raise UserError(f"trackers: {', '.join(absent)} is not installed; install it, or rely on log.jsonl")
+    return accelerator
+
+
+def _check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipBatches) -> None:
+    """UserError where clips, model and settings do not fit together: known before there is a run folder."""
+    for name in ("batch_size", "log_every", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise UserError(f"{name}={getattr(config, name)}: give at least 1")
+    longest = pipeline.motion.config.max_frames
+    if config.stage == "motion" and config.data.num_frames > longest:
+        raise UserError(f"data.num_frames={config.data.num_frames}: the motion layers know {longest} frames at most")
+    halvings = len(pipeline.vae.config.block_out_channels) - 1
+    halvings += len(pipeline.unet.config.channels) - 1 if config.stage != "vae" else 0
+    height, width = data[0].target.shape[-2:]
+    if height % 2**halvings or width % 2**halvings:
+        raise UserError(
+            f"{config.data.path} holds clips of {width} x {height} pixels: this model needs multiples of {2**halvings}"
+        )
+
+
 def _pipeline(config: TrainConfig, data: ClipBatches) -> FourDiffusionPipeline:
     if config.model.path is not None:
         return load_pipeline(config.model.path)
     if config.stage == "motion":
         raise UserError("stage=motion needs a trained base: set model.path to its pipeline folder")
-    captions = [json.loads((folder / "transforms.json").read_text())["caption"] for folder in data.folders]
-    return fresh_pipeline(config.model, captions, config.seed)
+    return fresh_pipeline(config.model, [read_caption(folder) for folder in data.folders], config.seed)
 
 
 def _objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> AutoencoderObjective | DiffusionObjective:

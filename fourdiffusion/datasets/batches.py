@@ -43,6 +43,9 @@ class ClipBatches(Dataset[Batch]):
     """Item ``step`` is the batch that one process sees at that training step."""
 
     def __init__(self, config: DataConfig, num_frames: int, batch_size: int, seed: int, rank: int, steps: int) -> None:
+        for name in ("num_views", "num_frames", "frame_stride"):
+            if getattr(config, name) < 1:
+                raise UserError(f"data.{name}={getattr(config, name)}: give at least 1")
         self.config, self.num_frames, self.batch_size = config, num_frames, batch_size
         self.seed, self.rank, self.steps = seed, rank, steps
         self.folders = list_clips(Path(config.path))

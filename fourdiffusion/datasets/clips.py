@@ -100,6 +100,12 @@ def write_clip(folder: Path, clip: Clip) -> None:
     partial.rename(folder)
 
 
+def read_caption(folder: Path) -> str:
+    """A clip's caption, without its images; UserError as of ``read_clip``."""
+    path = folder / "transforms.json"
+    return str(_key(path, _read_json(path), "caption"))
+
+
 def read_clip(folder: Path) -> Clip:
     """Reads a clip; UserError names the file and the remedy where it is not one."""
     path = folder / "transforms.json"

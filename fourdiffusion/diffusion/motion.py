@@ -43,7 +43,7 @@ class MotionModule(nn.Module):
     def forward(self, x: Tensor, num_frames: int, num_views: int) -> Tensor:
         """x [B F V, C, h, w] -> the same shape; frames attend to frames, the extra view takes part like any other."""
         height, width = x.shape[-2:]
-        # Behind frozen layers x wants no gradient; torch 2.13's channels-last CPU kernel writes one all the same: a crash.
+        # Behind frozen layers x wants no gradient. torch 2.13's channels-last CPU kernel writes one: it crashes.
         behind_frozen = torch.is_grad_enabled() and not x.requires_grad
         tokens = self.norm(x.contiguous() if behind_frozen else x)
         tokens = tokens.unflatten(0, (-1, num_frames, num_views))  # [B, F, V, C, h, w]

@@ -94,7 +94,7 @@ def test_one_module_a_width() -> None:
 
 
 def test_gradients_behind_frozen_layers() -> None:
-    """In any memory layout, whether or not the input itself wants a gradient (torch 2.13 crashed in one of the four)."""
+    """In any memory layout, whether or not the input wants a gradient; torch 2.13 crashes in one of the four cases."""
     torch.manual_seed(0)
     module = MotionModule(CHANNELS, 2, 8, 8)
     nn.init.normal_(module.proj_out.weight, std=0.3)

@@ -1,0 +1,119 @@
+"""`generate` from a video file to pictures and a clip, and its mistakes."""
+
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import SIZE, tiny_clip, tiny_config, write_model
+
+from fourdiffusion import cameras
+from fourdiffusion.datasets.clips import read_clip
+from fourdiffusion.device import resolve_device
+from fourdiffusion.errors import UserError
+from fourdiffusion.generate import GenerateConfig, generate
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An animated gif with transparency, of another size than the model's."""
+    path = tmp_path_factory.mktemp("video") / "balls.gif"
+    frames = [Image.fromarray(np.array(image.permute(1, 2, 0))).resize((40, 24)) for image in tiny_clip(0).rgba[0]]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, loop=0, disposal=2)
+    return path
+
+
+def settings(model: Path, video: Path, output: Path, **changes: object) -> GenerateConfig:
+    values: dict[str, object] = {
+        "video": str(video),
+        "output": str(output),
+        "prompt": "two balls",
+        "num_frames": 3,
+        "num_views": 2,
+        "device": "cpu",
+        "model": tiny_config(str(model)),
+    }
+    return GenerateConfig(**values | changes)  # type: ignore[arg-type]
+
+
+def test_video_to_views(model: Path, video: Path, tmp_path: Path) -> None:
+    generate(settings(model, video, tmp_path / "run", elevation_deg=10.0))
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.yaml", "view_000.mp4", "view_180.mp4", "contact_sheet.png", "clip"
+    }  # fmt: skip
+    for name in ("view_000.mp4", "view_180.mp4"):
+        with av.open(str(tmp_path / "run" / name)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 3
+    with Image.open(tmp_path / "run/contact_sheet.png") as sheet:
+        assert sheet.width > 3 * SIZE and sheet.height > 3 * SIZE
+    clip = read_clip(tmp_path / "run/clip")
+    assert clip.rgba.shape == (2, 3, 4, SIZE, SIZE) and bool((clip.rgba[:, :, 3] == 255).all())
+    torch.testing.assert_close(clip.c2w, cameras.orbit(torch.tensor([0.0, 180.0]), 10.0))
+    assert clip.caption == "two balls" and clip.times.tolist() == [0.0, 0.5, 1.0]
+
+
+def test_seed_decides(model: Path, video: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        generate(settings(model, video, tmp_path / name, seed=seed))
+    a, b, c = (read_clip(tmp_path / name / "clip").rgba for name in "abc")
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    generate(settings(model, video, tmp_path / "a"))  # the same command again
+    with pytest.raises(UserError, match="holds a run with seed=0, this one has seed=1"):
+        generate(settings(model, video, tmp_path / "a", seed=1))
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"video": "/no/such/video.mp4"}, "/no/such/video.mp4 does not exist"),
+        ({"num_frames": 0}, "num_frames=0: give 1 to"),
+        ({"num_frames": 9}, "num_frames=9: the motion layers know 8 frames"),
+        ({"num_views": 0}, "num_views=0: give 1 to"),
+        ({"elevation_deg": 90.0}, "elevation_deg=90.0: give -89 to 89"),
+        ({"device": "gpu"}, "device=gpu is unknown"),
+        ({"model": tiny_config()}, "model.path=None holds no model"),
+        ({"model": tiny_config("/no/such/folder")}, "model.path=/no/such/folder holds no model"),
+        ({"alpha": "guess"}, "alpha=guess is unknown"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(
+    model: Path, video: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        generate(settings(model, video, tmp_path / "run", **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_many_sampling_steps(model: Path, video: Path, tmp_path: Path) -> None:
+    config = settings(model, video, tmp_path / "run")
+    config.model.sampling_steps = 1001
+    with pytest.raises(UserError, match="model.sampling_steps=1001: give 1 to 1000"):
+        generate(config)
+
+
+def test_output_that_is_something_else(model: Path, video: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="is not empty and holds no run of ours"):
+        generate(settings(model, video, tmp_path))
+    with pytest.raises(UserError, match="notes.txt cannot be made"):
+        generate(settings(model, video, tmp_path / "notes.txt"))
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_resolve_device() -> None:
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "", "cpu:x", "meta"):
+        with pytest.raises(UserError, match="is unknown: choose auto, cpu or cuda"):
+            resolve_device(name)
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="device=cuda:1, but torch sees no CUDA GPU"):
+            resolve_device("cuda:1")
