@@ -1,0 +1,432 @@
+"""Body plans of the synthetic world: trees of joints that carry ellipsoids.
+
+Lengths are free units (the whole is scaled to a ball afterwards), angles of swings are radians. A positive swing about
+y moves a hanging leg backwards and a nose down; about x it lifts the left side. z is up, the creature faces +x.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+# Material slots, the same for every creature.
+BODY, LIMB, ACCENT, ODD, NOSE, EYE, PUPIL = range(7)
+
+Vector = tuple[float, float, float]
+AXES: dict[str, Vector] = {"x": (1.0, 0.0, 0.0), "y": (0.0, 1.0, 0.0), "z": (0.0, 0.0, 1.0)}
+
+
+@dataclass
+class Joint:
+    """One hinge: angle(t) = bias + swing * sin(2 pi cycles multiple t + phase) + turn * (t - 1/2), in radians."""
+
+    parent: int
+    offset: Vector
+    rest: Vector = (0.0, 0.0, 0.0)  # Euler angles in degrees, turned about x first, then y, then z
+    axis: str = "y"
+    bias: float = 0.0
+    swing: float = 0.0
+    multiple: int = 1
+    phase: float = 0.0
+    slide: Vector = (0.0, 0.0, 0.0)  # offset(t) = offset + slide * sin(the same argument)
+    turn: float = 0.0
+
+
+@dataclass
+class Part:
+    """One ellipsoid in the frame of its joint."""
+
+    joint: int
+    centre: Vector
+    radii: Vector
+    material: int
+    rotation: np.ndarray = field(default_factory=lambda: np.eye(3))
+
+
+def euler(degrees: Vector) -> np.ndarray:
+    """Rotation matrix [3, 3]: about x, then y, then z."""
+    x, y, z = (math.radians(d) for d in degrees)
+    rx = np.array([[1, 0, 0], [0, math.cos(x), -math.sin(x)], [0, math.sin(x), math.cos(x)]])
+    ry = np.array([[math.cos(y), 0, math.sin(y)], [0, 1, 0], [-math.sin(y), 0, math.cos(y)]])
+    rz = np.array([[math.cos(z), -math.sin(z), 0], [math.sin(z), math.cos(z), 0], [0, 0, 1]])
+    return rz @ ry @ rx
+
+
+def _z_to(vector: np.ndarray) -> np.ndarray:
+    """A rotation [3, 3] whose z column points along the vector."""
+    z = vector / np.linalg.norm(vector)
+    helper = np.array([0.0, 1.0, 0.0]) if abs(z[1]) < 0.9 else np.array([1.0, 0.0, 0.0])
+    x = np.cross(helper, z)
+    x /= np.linalg.norm(x)
+    return np.stack([x, np.cross(z, x), z], axis=1)
+
+
+
+
+class Builder:
+    """Collects the joints and parts of one creature; `u` draws a proportion."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self.joints: list[Joint] = []
+        self.parts: list[Part] = []
+
+    def u(self, low: float, high: float) -> float:
+        return float(self.rng.uniform(low, high))
+
+    def chance(self, probability: float) -> bool:
+        return bool(self.rng.random() < probability)
+
+    def joint(self, joint: Joint) -> int:
+        self.joints.append(joint)
+        return len(self.joints) - 1
+
+    def part(self, joint: int, centre: Vector, radii: Vector, material: int, rotate: Vector = (0.0, 0.0, 0.0)) -> None:
+        self.parts.append(Part(joint, centre, radii, material, euler(rotate)))
+
+    def bone(self, joint: int, vector: Vector, radius: float, material: int) -> None:
+        """An ellipsoid from the joint's origin along the vector, a little longer than it so that bones overlap."""
+        v = np.array(vector)
+        middle = (vector[0] / 2, vector[1] / 2, vector[2] / 2)
+        half = float(np.linalg.norm(v)) / 2 + 0.5 * radius
+        self.parts.append(Part(joint, middle, (radius, radius, half), material, _z_to(v)))
+
+    def root(self, bob: float = 0.0, phase: float = 0.0, multiple: int = 2) -> int:
+        """Two joints: the slow turn of the whole object, then the bob of the body with a small sway."""
+        turn = math.radians(self.u(20, 40)) * (1 if self.chance(0.5) else -1) if self.chance(0.3) else 0.0
+        base = self.joint(Joint(-1, (0, 0, 0), axis="z", swing=self.u(0.0, 0.08), turn=turn))
+        return self.joint(
+            Joint(base, (0, 0, 0), axis="x", swing=self.u(0.0, 0.10), multiple=multiple, phase=phase, slide=(0, 0, bob))
+        )
+
+    def eyes(self, joint: int, centre: Vector, radii: Vector, size: float, azimuth: float, elevation: float) -> None:
+        """Two eyes with pupils on the ellipsoid of a head; angles in degrees from straight ahead."""
+        a, e = math.radians(azimuth), math.radians(elevation)
+        for side in (1, -1):
+            d = (math.cos(a) * math.cos(e), side * math.sin(a) * math.cos(e), math.sin(e))
+            at = [c + 0.88 * r * k for c, r, k in zip(centre, radii, d, strict=True)]
+            self.part(joint, (at[0], at[1], at[2]), (size, size, size), EYE)
+            look = 0.58 * size
+            pupil = (at[0] + look * (0.6 * d[0] + 0.4), at[1] + look * d[1], at[2] + look * d[2])
+            self.part(joint, pupil, (0.62 * size, 0.62 * size, 0.62 * size), PUPIL)
+
+    def ears(self, joint: int, radii: Vector, style: str) -> None:
+        """Ears or horns on a head at the joint's origin."""
+        x, y, z = radii
+        for side in (1, -1):
+            if style == "pointed":
+                self.part(
+                    joint, (-0.2 * x, side * 0.6 * y, 1.05 * z), (0.035, 0.06, 0.12), ACCENT, (-side * 20, -10, 0)
+                )
+            elif style == "round":
+                self.part(joint, (-0.1 * x, side * 0.85 * y, 0.8 * z), (0.04, 0.085, 0.085), ACCENT)
+            elif style == "long":
+                ear = self.joint(
+                    Joint(joint, (-0.2 * x, side * 0.5 * y, 0.8 * z), (-side * 12, -15, 0), "y", swing=0.3)
+                )
+                self.part(ear, (0, 0, 0.14), (0.035, 0.055, 0.17), LIMB)
+            elif style == "floppy":
+                ear = self.joint(Joint(joint, (0, side * 0.9 * y, 0.5 * z), (side * 20, 0, 0), "x", swing=side * 0.25))
+                self.part(ear, (0, 0, -0.10), (0.07, 0.03, 0.13), ACCENT)
+            elif style == "horns":
+                self.part(joint, (-0.1 * x, side * 0.5 * y, 1.15 * z), (0.03, 0.03, 0.12), NOSE, (-side * 25, 20, 0))
+
+    def tail(self, joint: int, offset: Vector, count: int, length: float, radius: float, lift: float) -> None:
+        """A wagging tail of `count` bones pointing backwards; `lift` in degrees."""
+        for k in range(count):
+            rest = (0.0, lift if k == 0 else lift / 3, 0.0)
+            joint = self.joint(Joint(joint, offset, rest, "z", swing=self.u(0.25, 0.45), phase=-0.8 * k))
+            self.bone(joint, (-length, 0, 0), radius * (1 - 0.2 * k), ACCENT if k == count - 1 else BODY)
+            offset = (-length, 0, 0)
+
+    def leg(self, joint: int, at: Vector, upper: float, lower: float, radius: float, gait: Vector, odd: bool) -> None:
+        """Hip, knee and foot; gait is (swing of the hip, phase, bend of the knee: positive bends the foot back)."""
+        swing, phase, bend = gait
+        material = ODD if odd else LIMB
+        hip = self.joint(Joint(joint, at, axis="y", swing=swing, phase=phase, bias=-0.3 * bend))
+        self.bone(hip, (0, 0, -upper), radius, material)
+        knee = self.joint(
+            Joint(hip, (0, 0, -upper), axis="y", bias=0.7 * bend, swing=0.6 * abs(bend), phase=phase + math.pi / 2)
+        )
+        self.bone(knee, (0, 0, -lower), 0.85 * radius, material)
+        self.part(knee, (0.5 * radius, 0, -lower), (1.5 * radius, 1.05 * radius, 0.7 * radius), ACCENT)
+
+    def wing(self, joint: int, at: Vector, side: int, span: float, chord: float, swing: float) -> None:
+        """A flapping wing of two flat parts, the outer one lagging."""
+        for k, share in enumerate((0.5, 0.6)):
+            s = side * swing * (1.0 if k == 0 else 0.7)
+            joint = self.joint(Joint(joint, at, (0, 0, -side * 10 * k), "x", bias=side * 0.1, swing=s, phase=-0.9 * k))
+            half = share * span / 2
+            self.part(
+                joint, (0, side * half, 0), (chord * (1 - 0.2 * k), half * 1.25, 0.035), LIMB if k == 0 else ACCENT
+            )
+            at = (-0.1 * chord, side * 2 * half, 0)
+
+
+def _quadruped(b: Builder) -> str:
+    length, width, height = b.u(0.24, 0.34), b.u(0.15, 0.21), b.u(0.15, 0.21)
+    winged = b.chance(0.25)
+    root = b.root(bob=b.u(0.01, 0.03))
+    b.part(root, (0, 0, 0), (length, width, height), BODY)
+    b.part(root, (0.55 * length, 0, 0.03), (0.6 * length, 1.05 * width, 1.05 * height), BODY)
+    neck = b.joint(
+        Joint(root, (0.8 * length, 0, 0.5 * height), (0, -b.u(20, 60), 0), "y", swing=b.u(0.05, 0.2), multiple=2)
+    )
+    reach = b.u(0.14, 0.34)
+    b.bone(neck, (reach, 0, 0), b.u(0.075, 0.11), BODY)
+    size = b.u(0.13, 0.18)
+    head = b.joint(Joint(neck, (reach + 0.4 * size, 0, 0.02), (0, b.u(20, 50), 0), "z", swing=b.u(0.0, 0.3)))
+    radii = (1.1 * size, 0.95 * size, size)
+    b.part(head, (0, 0, 0), radii, BODY)
+    snout = b.u(0.4, 1.1) * size
+    b.part(head, (size + 0.3 * snout, 0, -0.25 * size), (0.4 * size + 0.5 * snout, 0.55 * size, 0.45 * size), ACCENT)
+    b.part(head, (size + 0.85 * snout, 0, -0.12 * size), (0.25 * size, 0.3 * size, 0.25 * size), NOSE)
+    b.eyes(head, (0, 0, 0), radii, 0.30 * size, b.u(38, 52), 28)
+    b.ears(head, radii, str(b.rng.choice(["pointed", "round", "long", "floppy", "horns"])))
+    b.tail(root, (-0.9 * length, 0, 0.4 * height), 3, b.u(0.09, 0.15), b.u(0.035, 0.06), b.u(-20, 50))
+    radius, upper, lower, swing = b.u(0.055, 0.085), b.u(0.15, 0.22), b.u(0.12, 0.18), b.u(0.4, 0.65)
+    odd = int(b.rng.integers(0, 8))  # 0..3: that leg has the odd colour
+    for k, (x, side, phase) in enumerate([(0.75, 1, 0.0), (0.75, -1, math.pi), (-0.7, 1, math.pi), (-0.7, -1, 0.0)]):
+        at = (x * length, side * 0.65 * width, -0.5 * height)
+        b.leg(root, at, upper, lower, radius, (swing, phase, 0.5 if x < 0 else -0.3), odd == k)
+    if winged:
+        for side in (1, -1):
+            b.wing(root, (0.2 * length, side * 0.5 * width, 0.8 * height), side, b.u(0.45, 0.6), 0.14, b.u(0.5, 0.8))
+    return "winged quadruped walking" if winged else "quadruped walking"
+
+
+def _biped(b: Builder) -> str:
+    width, height = b.u(0.16, 0.23), b.u(0.18, 0.25)
+    root = b.root(bob=b.u(0.015, 0.04))
+    b.part(root, (0, 0, 0), (0.75 * width, width, height), BODY)
+    b.part(root, (0, 0, -0.7 * height), (0.7 * width, 0.9 * width, 0.5 * height), LIMB)
+    head = b.joint(Joint(root, (0, 0, 1.0 * height), axis="z", swing=b.u(0.1, 0.5)))
+    size = b.u(0.15, 0.21)
+    radii = (size, size, b.u(0.9, 1.1) * size)
+    shift = (0.02, 0.0, 0.75 * size)
+    nod = b.joint(Joint(head, shift, axis="y", swing=b.u(0.05, 0.2), multiple=2))
+    b.part(nod, (0, 0, 0), radii, ACCENT if b.chance(0.4) else BODY)
+    b.eyes(nod, (0, 0, 0), radii, 0.26 * size, b.u(26, 36), 18)
+    b.part(nod, (0.98 * size, 0, -0.12 * size), (b.u(0.2, 0.5) * size, 0.2 * size, 0.18 * size), NOSE)
+    hat = str(b.rng.choice(["hair", "pointed", "round", "horns", "long"]))
+    if hat == "hair":
+        b.part(nod, (-0.3 * size, 0, 0.35 * size), (0.95 * size, 1.04 * size, 0.85 * size), LIMB)
+    else:
+        b.ears(nod, radii, hat)
+    if b.chance(0.6):  # a backpack tells the back from the front
+        b.part(root, (-0.9 * width, 0, 0.15 * height), (0.5 * width, 0.75 * width, 0.65 * height), ACCENT)
+    swing, radius = b.u(0.5, 0.9), b.u(0.06, 0.08)
+    lifted, wave = b.u(15, 70), b.chance(0.3)
+    odd = int(b.rng.integers(0, 4))  # 0, 1: that arm; 2, 3: that leg
+    for k, side in enumerate((1, -1)):
+        shoulder = (0.0, side * 0.9 * width, 0.65 * height)
+        phase = 0.0 if side > 0 else math.pi
+        raise_arm = 130.0 if wave and side > 0 else lifted * 0.6
+        arm = b.joint(Joint(root, shoulder, (side * raise_arm, 0, 0), "y", swing=swing, phase=phase))
+        b.bone(arm, (0, 0, -0.2), radius, ODD if odd == k else LIMB)
+        elbow = b.joint(Joint(arm, (0, 0, -0.2), axis="y", bias=-0.6, swing=0.4, phase=phase))
+        b.bone(elbow, (0, 0, -0.16), 0.85 * radius, ODD if odd == k else BODY)
+        b.part(elbow, (0, 0, -0.2), (0.065, 0.065, 0.065), ACCENT)
+        at = (0.0, side * 0.55 * width, -0.95 * height)
+        b.leg(root, at, 0.17, 0.16, 1.2 * radius, (swing, phase + math.pi, 0.5), odd == k + 2)
+    return "biped waving" if wave else "biped walking"
+
+
+def _bird(b: Builder) -> str:
+    length, width = b.u(0.2, 0.27), b.u(0.14, 0.19)
+    root = b.root(bob=-b.u(0.03, 0.06), multiple=1)
+    body = b.joint(Joint(root, (0, 0, 0), (0, -b.u(5, 35), 0), "y", swing=0.06))
+    b.part(body, (0, 0, 0), (length, width, width), BODY)
+    b.part(body, (0.35 * length, 0, -0.03), (0.6 * length, 0.95 * width, 0.95 * width), ACCENT)
+    head = b.joint(Joint(body, (0.9 * length, 0, 0.8 * width), (0, b.u(5, 30), 0), "y", swing=0.15, multiple=2))
+    size = b.u(0.12, 0.16)
+    b.bone(body, (0.9 * length, 0, 0.8 * width), 0.8 * size, BODY)
+    radii = (1.05 * size, size, size)
+    b.part(head, (0, 0, 0), radii, BODY)
+    beak = b.u(0.5, 1.2) * size
+    b.part(
+        head, (size + 0.4 * beak, 0, -0.1 * size), (0.3 * size + 0.5 * beak, 0.3 * size, 0.28 * size), NOSE, (0, 8, 0)
+    )
+    b.eyes(head, (0, 0, 0), radii, 0.30 * size, b.u(45, 60), 20)
+    if b.chance(0.5):
+        b.part(head, (-0.4 * size, 0, 1.1 * size), (0.5 * size, 0.12 * size, 0.6 * size), NOSE, (0, -35, 0))
+    fan = b.joint(Joint(body, (-0.9 * length, 0, 0.02), (0, b.u(0, 25), 0), "y", swing=0.25, phase=1.0))
+    for k in (-1, 0, 1):
+        b.part(fan, (-0.14, 0.07 * k, 0), (0.17, 0.06, 0.025), ODD if k == 1 else ACCENT, (0, 0, -k * 22))
+    span, chord, swing = b.u(0.30, 0.44), b.u(0.13, 0.19), b.u(0.55, 0.85)
+    for side in (1, -1):
+        b.wing(body, (0.1 * length, side * 0.6 * width, 0.5 * width), side, span, chord, swing)
+        leg = b.joint(Joint(body, (-0.2 * length, side * 0.5 * width, -0.8 * width), (0, 40, 0), swing=0.3))
+        b.bone(leg, (0, 0, -0.13), 0.03, NOSE)
+        b.part(leg, (0.03, 0, -0.14), (0.06, 0.04, 0.025), NOSE)
+    return "bird flying"
+
+
+def _fish(b: Builder) -> str:
+    tall, wide, step = b.u(0.15, 0.23), b.u(0.11, 0.16), b.u(0.11, 0.15)
+    swing = b.u(0.26, 0.4)
+    root = b.root(bob=b.u(0.0, 0.03), multiple=1)
+    head = b.joint(Joint(root, (0, 0, 0), axis="z", swing=0.6 * swing))
+    radii = (0.17, 1.0 * wide, 0.85 * tall)
+    b.part(head, (0.04, 0, 0), radii, BODY)
+    b.part(head, (0.20, 0, -0.15 * tall), (0.045, 0.5 * wide, 0.2 * tall), NOSE)
+    b.eyes(head, (0.04, 0, 0), radii, b.u(0.038, 0.05), b.u(50, 62), 22)
+    joint, offset = head, (-0.04, 0.0, 0.0)
+    for k, shrink in enumerate((1.0, 0.85, 0.62, 0.4)):
+        joint = b.joint(Joint(joint, offset, axis="z", swing=swing * (0.6 + 0.3 * k), phase=-0.9 * (k + 1)))
+        b.part(joint, (-0.5 * step, 0, 0), (0.95 * step, wide * shrink * 1.05, tall * shrink), BODY)
+        if k == 0:
+            b.part(joint, (-0.3 * step, 0, 0.95 * tall), (0.15, 0.022, b.u(0.09, 0.16)), LIMB, (0, -25, 0))
+            b.part(joint, (-0.7 * step, 0, -0.9 * tall), (0.08, 0.02, 0.10), ACCENT, (0, 25, 0))
+        offset = (-step, 0.0, 0.0)
+    tail = b.joint(Joint(joint, offset, axis="z", swing=1.6 * swing, phase=-4.2))
+    size = b.u(0.13, 0.19)
+    b.part(tail, (-0.45 * size, 0, 0.5 * size), (size, 0.025, 0.42 * size), LIMB, (0, 38, 0))
+    b.part(tail, (-0.45 * size, 0, -0.5 * size), (size, 0.025, 0.42 * size), ACCENT, (0, -38, 0))
+    for side in (1, -1):
+        at = (-0.02, side * 0.85 * wide, -0.35 * tall)
+        fin = b.joint(Joint(head, at, (-side * 25, 0, side * 30), "x", swing=side * 0.6, phase=0.5))
+        b.part(fin, (-0.06, side * 0.08, 0), (0.06, 0.12, 0.02), ODD if side > 0 else LIMB)
+    return "fish swimming"
+
+
+def _crab(b: Builder) -> str:
+    length, width, height = b.u(0.20, 0.27), b.u(0.22, 0.30), b.u(0.14, 0.20)
+    root = b.root(bob=b.u(0.01, 0.03))
+    b.part(root, (0, 0, 0), (length, width, height), BODY)
+    if b.chance(0.5):  # a shell that sits towards the back
+        b.part(root, (-0.3 * length, 0, 0.5 * height), (0.75 * length, 0.75 * width, 0.9 * height), ACCENT)
+    for side in (1, -1):
+        stalk = b.joint(Joint(root, (0.8 * length, side * 0.3 * width, 0.6 * height), (0, 15, 0), "x", swing=0.2))
+        b.bone(stalk, (0, 0, 0.12), 0.03, LIMB)
+        b.part(stalk, (0, 0, 0.15), (0.06, 0.06, 0.06), EYE)
+        b.part(stalk, (0.04, 0, 0.155), (0.036, 0.036, 0.036), PUPIL)
+    b.part(root, (0.95 * length, 0, -0.1 * height), (0.04, 0.3 * width, 0.2 * height), NOSE)
+    swing, radius, lift = b.u(0.3, 0.5), b.u(0.035, 0.05), b.u(15, 40)
+    for k, x in enumerate((0.5, 0.0, -0.5)):
+        for side in (1, -1):
+            phase = math.pi * ((k + (side > 0)) % 2)
+            at = (x * length, side * 0.8 * width, 0.0)
+            hip = b.joint(Joint(root, at, (side * lift, 0, side * 35 * x), "z", swing=side * swing, phase=phase))
+            b.bone(hip, (0, side * 0.18, 0), radius, LIMB)
+            knee = b.joint(
+                Joint(hip, (0, side * 0.18, 0), (-side * (lift + 55), 0, 0), "x", swing=0.35, phase=phase + 1.5)
+            )
+            b.bone(knee, (0, side * 0.2, 0), 0.8 * radius, ACCENT)
+    big = b.u(0.9, 1.4)
+    for side, size in ((1, big), (-1, 2.1 - big)):
+        at = (0.75 * length, side * 0.75 * width, 0.0)
+        arm = b.joint(Joint(root, at, (0, 0, side * 25), "y", bias=-0.3, swing=0.35, phase=side * 0.8))
+        b.bone(arm, (0.16, 0, 0), 0.045, LIMB)
+        hand = b.joint(Joint(arm, (0.17, 0, 0), (0, 0, -side * 45), "z", swing=0.2))
+        b.part(hand, (0.07, 0, 0), (0.12 * size, 0.07 * size, 0.09 * size), ODD if side > 0 else BODY)
+        for jaw in (1, -1):
+            pinch = b.joint(Joint(hand, (0.12, 0, 0.02 * jaw), (0, -25 * jaw, 0), "y", swing=-0.35 * jaw, multiple=2))
+            b.part(pinch, (0.05 * size, 0, 0), (0.085 * size, 0.035 * size, 0.03 * size), ACCENT)
+    return "crab scuttling"
+
+
+def _snake(b: Builder) -> str:
+    radius, step, swing = b.u(0.10, 0.135), b.u(0.12, 0.15), b.u(0.4, 0.6)
+    root = b.root()
+    b.part(root, (0, 0, 0), (0.8 * step, radius, radius), BODY)
+    joint, offset, count = root, (-0.3 * step, 0.0, 0.0), int(b.rng.integers(3, 5))
+    for k in range(count):
+        joint = b.joint(Joint(joint, offset, axis="z", swing=swing, phase=-1.0 * k))
+        r = radius * (1 - 0.13 * k)
+        b.part(joint, (-0.5 * step, 0, 0), (0.85 * step, r, r), BODY)
+        offset = (-step, 0.0, 0.0)
+    b.part(joint, (-1.2 * step, 0, 0), (0.6 * step, 0.4 * radius, 0.4 * radius), ACCENT)
+    joint, offset, rise = root, (0.3 * step, 0.0, 0.0), b.u(18, 36)
+    for k in range(3):
+        joint = b.joint(Joint(joint, offset, (0, -rise if k > 0 else 0, 0), "z", swing=-0.4 * swing, phase=1.0 + k))
+        b.part(joint, (0.5 * step, 0, 0), (0.85 * step, radius, radius), BODY)
+        offset = (step, 0.0, 0.0)
+    head = b.joint(Joint(joint, offset, (0, 2 * rise, 0), "y", swing=0.15, multiple=2))
+    size = b.u(1.25, 1.6) * radius
+    radii = (1.25 * size, 1.05 * size, 0.9 * size)
+    b.part(head, (0.5 * size, 0, 0.02), radii, BODY)
+    b.eyes(head, (0.5 * size, 0, 0.02), radii, 0.34 * size, b.u(48, 60), 38)
+    tongue = b.joint(Joint(head, (1.6 * size, 0, -0.2 * size), axis="y", swing=0.5, multiple=2))
+    b.part(tongue, (0.05, 0, 0), (0.10, 0.03, 0.022), NOSE)
+    if b.chance(0.4):  # a hood or frill behind the head
+        b.part(head, (-0.35 * size, 0, 0), (0.04, 1.8 * size, 1.5 * size), ACCENT)
+    return "snake crawling"
+
+
+def _hopper(b: Builder) -> str:
+    size, swing = b.u(0.17, 0.23), b.u(0.45, 0.65)
+    root = b.root(bob=b.u(0.10, 0.16), multiple=1)
+    body = b.joint(Joint(root, (0, 0, 0), (0, -b.u(15, 50), 0), "y", swing=0.15, phase=-1.2))
+    b.part(body, (0, 0, 0), (1.3 * size, 0.95 * size, size), BODY)
+    b.part(body, (0.35 * size, 0, -0.25 * size), (0.95 * size, 0.8 * size, 0.85 * size), ACCENT)
+    head_size = b.u(0.75, 1.0) * size
+    head = b.joint(Joint(body, (1.5 * size, 0, 0.4 * size), (0, b.u(15, 45), 0), "y", swing=0.2, phase=1.0))
+    radii = (1.05 * head_size, 1.1 * head_size, 0.85 * head_size)
+    b.part(head, (0, 0, 0), radii, BODY)
+    frog = b.chance(0.5)
+    if frog:
+        b.eyes(head, (0, 0, 0), radii, 0.36 * head_size, 48, 48)
+        b.part(head, (0.55 * head_size, 0, -0.4 * head_size), (0.6 * head_size, 0.8 * head_size, 0.2 * head_size), NOSE)
+    else:
+        b.eyes(head, (0, 0, 0), radii, 0.27 * head_size, 42, 22)
+        b.part(head, (1.0 * head_size, 0, -0.1 * head_size), (0.25 * head_size,) * 3, NOSE)
+        b.ears(head, radii, str(b.rng.choice(["long", "round", "pointed"])))
+        b.part(body, (-1.35 * size, 0, 0.1 * size), (0.09, 0.09, 0.09), ODD)
+    thick, odd = b.u(0.07, 0.1), b.chance(0.5)
+    for side in (1, -1):
+        material = ODD if odd and side > 0 else LIMB
+        at = (-0.6 * size, side * 0.9 * size, -0.2 * size)
+        hip = b.joint(Joint(root, at, (-side * 8, 0, 0), "y", bias=-0.75, swing=swing, phase=0.0))
+        b.bone(hip, (0, 0, -0.2), thick, material)
+        knee = b.joint(Joint(hip, (0, 0, -0.2), axis="y", bias=1.5, swing=-1.3 * swing, phase=0.0))
+        b.bone(knee, (0, 0, -0.2), 0.7 * thick, material)
+        ankle = b.joint(Joint(knee, (0, 0, -0.2), axis="y", bias=-0.6, swing=0.8 * swing, phase=0.0))
+        b.part(ankle, (0.08, 0, 0), (0.14, 0.06, 0.035), ACCENT)
+        arm = b.joint(
+            Joint(body, (0.8 * size, side * 0.75 * size, -0.4 * size), (0, 10, 0), "y", swing=-swing, phase=0.4)
+        )
+        b.bone(arm, (0.03, 0, -0.2), 0.045, material)
+        b.part(arm, (0.05, 0, -0.22), (0.06, 0.05, 0.035), ACCENT)
+    return "frog hopping" if frog else "hopper hopping"
+
+
+def _octopus(b: Builder) -> str:
+    size, tall = b.u(0.18, 0.23), b.u(1.0, 1.35)
+    root = b.root(bob=b.u(0.03, 0.06), multiple=1)
+    head = b.joint(Joint(root, (0, 0, 0), (0, -b.u(0, 20), 0), "y", swing=0.12))
+    radii = (0.95 * size, size, tall * size)
+    b.part(head, (0, 0, 0.6 * tall * size), radii, BODY)
+    b.eyes(head, (0, 0, 0.6 * tall * size), radii, 0.27 * size, b.u(28, 40), -8)
+    b.part(head, (0.85 * size, 0, -0.1 * size), (0.16 * size, 0.35 * size, 0.16 * size), NOSE)
+    if b.chance(0.5):
+        b.part(head, (-0.7 * size, 0, 1.1 * tall * size), (0.3 * size, 0.15 * size, 0.6 * size), ACCENT, (0, -30, 0))
+    count, step, radius = int(b.rng.integers(5, 8)), b.u(0.13, 0.17), b.u(0.045, 0.065)
+    swing, droop = b.u(0.3, 0.5), b.u(20, 45)
+    odd = int(b.rng.integers(0, count))
+    for k in range(count):
+        azimuth = 360.0 * (k + 0.5) / count
+        base = b.joint(Joint(root, (0, 0, -0.05), (0, 0, azimuth)))
+        joint, offset = base, (0.6 * size, 0.0, 0.0)
+        for m in range(3):
+            rest = (0.0, droop if m == 0 else (25.0 if m == 1 else -30.0), 0.0)
+            phase = -0.9 * m + (0.0 if k % 2 else 1.2)
+            joint = b.joint(Joint(joint, offset, rest, "y", swing=swing, phase=phase))
+            b.bone(joint, (step, 0, 0), radius * (1.15 - 0.22 * m), ODD if k == odd else (ACCENT if m == 2 else LIMB))
+            offset = (step, 0.0, 0.0)
+    return "octopus swimming"
+
+
+PLANS = {
+    "quadruped": _quadruped,
+    "biped": _biped,
+    "bird": _bird,
+    "fish": _fish,
+    "crab": _crab,
+    "snake": _snake,
+    "hopper": _hopper,
+    "octopus": _octopus,
+}
+PLAN_SHARES = (0.25, 0.15, 0.13, 0.12, 0.08, 0.08, 0.11, 0.08)
