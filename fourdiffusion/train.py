@@ -180,6 +180,8 @@ def _check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipBatch
     longest = pipeline.motion.config.max_frames
     if config.stage == "motion" and config.data.num_frames > longest:
         raise UserError(f"data.num_frames={config.data.num_frames}: the motion layers know {longest} frames at most")
+    if config.sample_every and config.sample_data is not None:
+        list_clips(Path(config.sample_data))
     halvings = len(pipeline.vae.config.block_out_channels) - 1
     halvings += len(pipeline.unet.config.channels) - 1 if config.stage != "vae" else 0
     height, width = data[0].target.shape[-2:]

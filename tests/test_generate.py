@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -25,12 +24,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An animated gif with transparency, of another size than the model's."""
     path = tmp_path_factory.mktemp("video") / "balls.gif"
-    frames = [Image.fromarray(np.array(image.permute(1, 2, 0))).resize((40, 24)) for image in tiny_clip(0).rgba[0]]
+    frames = [Image.fromarray(image.permute(1, 2, 0).numpy().copy()).resize((40, 24)) for image in tiny_clip(0).rgba[0]]
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100, loop=0, disposal=2)
     return path
 
 
-def settings(model: Path, video: Path, output: Path, **changes: object) -> GenerateConfig:
+def settings(model: Path, video: Path, output: Path, /, **changes: object) -> GenerateConfig:
     values: dict[str, object] = {
         "video": str(video),
         "output": str(output),

@@ -45,7 +45,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("base") / "model")
 
 
-def settings(stage: str, base: Path, clips: Path, output: Path, **changes: object) -> TrainConfig:
+def settings(stage: str, base: Path, clips: Path, output: Path, /, **changes: object) -> TrainConfig:
     values: dict[str, object] = {
         "stage": stage,
         "output": str(output),
@@ -155,7 +155,7 @@ def command(base: Path, clips: Path, output: Path, *more: str) -> list[str]:
 
 
 def test_killed_run_goes_on_bit_for_bit(base: Path, clips: Path, tmp_path: Path) -> None:
-    arguments = command(base, clips, tmp_path / "killed", "steps=30")
+    arguments = command(base, clips, tmp_path / "killed", "steps=12")
     checkpoint = tmp_path / "killed/checkpoint.safetensors"
     with open(tmp_path / "output.txt", "w") as log:
         process = subprocess.Popen(
@@ -172,18 +172,18 @@ def test_killed_run_goes_on_bit_for_bit(base: Path, clips: Path, tmp_path: Path)
             process.kill()
         assert process.wait() == -signal.SIGKILL
     step = checkpoints.load_tensors(checkpoint)[1]["step"]
-    assert 2 <= step < 30 and not (tmp_path / "killed/model").exists()
+    assert 2 <= step < 12 and not (tmp_path / "killed/model").exists()
     (tmp_path / "killed/checkpoint.safetensors.partial").write_bytes(b"half")  # killed while it wrote
     with open(tmp_path / "killed/log.jsonl", "a") as file:
-        file.write('{"step": 29, "lo')
+        file.write('{"step": 11, "lo')
 
     assert cli.main(arguments) == 0
-    assert cli.main(command(base, clips, tmp_path / "whole", "steps=30")) == 0
+    assert cli.main(command(base, clips, tmp_path / "whole", "steps=12")) == 0
     assert equal(tmp_path / "killed/model", tmp_path / "whole/model")
     first, second = (checkpoints.load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("killed", "whole"))
     assert first[0].keys() == second[0].keys()
     assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
-    assert logged_steps(tmp_path / "killed") == logged_steps(tmp_path / "whole") == list(range(1, 31))
+    assert logged_steps(tmp_path / "killed") == logged_steps(tmp_path / "whole") == list(range(1, 13))
     assert not list((tmp_path / "killed").glob("*.partial"))
 
 
@@ -256,6 +256,7 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
         ({"batch_size": 0}, "batch_size=0: give at least 1"),
         ({"log_every": 0}, "log_every=0: give at least 1"),
         ({"checkpoint_every": -1}, "checkpoint_every=-1: give at least 1"),
+        ({"sample_data": "/no/such/pictures", "sample_every": 1}, "/no/such/pictures: no such folder"),
         ({"mixed_precision": "fp12"}, "mixed_precision=fp12"),
         ({"trackers": ["paper"]}, "paper"),
     ],

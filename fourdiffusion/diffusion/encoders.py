@@ -3,11 +3,14 @@
 The full-size model takes them from the ImageDream release; the small model trains its own, of the same classes.
 """
 
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as functional
 from diffusers import AutoencoderKL
+from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import (
     CLIPImageProcessorPil,
@@ -58,10 +61,49 @@ def decode_latents(vae: AutoencoderKL, z: Tensor) -> Tensor:
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose byte-level vocabulary is learnt from ``captions``; any other text still has bytes."""
-    tokenizer = CLIPTokenizer().train_new_from_iterator(iter(captions), vocab_size=vocabulary, show_progress=False)
+    """A CLIP tokenizer whose merges are learnt from ``captions``, with at most ``vocabulary`` entries.
+
+    Any other text has bytes still, but for a word's last one where no caption's word ends so: that is unknown.
+    Written out because the library's trainer numbers the entries in another order each time.
+    """
+    text = CLIPTokenizer().backend_tokenizer
+    words = Counter(
+        word
+        for caption in captions
+        for word, _ in text.pre_tokenizer.pre_tokenize_str(text.normalizer.normalize_str(caption))
+    )
+    pieces = {word: (*word[:-1], word[-1] + "</w>") for word in words}
+    entries = ["<|startoftext|>", "<|endoftext|>", *sorted(ByteLevel.alphabet())]
+    entries += sorted({symbols[-1] for symbols in pieces.values()})
+    if len(entries) > vocabulary:
+        raise ValueError(f"vocabulary={vocabulary}: give at least {len(entries)}")
+    merges: list[tuple[str, str]] = []
+    while len(entries) < vocabulary:
+        pairs: Counter[tuple[str, str]] = Counter()
+        for word, count in words.items():
+            for pair in pairwise(pieces[word]):
+                pairs[pair] += count
+        if not pairs:
+            break
+        first, second = max(pairs, key=lambda pair: (pairs[pair], pair))
+        merges.append((first, second))
+        if first + second not in entries:  # a + bc after ab + c
+            entries.append(first + second)
+        pieces = {word: _join(symbols, first, second) for word, symbols in pieces.items()}
+    tokenizer = CLIPTokenizer(vocab={entry: i for i, entry in enumerate(entries)}, merges=merges)
     tokenizer.model_max_length = max_length
     return tokenizer
+
+
+def _join(symbols: tuple[str, ...], first: str, second: str) -> tuple[str, ...]:
+    """``symbols`` with every ``first`` that ``second`` follows made one with it."""
+    joined: list[str] = []
+    for symbol in symbols:
+        if symbol == second and joined and joined[-1] == first:
+            joined[-1] = first + second
+        else:
+            joined.append(symbol)
+    return tuple(joined)
 
 
 def fresh_text_encoder(tokenizer: CLIPTokenizer, vocabulary: int, width: int, layers: int, heads: int) -> CLIPTextModel:
