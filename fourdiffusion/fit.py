@@ -19,7 +19,7 @@ from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import distillation, encoders
 from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline, ModelConfig, load_pipeline
-from fourdiffusion.errors import UserError
+from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.scene import losses
 from fourdiffusion.scene.field import DynamicField, FieldConfig
 from fourdiffusion.scene.preview import Scene, save_scene, write_pictures
@@ -118,11 +118,25 @@ def fit(config: FitConfig) -> None:
     """Fits a scene; run again, it goes on from the last checkpoint, bit for bit on CPU."""
     if config.sds.source not in GUIDANCES:
         raise UserError(f"sds.source={config.sds.source} is none of {', '.join(GUIDANCES)}")
+    check_ranges(
+        {
+            "num_frames": (config.num_frames, 2, 1000),
+            "num_views": (config.num_views, 1, 360),
+            "steps": (config.steps, 1, 10_000_000),
+            "log_every": (config.log_every, 1, 10_000_000),
+            "occupancy_every": (config.occupancy_every, 1, 10_000_000),
+            "sds.every": (config.sds.every, 1, 10_000_000),
+            "model.sampling_steps": (config.model.sampling_steps, 1, 1000),
+        }
+    )
     if len(config.sds.resolutions) != len(config.sds.resolution_steps):
         raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_steps differ in length")
     device = resolve_device(config.device)
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = load_pipeline(config.model.path).to(device)
+    longest = pipeline.motion.config.max_frames
+    if config.num_frames > longest:
+        raise UserError(f"num_frames={config.num_frames}: the motion layers know {longest} frames at most")
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     output = Path(config.output)

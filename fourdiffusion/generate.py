@@ -11,7 +11,7 @@ from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.pipeline import ModelConfig, load_pipeline
-from fourdiffusion.errors import UserError
+from fourdiffusion.errors import UserError, check_ranges
 
 
 @dataclass
@@ -33,7 +33,14 @@ class GenerateConfig:
 
 def generate(config: GenerateConfig) -> None:
     """Writes the views as mp4, a contact sheet, and the clip in the interchange format."""
-    _check(config)
+    check_ranges(
+        {
+            "num_frames": (config.num_frames, 1, 1000),
+            "num_views": (config.num_views, 1, 360),
+            "elevation_deg": (config.elevation_deg, -89, 89),
+            "model.sampling_steps": (config.model.sampling_steps, 1, 1000),
+        }
+    )
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = load_pipeline(config.model.path).to(resolve_device(config.device))
     longest = pipeline.motion.config.max_frames
@@ -59,16 +66,3 @@ def generate(config: GenerateConfig) -> None:
     tqdm.write(
         f"pictures: {output / 'contact_sheet.png'}, {output / 'view_000.mp4'} and its sisters; clip: {output / 'clip'}"
     )
-
-
-def _check(config: GenerateConfig) -> None:
-    """UserError for numbers that no video can have, before anything is read."""
-    ranges = {
-        "num_frames": (config.num_frames, 1, 1000),
-        "num_views": (config.num_views, 1, 360),
-        "elevation_deg": (config.elevation_deg, -89, 89),
-        "model.sampling_steps": (config.model.sampling_steps, 1, 1000),
-    }
-    for name, (value, low, high) in ranges.items():
-        if not low <= value <= high:
-            raise UserError(f"{name}={value}: give {low} to {high}")

@@ -147,6 +147,9 @@ def test_a_killed_run_goes_on_to_the_same_scene(config, tmp_path):
     [
         ({"video": "nowhere.mp4"}, "nowhere.mp4"),
         ({"device": "tpu"}, "tpu"),
+        ({"num_frames": 1}, "num_frames=1"),
+        ({"num_frames": 9}, "9: the motion layers know 8 frames"),
+        ({"steps": 0}, "steps=0"),
         ({"sds": DistillationConfig(source="dreams")}, "dreams"),
         ({"sds": DistillationConfig(resolutions=[8])}, "resolution"),
         ({"model": tiny_config("nowhere")}, "nowhere"),
