@@ -1,7 +1,7 @@
 """``train``: the stages that make a 4DM.
 
-``stage=vae`` and ``stage=base`` make the frozen part of a small model (full size takes it from ImageDream);
-``stage=motion`` is the paper's training: motion layers alone, on clips of V views x F frames.
+``stage=vae``, ``stage=clip`` and ``stage=base`` make the frozen part of a small model, which full size takes from
+ImageDream; ``stage=motion`` is the paper's training: motion layers alone, on clips of V views x F frames.
 """
 
 import contextlib
@@ -21,18 +21,19 @@ from fourdiffusion import checkpoints, media
 from fourdiffusion.datasets.batches import Batch, ClipBatches, DataConfig
 from fourdiffusion.datasets.clips import list_clips, read_caption
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective
+from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective, TowersObjective
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, ModelConfig, fresh_pipeline, load_pipeline
 from fourdiffusion.errors import UserError
 
-STAGES = ("vae", "base", "motion")
+STAGES = ("vae", "clip", "base", "motion")
+Objective = AutoencoderObjective | TowersObjective | DiffusionObjective
 
 
 @dataclass
 class TrainConfig:
     """Settings of one training run. Defaults are the paper's where it gives them (method.md section 1)."""
 
-    stage: str = "motion"  # vae | base | motion
+    stage: str = "motion"  # vae | clip | base | motion
     output: str = "runs/train"
     seed: int = 0
     steps: int = 30_000
@@ -180,6 +181,10 @@ def _check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipBatch
     longest = pipeline.motion.config.max_frames
     if config.stage == "motion" and config.data.num_frames > longest:
         raise UserError(f"data.num_frames={config.data.num_frames}: the motion layers know {longest} frames at most")
+    if config.stage == "clip" and config.batch_size < 2:
+        raise UserError(f"batch_size={config.batch_size}: stage=clip tells captions apart, give at least 2")
+    if config.sample_every and config.stage == "clip":
+        raise UserError("stage=clip has no pictures to show: set sample_every=0")
     if config.sample_every and config.sample_data is not None:
         list_clips(Path(config.sample_data))
     halvings = len(pipeline.vae.config.block_out_channels) - 1
@@ -199,9 +204,11 @@ def _pipeline(config: TrainConfig, data: ClipBatches) -> FourDiffusionPipeline:
     return fresh_pipeline(config.model, [read_caption(folder) for folder in data.folders], config.seed)
 
 
-def _objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> AutoencoderObjective | DiffusionObjective:
+def _objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> Objective:
     if config.stage == "vae":
         return AutoencoderObjective(pipeline, config.kl_weight)
+    if config.stage == "clip":
+        return TowersObjective(pipeline)
     stage: Literal["base", "motion"] = "base" if config.stage == "base" else "motion"
     return DiffusionObjective(pipeline, stage, config.drop_probability, config.drop_camera, config.min_snr_gamma)
 
@@ -219,6 +226,9 @@ def _inputs(
         images = images[..., top : top + side, left : left + side]
         latent = (latent[0], side // factor, side // factor)
         return images.to(device), torch.randn(len(images), *latent, generator=generator).to(device)
+    if config.stage == "clip":
+        view = int(torch.randint(views, (), generator=generator))
+        return batch.target[:, 0, view].to(device), batch.captions
     timestep = torch.randint(pipeline.scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
     noise = torch.randn(batch_size, frames, views, *latent, generator=generator)
     chance = torch.rand(batch_size, 2, generator=generator)
@@ -228,7 +238,7 @@ def _inputs(
 
 def _save(
     output: Path,
-    objective: AutoencoderObjective | DiffusionObjective,
+    objective: Objective,
     optimizer: torch.optim.Optimizer,
     ema: dict[str, Tensor],
     step: int,
@@ -239,9 +249,7 @@ def _save(
     checkpoints.save_tensors(output / "checkpoint.safetensors", tensors, {"step": step})
 
 
-def _resume(
-    output: Path, objective: AutoencoderObjective | DiffusionObjective, optimizer: torch.optim.Optimizer
-) -> _State:
+def _resume(output: Path, objective: Objective, optimizer: torch.optim.Optimizer) -> _State:
     """The state of the last checkpoint, put back; a fresh start where there is none."""
     path = output / "checkpoint.safetensors"
     if not path.is_file():
@@ -256,7 +264,7 @@ def _resume(
 
 
 @contextlib.contextmanager
-def _weights(objective: AutoencoderObjective | DiffusionObjective, ema: dict[str, Tensor]):  # type: ignore[no-untyped-def]
+def _weights(objective: Objective, ema: dict[str, Tensor]):  # type: ignore[no-untyped-def]
     """The moving average in place of the trained weights, for as long as the block lasts."""
     trained = {name: value.clone() for name, value in objective.trainable.state_dict().items()}
     objective.trainable.load_state_dict(ema)

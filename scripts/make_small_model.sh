@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to data/models/tiny and data/sample: the data, the four training runs, the export.
+# From nothing to data/models/tiny and data/sample: the data, the five training runs, the export.
 #
 #   scripts/make_small_model.sh [FOLDER OF DATA]
 #
@@ -17,6 +17,7 @@ fourdiffusion data synth output="$data/test" split=test num_clips=60 rig=orbit n
 
 train experiment=tiny_vae output=runs/tiny_vae
 train experiment=tiny_vae_crops output=runs/tiny_vae_crops
+train experiment=tiny_clip output=runs/tiny_clip
 train experiment=tiny_base output=runs/tiny_base
 train experiment=tiny_motion output=runs/tiny_motion
 

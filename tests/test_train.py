@@ -85,12 +85,18 @@ def logged_steps(output: Path) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    "stage, trained", [("vae", {"vae"}), ("base", {"unet", "text_encoder", "image_encoder"}), ("motion", {"motion"})]
+    "stage, trained",
+    [
+        ("vae", {"vae"}),
+        ("clip", {"text_encoder", "image_encoder"}),
+        ("base", {"unet", "text_encoder", "image_encoder"}),
+        ("motion", {"motion"}),
+    ],
 )
 def test_a_stage_changes_its_own_tensors_only(
     base: Path, clips: Path, tmp_path: Path, stage: str, trained: set[str]
 ) -> None:
-    train(settings(stage, base, clips, tmp_path / "run", steps=3))
+    train(settings(stage, base, clips, tmp_path / "run", steps=3, batch_size=4 if stage == "clip" else 1))
     before, after = weights(base), weights(tmp_path / "run/model")
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -244,7 +250,7 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"stage": "moton"}, "stage=moton is none of vae, base, motion"),
+        ({"stage": "moton"}, "stage=moton is none of vae, clip, base, motion"),
         ({"model": tiny_config()}, "stage=motion needs a trained base: set model.path"),
         ({"model": tiny_config("/no/such/folder")}, "model.path=/no/such/folder holds no model"),
         ({"data": DataConfig("/no/such/folder")}, "/no/such/folder: no such folder"),
@@ -257,6 +263,8 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
         ({"log_every": 0}, "log_every=0: give at least 1"),
         ({"checkpoint_every": -1}, "checkpoint_every=-1: give at least 1"),
         ({"sample_data": "/no/such/pictures", "sample_every": 1}, "/no/such/pictures: no such folder"),
+        ({"stage": "clip"}, "batch_size=1: stage=clip tells captions apart"),
+        ({"stage": "clip", "batch_size": 2, "sample_every": 1}, "set sample_every=0"),
         ({"mixed_precision": "fp12"}, "mixed_precision=fp12"),
         ({"trackers": ["paper"]}, "paper"),
     ],

@@ -14,6 +14,8 @@ from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.distillation import add_noise, velocity
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 
+CLIP_TEMPERATURE = 0.1
+
 
 class AutoencoderObjective(nn.Module):
     """Stage ``vae``: reconstruct single images; L1 + 10 L2 + a small KL term, and latents that look like the image.
@@ -40,6 +42,50 @@ class AutoencoderObjective(nn.Module):
             "kl": self.kl_weight * moments.kl().sum() / noise.numel(),
             "low_pass": functional.mse_loss(moments.mean[:, :3], small),
         }
+
+
+class TowersObjective(nn.Module):
+    """Stage ``clip``: text and image tower learn to tell which caption belongs to which picture (Radford et al. 2021).
+
+    At full size the towers come trained so; a small model's image prompt teaches its UNet little without it.
+    """
+
+    def __init__(self, pipeline: FourDiffusionPipeline) -> None:
+        super().__init__()
+        text, image = pipeline.text_encoder, pipeline.image_encoder
+        text.requires_grad_(True)
+        image.requires_grad_(True)
+        _freeze_unread_layers(pipeline)
+        width = text.config.hidden_size
+        self.project_text, self.project_image = nn.Linear(width, width), nn.Linear(image.config.hidden_size, width)
+        self.trainable = nn.ModuleDict(
+            {
+                "text_encoder": text,
+                "image_encoder": image,
+                "project_text": self.project_text,
+                "project_image": self.project_image,
+            }
+        )
+        self.pipeline = [pipeline]
+
+    def forward(self, images: Tensor, captions: list[str]) -> dict[str, Tensor]:
+        """images [B, 3, H, W] in [0, 1] and their captions; equal captions count as one."""
+        pipeline = self.pipeline[0]
+        tokens = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, images)
+        image = functional.normalize(self.project_image(tokens.mean(1)), dim=-1)
+        states = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, captions)
+        text = functional.normalize(self.project_text(states[:, -1]), dim=-1)  # the last position has read all others
+        logits = image @ text.T / CLIP_TEMPERATURE
+        same = torch.tensor([[float(a == b) for b in captions] for a in captions], device=logits.device)
+        wanted = same / same.sum(1, keepdim=True)  # symmetric up to the row sums, which are equal for equal captions
+        return {"contrast": (functional.cross_entropy(logits, wanted) + functional.cross_entropy(logits.T, wanted)) / 2}
+
+
+def _freeze_unread_layers(pipeline: FourDiffusionPipeline) -> None:
+    """Image tokens come from the second-to-last block: what follows it never gets a gradient."""
+    vision: Any = getattr(pipeline.image_encoder, "vision_model", pipeline.image_encoder)
+    vision.encoder.layers[-1].requires_grad_(False)
+    vision.post_layernorm.requires_grad_(False)
 
 
 class DiffusionObjective(nn.Module):
@@ -74,10 +120,7 @@ class DiffusionObjective(nn.Module):
             trained = {"motion": pipeline.motion}
         for module in trained.values():
             module.requires_grad_(True)
-        # the tokens come from the second-to-last block: what follows it never gets a gradient
-        vision: Any = getattr(pipeline.image_encoder, "vision_model", pipeline.image_encoder)
-        vision.encoder.layers[-1].requires_grad_(False)
-        vision.post_layernorm.requires_grad_(False)
+        _freeze_unread_layers(pipeline)
         self.trainable = nn.ModuleDict(trained)
         self.pipeline = [pipeline]  # in a list: its frozen modules are not this module's parameters
         self.motion = pipeline.motion if stage == "motion" else None
