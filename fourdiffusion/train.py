@@ -46,7 +46,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     drop_probability: float = 0.1  # of the image prompt, and of the text
     drop_camera: bool = True  # the camera goes where the image prompt goes
-    min_snr_gamma: float | None = None  # weight of easy steps (Hang et al. 2023); None: plain epsilon loss
+    min_snr_gamma: float | None = None  # bounds the weight of easy steps (after Hang et al. 2023); None: plain loss
     kl_weight: float = 1e-4  # stage=vae
     crop: int | None = None  # stage=vae: side of one random crop a step, in pixels; None: whole pictures
     mixed_precision: str = "no"  # no | bf16 | fp16
@@ -86,13 +86,12 @@ def train(config: TrainConfig) -> None:
     start = _resume(output, objective, optimizer)
     if accelerator.is_main_process:
         checkpoints.trim_log(output, start.step)
-    ema = {name: value.clone() for name, value in start.ema.items()}
+    ema = {name: value.to(accelerator.device, copy=True) for name, value in start.ema.items()}
     pipeline.to(accelerator.device)
     for module in (pipeline.unet, pipeline.vae):
         module.to(memory_format=torch.channels_last)  # convolutions run a quarter faster on CPU and in half precision
     if config.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
-    ema = {name: value.to(accelerator.device) for name, value in ema.items()}
     model, optimizer = accelerator.prepare(objective, optimizer)
     if config.trackers:
         accelerator.init_trackers("fourdiffusion")

@@ -1,7 +1,6 @@
 """The synthetic world: exact geometry, determinism, and the promises that training relies on."""
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,12 +11,7 @@ from fourdiffusion.datasets.synthetic import PLANS, TEST_SEED_START, make_creatu
 SEEDS = range(12)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def look(
