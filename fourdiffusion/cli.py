@@ -48,6 +48,18 @@ VERBS = (
         ),
     ),
     Verb(
+        "convert",
+        "fourdiffusion.convert",
+        "convert",
+        "ConvertConfig",
+        "make a model folder of released checkpoints, or a checkpoint of trained motion layers",
+        (
+            "fourdiffusion convert imagedream=sd-v2.1-base-4view-ipmv.pt motion=4dm.ckpt output=models/4dm",
+            "fourdiffusion convert imagedream=sd-v2.1-base-4view-ipmv.pt output=models/imagedream dtype=bfloat16",
+            "fourdiffusion convert model.path=runs/motion/model output=motion.ckpt",
+        ),
+    ),
+    Verb(
         "generate",
         "fourdiffusion.generate",
         "generate",

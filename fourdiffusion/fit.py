@@ -18,7 +18,14 @@ from fourdiffusion import cameras, checkpoints, media
 from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import distillation, encoders
-from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline, ModelConfig, load_pipeline
+from fourdiffusion.diffusion.pipeline import (
+    Denoiser,
+    FourDiffusionPipeline,
+    FrameGroups,
+    ModelConfig,
+    frame_groups,
+    load_pipeline,
+)
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.scene import losses
 from fourdiffusion.scene.field import DynamicField, FieldConfig
@@ -134,15 +141,13 @@ def fit(config: FitConfig) -> None:
     device = resolve_device(config.device)
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = load_pipeline(config.model.path).to(device)
-    longest = pipeline.motion.config.max_frames
-    if config.num_frames > longest:
-        raise UserError(f"num_frames={config.num_frames}: the motion layers know {longest} frames at most")
+    groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     output = Path(config.output)
     checkpoints.open_run(output, config, free={"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"})
     tqdm.write(f"{config.video}: {video.summary()}")
-    target = _generate(config, pipeline, video.rgba, output)
+    target = _generate(config, pipeline, video.rgba, groups, output)
     denoiser = pipeline.prepare(
         target.images.to(device), config.prompt, config.model.distillation_negative, config.sds.source == "fourdm"
     )
@@ -189,7 +194,9 @@ def fit(config: FitConfig) -> None:
     tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
 
 
-def _generate(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, output: Path) -> _Target:
+def _generate(
+    config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, groups: FrameGroups | None, output: Path
+) -> _Target:
     """4DM's videos of the input, sampled once and kept in the run folder."""
     images = media.composite(rgba)
     azimuths = cameras.orthogonal_azimuths(config.num_views)
@@ -201,7 +208,7 @@ def _generate(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, 
         generator = torch.Generator().manual_seed(config.seed)
         with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
             z = pipeline.sample(
-                denoiser, c2w, config.model.sampling_steps, config.model.guidance, generator, bar.update
+                denoiser, c2w, config.model.sampling_steps, config.model.guidance, generator, groups, bar.update
             )
         views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()
         checkpoints.save_tensors(output / "input.safetensors", {"rgba": rgba, "times": times}, {})
@@ -247,14 +254,15 @@ def _terms(
     terms: dict[str, Tensor] = {}
     sds = config.sds
     if sds.source != "off" and sds.weight and step >= sds.start and (step - sds.start) % sds.every == 0:
+        frames = draw_window(len(target.times), config.model.window, generator)
         offset, height = torch.rand(2, generator=generator).tolist()
         azimuths = cameras.orthogonal_azimuths(len(target.views), 360 * offset)
         c2w = cameras.orbit(azimuths, sds.elevation_max_deg * height)
         side = max(r for r, at in zip(sds.resolutions, sds.resolution_steps, strict=True) if step >= at)
-        rays = _rays(c2w, target.times, side)
+        rays = _rays(c2w, target.times[frames], side)
         rendered = _render(config, scene, occupancy, rays, generator, with_normals=weights["orientation"] > 0)
-        images = rendered.rgb.view(len(target.times), len(c2w), side, side, 3).movedim(-1, 2)
-        terms["sds"] = _distil(config, step, pipeline, denoiser, images, c2w, generator)
+        images = rendered.rgb.view(len(frames), len(c2w), side, side, 3).movedim(-1, 2)
+        terms["sds"] = _distil(config, step, pipeline, denoiser.at_frames(frames), images, c2w, generator)
         if rendered.normals is not None:
             directions = rays[1].to(rendered.rgb.device)[rendered.ray_index]
             terms["orientation"] = losses.orientation(rendered.weights, rendered.normals, directions, rendered.opacity)
@@ -277,6 +285,16 @@ def _terms(
         colours = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)[chosen]  # rays run over F, V, H, W
         terms["views"] = functional.mse_loss(rendered.rgb, colours.to(rendered.rgb.device))
     return terms
+
+
+def draw_window(num_frames: int, length: int, generator: torch.Generator) -> Tensor:
+    """Numbers of the frames of one SDS step: all, or ``length`` of a longer video at a random stride and place."""
+    if num_frames <= length:
+        return torch.arange(num_frames)
+    longest = max((num_frames - 1) // max(length - 1, 1), 1)
+    stride = 1 + int(torch.randint(longest, (), generator=generator))
+    start = int(torch.randint(num_frames - (length - 1) * stride, (), generator=generator))
+    return start + stride * torch.arange(length)
 
 
 def _render(

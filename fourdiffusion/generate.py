@@ -10,8 +10,8 @@ from fourdiffusion import cameras, checkpoints, media
 from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import ModelConfig, load_pipeline
-from fourdiffusion.errors import UserError, check_ranges
+from fourdiffusion.diffusion.pipeline import ModelConfig, frame_groups, load_pipeline
+from fourdiffusion.errors import check_ranges
 
 
 @dataclass
@@ -43,9 +43,7 @@ def generate(config: GenerateConfig) -> None:
     )
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = load_pipeline(config.model.path).to(resolve_device(config.device))
-    longest = pipeline.motion.config.max_frames
-    if config.num_frames > longest:
-        raise UserError(f"num_frames={config.num_frames}: the motion layers know {longest} frames at most")
+    groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
     output = Path(config.output)
     checkpoints.open_run(output, config, free=set())
     tqdm.write(f"{config.video}: {video.summary()}")
@@ -56,7 +54,9 @@ def generate(config: GenerateConfig) -> None:
     denoiser = pipeline.prepare(images.to(pipeline.device), config.prompt, config.model.negative_prompt)
     generator = torch.Generator().manual_seed(config.seed)
     with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
-        z = pipeline.sample(denoiser, c2w, config.model.sampling_steps, config.model.guidance, generator, bar.update)
+        z = pipeline.sample(
+            denoiser, c2w, config.model.sampling_steps, config.model.guidance, generator, groups, bar.update
+        )
     views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()  # [V, F, 3, H, W]
 
     media.write_views(output, images, views, azimuths.tolist())

@@ -46,6 +46,7 @@ class TrainConfig:
     ema_decay: float = 0.999
     drop_probability: float = 0.1  # of the image prompt, and of the text
     drop_camera: bool = True  # the camera goes where the image prompt goes
+    timestep_shift: float = 1.0  # above 1: more of the noisy steps (Esser et al. 2024, section 5.3.2)
     min_snr_gamma: float | None = None  # bounds the weight of easy steps (after Hang et al. 2023); None: plain loss
     kl_weight: float = 1e-4  # stage=vae
     crop: int | None = None  # stage=vae: side of one random crop a step, in pixels; None: whole pictures
@@ -82,7 +83,7 @@ def train(config: TrainConfig) -> None:
 
     objective = _objective(config, pipeline)
     parameters = [p for p in objective.trainable.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     start = _resume(output, objective, optimizer)
     if accelerator.is_main_process:
         checkpoints.trim_log(output, start.step)
@@ -200,7 +201,9 @@ def _pipeline(config: TrainConfig, data: ClipBatches) -> FourDiffusionPipeline:
         return load_pipeline(config.model.path)
     if config.stage == "motion":
         raise UserError("stage=motion needs a trained base: set model.path to its pipeline folder")
-    return fresh_pipeline(config.model, [read_caption(folder) for folder in data.folders], config.seed)
+    captions = [read_caption(folder) for folder in data.folders]
+    tokenizer = encoders.train_tokenizer(captions, config.model.vocabulary, config.model.text_length)
+    return fresh_pipeline(config.model, tokenizer, config.seed)
 
 
 def _objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> Objective:
@@ -228,7 +231,10 @@ def _inputs(
     if config.stage == "clip":
         view = int(torch.randint(views, (), generator=generator))
         return batch.target[:, 0, view].to(device), batch.captions
-    timestep = torch.randint(pipeline.scheduler.config.num_train_timesteps, (batch_size,), generator=generator)
+    # uniform, and spread evenly over the batch: less noise in the gradient (Kingma et al. 2021, appendix I.1)
+    even = (torch.rand((), generator=generator) + torch.arange(batch_size) / batch_size) % 1
+    even = config.timestep_shift * even / (1 + (config.timestep_shift - 1) * even)
+    timestep = (even * pipeline.scheduler.config.num_train_timesteps).long()
     noise = torch.randn(batch_size, frames, views, *latent, generator=generator)
     chance = torch.rand(batch_size, 2, generator=generator)
     tensors = [x.to(device) for x in (batch.target, batch.input, batch.c2w)]

@@ -24,6 +24,7 @@ from fourdiffusion.fit import (
     LossConfig,
     SceneConfig,
     _generate,
+    draw_window,
     fit,
     loss_weights,
 )
@@ -148,7 +149,6 @@ def test_a_killed_run_goes_on_to_the_same_scene(config, tmp_path):
         ({"video": "nowhere.mp4"}, "nowhere.mp4"),
         ({"device": "tpu"}, "tpu"),
         ({"num_frames": 1}, "num_frames=1"),
-        ({"num_frames": 9}, "9: the motion layers know 8 frames"),
         ({"steps": 0}, "steps=0"),
         ({"sds": DistillationConfig(source="dreams")}, "dreams"),
         ({"sds": DistillationConfig(resolutions=[8])}, "resolution"),
@@ -175,8 +175,17 @@ def test_a_damaged_checkpoint_is_named(config):
 def test_the_anchor_is_the_view_most_like_the_input_and_can_be_set(config):
     rgba = media.load_video(config.video, FRAMES, SIZE, crop="frame").rgba
     os.makedirs(config.output)
-    target = _generate(config, load_pipeline(config.model.path), rgba, Path(config.output))
+    target = _generate(config, load_pipeline(config.model.path), rgba, None, Path(config.output))
     errors = (target.views - target.images).square().flatten(1).mean(1)
     assert target.anchor == int(errors.argmin())
     config.loss.anchor_view = 2
-    assert _generate(config, load_pipeline(config.model.path), rgba, Path(config.output)).anchor == 2
+    assert _generate(config, load_pipeline(config.model.path), rgba, None, Path(config.output)).anchor == 2
+
+
+def test_windows_of_a_long_video_lie_inside_it_at_every_stride() -> None:
+    generator = torch.Generator().manual_seed(0)
+    assert draw_window(8, 8, generator).tolist() == list(range(8))
+    drawn = [draw_window(25, 8, generator) for _ in range(200)]
+    assert all(0 <= window[0] and window[-1] < 25 and len(window) == 8 for window in drawn)
+    assert {int(window[1] - window[0]) for window in drawn} == {1, 2, 3}
+    assert torch.cat(drawn).unique().tolist() == list(range(25))

@@ -73,7 +73,6 @@ def test_seed_decides(model: Path, video: Path, tmp_path: Path) -> None:
     [
         ({"video": "/no/such/video.mp4"}, "/no/such/video.mp4 does not exist"),
         ({"num_frames": 0}, "num_frames=0: give 1 to"),
-        ({"num_frames": 9}, "num_frames=9: the motion layers know 8 frames"),
         ({"num_views": 0}, "num_views=0: give 1 to"),
         ({"elevation_deg": 90.0}, "elevation_deg=90.0: give -89 to 89"),
         ({"device": "gpu"}, "device=gpu is unknown"),
@@ -88,6 +87,27 @@ def test_mistakes_are_named_before_anything_is_written(
     with pytest.raises(UserError, match=message) as caught:
         generate(settings(model, video, tmp_path / "run", **changes))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["windows", "interleaved"])
+def test_more_frames_than_the_motion_layers_know(model: Path, video: Path, tmp_path: Path, kind: str) -> None:
+    config = settings(model, video, tmp_path / "run", num_frames=11)
+    config.model.long_video, config.model.window = kind, 4
+    generate(config)
+    assert read_clip(tmp_path / "run/clip").rgba.shape[:2] == (2, 11)
+
+
+@pytest.mark.parametrize(
+    "key, value, message", [("window", 9, "model.window=9: .* 1 to 8"), ("long_video", "cut", "model.long_video=cut")]
+)
+def test_windows_the_model_cannot_have(
+    model: Path, video: Path, tmp_path: Path, key: str, value: object, message: str
+) -> None:
+    config = settings(model, video, tmp_path / "run")
+    setattr(config.model, key, value)
+    with pytest.raises(UserError, match=message):
+        generate(config)
     assert not (tmp_path / "run").exists()
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import Clip, write_clip
+from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, ModelConfig, fresh_pipeline
 
 SIZE = 16  # pixels
@@ -55,7 +56,9 @@ def tiny_config(path: str | None = None) -> ModelConfig:
 
 def tiny_pipeline(moving: bool = False) -> FourDiffusionPipeline:
     """A fresh model; with ``moving`` its motion layers do something, as trained ones do."""
-    pipeline = fresh_pipeline(tiny_config(), CAPTIONS, seed=0)
+    config = tiny_config()
+    tokenizer = encoders.train_tokenizer(CAPTIONS, config.vocabulary, config.text_length)
+    pipeline = fresh_pipeline(config, tokenizer, seed=0)
     if moving:
         generator = torch.Generator().manual_seed(1)
         for layer in pipeline.motion.layers:

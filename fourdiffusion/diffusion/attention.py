@@ -19,6 +19,10 @@ class KeysValues:
     text: tuple[Tensor, Tensor]  # keys and values, [B, L, C] each
     image: tuple[Tensor, Tensor]  # keys and values, [B, F, M, C] each
 
+    def at_frames(self, frames: Tensor) -> "KeysValues":
+        """Those of some frames, given by their numbers [N]."""
+        return KeysValues(self.text, (self.image[0][:, frames], self.image[1][:, frames]))
+
 
 def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
     """Multi-head scaled dot-product attention, heads cut out of the channels.
@@ -31,7 +35,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
 
 
 class SelfAttention(nn.Module):
-    """Attention of a sequence to itself, [..., N, C] -> [..., N, C]."""
+    """Attention of a sequence to itself, [..., N, C] -> [..., N, C].
+
+    Made from nothing, keys start as queries: tokens attend to their like, at the same place in the other views first
+    (after Trockman and Kolter 2023). Little training would not find that.
+    """
 
     def __init__(self, channels: int, head_dim: int) -> None:
         super().__init__()
@@ -40,6 +48,8 @@ class SelfAttention(nn.Module):
         self.to_k = nn.Linear(channels, channels, bias=False)
         self.to_v = nn.Linear(channels, channels, bias=False)
         self.to_out = nn.Linear(channels, channels)
+        with torch.no_grad():
+            self.to_k.weight.copy_(self.to_q.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.to_out(attend(self.to_q(x), self.to_k(x), self.to_v(x), self.head_dim))

@@ -6,6 +6,7 @@ The full-size model takes them from the ImageDream release; the small model trai
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
@@ -21,6 +22,10 @@ from transformers import (
     CLIPVisionModel,
 )
 
+from fourdiffusion.errors import UserError
+
+CLIP_HUB = "openai/clip-vit-large-patch14"  # the vocabulary is the same for all of CLIP
+
 __all__ = ["CLIPImageProcessorPil", "CLIPTextModel", "CLIPTokenizer", "CLIPVisionModel"]  # their one way in
 
 
@@ -28,12 +33,14 @@ def encode_text(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, prompts: list[
     """Prompts to token states [B, L, D].
 
     The encoder holds every block but the release's last one, then the final norm, so its last state is the one that
-    SD 2.1 conditions on.
+    SD 2.1 conditions on. What fills a short prompt up is the encoder's to say: a tokenizer that is told to pad with
+    OpenCLIP's number 0 would read each "!" as filling.
     """
-    tokens = tokenizer(
-        prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
-    )
-    return encoder(tokens.input_ids.to(encoder.device)).last_hidden_state
+    length = tokenizer.model_max_length
+    tokens = torch.full((len(prompts), length), encoder.config.pad_token_id)
+    for row, ids in zip(tokens, tokenizer(prompts, truncation=True, max_length=length).input_ids, strict=True):
+        row[: len(ids)] = torch.tensor(ids)
+    return encoder(tokens.to(encoder.device)).last_hidden_state
 
 
 def encode_image(processor: CLIPImageProcessorPil, encoder: CLIPVisionModel, images: Tensor) -> Tensor:
@@ -58,6 +65,23 @@ def decode_latents(vae: AutoencoderKL, z: Tensor) -> Tensor:
     """Scaled latents [..., C, h, w] to RGB images in [0, 1], [..., 3, H, W]; float32."""
     images = vae.decode(z.flatten(0, -4).to(vae.dtype) / vae.config.scaling_factor).sample
     return (images.float() / 2 + 0.5).clamp(0, 1).unflatten(0, z.shape[:-3])
+
+
+def find_tokenizer(folders: list[Path], max_length: int) -> CLIPTokenizer:
+    """CLIP's public tokenizer: from the first of ``folders`` that holds one, else from the library's cache."""
+    found = [folder for folder in folders if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file()]
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(
+            found[0] if found else CLIP_HUB, local_files_only=True, model_max_length=max_length
+        )
+    except (OSError, ValueError, TypeError):
+        tokenizer = None
+    if tokenizer is None or len(tokenizer) < 256:  # one entry a byte; without files the library makes an empty one
+        raise UserError(
+            f"CLIP's vocabulary (vocab.json, merges.txt) is neither in {' nor in '.join(map(str, folders))} nor, as "
+            f"{CLIP_HUB}, in the cache of the transformers library: give its folder with tokenizer=FOLDER"
+        )
+    return tokenizer
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, max_length: int) -> CLIPTokenizer:

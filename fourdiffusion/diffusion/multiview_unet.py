@@ -176,7 +176,10 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         """
         batch, frames, views = z.shape[:3]
         if motion is not None and frames > motion.config.max_frames:
-            raise ValueError(f"{frames} frames, but the motion layers know {motion.config.max_frames} positions")
+            raise ValueError(
+                f"{frames} frames, but the motion layers know {motion.config.max_frames} positions: sample with "
+                f"groups=windows({frames}, 8) (runs that overlap) or groups=interleaved({frames}, 8) (paper Fig. 5)"
+            )
         time = self.time_embedding(self.timesteps(timestep).to(z.dtype))
         embedding = (time[:, None] + self.camera_embedding(camera.to(z.dtype)))[:, None]  # [B, 1, V, E]
         embedding = embedding.expand(-1, frames, -1, -1).flatten(0, 2)

@@ -5,7 +5,8 @@ Letters: F frames, V views without the extra view, C h w latent channels and pix
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -42,6 +43,8 @@ class ModelConfig:
     guidance: float = 5.0  # of the sampler
     negative_prompt: str = NEGATIVE_PROMPT  # of the sampler
     distillation_negative: str = DISTILLATION_NEGATIVE_PROMPT  # of the 4D stage
+    window: int = 8  # frames that the model sees together, as many as it was trained with
+    long_video: str = "windows"  # how longer videos are cut: windows | interleaved
     image_size: int = 256  # pixels
     channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
     attention_levels: list[bool] = field(default_factory=lambda: [True, True, True, False])
@@ -72,6 +75,51 @@ class ModelConfig:
     image_heads: int = 16
 
 
+FrameGroups = Callable[[int], list[Tensor]]  # number of a sampling step -> groups of frame numbers that cover the video
+
+
+def windows(num_frames: int, length: int) -> FrameGroups:
+    """Runs of ``length`` neighbouring frames that overlap by half; where they overlap, the predictions are averaged.
+
+    The noise that a frame is denoised with is then one for all the windows it lies in (after MultiDiffusion, Bar-Tal
+    et al. 2023), so neighbouring windows agree where they meet.
+    """
+    starts = [*range(0, num_frames - length, max(length // 2, 1)), max(num_frames - length, 0)]
+    groups = [torch.arange(start, min(start + length, num_frames)) for start in starts]
+    return lambda _: groups
+
+
+def interleaved(num_frames: int, length: int) -> FrameGroups:
+    """Every so manieth frame, so that a group spans the whole video (paper Fig. 5), in turn with plain runs.
+
+    Groups that never meet differ from frame to frame; runs at every other step, shifted by half a run each time, join
+    them.
+    """
+    count = -(-num_frames // length)
+    spread = [torch.arange(first, num_frames, count) for first in range(count)]
+
+    def groups(step: int) -> list[Tensor]:
+        if step % 2 == 0:
+            return spread
+        bounds = [0, *range(max(length // 2, 1) if step % 4 == 3 else length, num_frames, length), num_frames]
+        return [torch.arange(low, high) for low, high in pairwise(bounds)]
+
+    return groups
+
+
+def frame_groups(config: ModelConfig, num_frames: int, max_frames: int) -> FrameGroups | None:
+    """What the settings ask for; None where the video fits into one group. ``max_frames``: the motion layers' length.
+
+    UserError for an unknown kind, and for windows longer than the motion layers know.
+    """
+    kinds = {"windows": windows, "interleaved": interleaved}
+    if config.long_video not in kinds:
+        raise UserError(f"model.long_video={config.long_video} is none of {', '.join(kinds)}")
+    if not 1 <= config.window <= max_frames:
+        raise UserError(f"model.window={config.window}: the motion layers know 1 to {max_frames} frames")
+    return kinds[config.long_video](num_frames, config.window) if num_frames > config.window else None
+
+
 @dataclass
 class Denoiser:
     """The guided model of one input video: both branches' conditions, encoded once.
@@ -85,6 +133,11 @@ class Denoiser:
     context: list[KeysValues | None]
     extra: Tensor  # latents of the extra view, [2, F, C, h, w]
     alphas_cumprod: Tensor  # of the noise schedule, [1000]
+
+    def at_frames(self, frames: Tensor) -> "Denoiser":
+        """The model of some of the video's frames, given by their numbers [N]; nothing is encoded again."""
+        context = [layer and layer.at_frames(frames) for layer in self.context]
+        return replace(self, context=context, extra=self.extra[:, frames])
 
     @torch.no_grad()
     def __call__(self, z: Tensor, timestep: int, c2w: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,19 +217,31 @@ class FourDiffusionPipeline(DiffusionPipeline):
         steps: int,
         guidance: float,
         generator: torch.Generator,
+        groups: FrameGroups | None = None,
         progress: Callable[[float], bool | None] = lambda _: None,
     ) -> Tensor:
         """Latents [F, V, C, h, w] of the views ``c2w`` [V, 4, 4], from noise, with this pipeline's scheduler.
 
-        ``progress`` is called with 1 after each step.
+        Args:
+            denoiser: from ``prepare``.
+            steps: of the scheduler.
+            guidance: scale of classifier-free guidance.
+            generator: of the first noise.
+            groups: which frames the model sees together; None: all at once, up to the motion layers' length.
+            progress: called with 1 after each step.
         """
         frames, channels, height, width = denoiser.extra.shape[1:]
         shape = (frames, c2w.shape[0], channels, height, width)
         z = torch.randn(shape, generator=generator, device=generator.device).to(denoiser.extra.device)
         self.scheduler.set_timesteps(steps, device=z.device)
         z = z * self.scheduler.init_noise_sigma
-        for timestep in self.scheduler.timesteps:
-            noise = guide(*denoiser(self.scheduler.scale_model_input(z, timestep), int(timestep), c2w), guidance)
+        for number, timestep in enumerate(self.scheduler.timesteps):
+            z_t = self.scheduler.scale_model_input(z, timestep)
+            noise, passes = torch.zeros_like(z), torch.zeros(frames, 1, 1, 1, 1, device=z.device)
+            for group in groups(number) if groups else [torch.arange(frames)]:
+                noise[group] += guide(*denoiser.at_frames(group)(z_t[group], int(timestep), c2w), guidance)
+                passes[group] += 1
+            noise = noise / passes
             z = self.scheduler.step(noise, timestep, z).prev_sample
             progress(1)
         return z
@@ -192,11 +257,13 @@ class FourDiffusionPipeline(DiffusionPipeline):
         num_inference_steps: int = 100,
         guidance_scale: float = 5.0,
         generator: torch.Generator | None = None,
+        groups: FrameGroups | None = None,
     ) -> Tensor:
         """V evenly spaced videos of the object, the first from where the input camera stands.
 
         Args:
             images: input frames, RGB in [0, 1], [F, 3, H, W].
+            groups: for more frames than the motion layers know; ``windows(F, 8)`` or ``interleaved(F, 8)``.
 
         Returns:
             RGB in [0, 1], [V, F, 3, H, W], float32.
@@ -205,8 +272,23 @@ class FourDiffusionPipeline(DiffusionPipeline):
         denoiser = self.prepare(images.to(self.unet.device), prompt, negative_prompt)
         generator = generator or torch.Generator().manual_seed(0)
         with self.progress_bar(total=num_inference_steps) as bar:
-            z = self.sample(denoiser, c2w, num_inference_steps, guidance_scale, generator, bar.update)
+            z = self.sample(denoiser, c2w, num_inference_steps, guidance_scale, generator, groups, bar.update)
         return encoders.decode_latents(self.vae, z).transpose(0, 1)
+
+    def save_motion(self, folder: str | Path) -> None:
+        """Writes the motion layers alone, as a diffusers folder: what training adds to the base."""
+        self.motion.save_pretrained(folder)
+
+    def load_motion(self, folder: str | Path) -> None:
+        """Puts motion layers that ``save_motion`` wrote in place of the present ones.
+
+        Raises:
+            ValueError: they belong to a UNet of other widths.
+        """
+        motion = MotionModules.from_pretrained(folder, local_files_only=True, dtype=self.unet.dtype)
+        if (theirs := list(motion.config.channels)) != (ours := self.unet.block_channels()):
+            raise ValueError(f"{folder} holds motion layers for blocks of widths {theirs}, this UNet has {ours}")
+        self.register_modules(motion=motion.to(self.unet.device))
 
     def save_whole(self, folder: Path) -> None:
         """``save_pretrained`` that replaces ``folder`` only once everything is written."""
@@ -261,8 +343,8 @@ def noise_schedule() -> DDIMScheduler:
     )
 
 
-def fresh_pipeline(config: ModelConfig, captions: list[str], seed: int) -> FourDiffusionPipeline:
-    """An untrained model; its tokenizer's vocabulary comes from ``captions``."""
+def fresh_pipeline(config: ModelConfig, tokenizer: CLIPTokenizer, seed: int) -> FourDiffusionPipeline:
+    """An untrained model."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = MultiviewUNet(
@@ -280,7 +362,6 @@ def fresh_pipeline(config: ModelConfig, captions: list[str], seed: int) -> FourD
             norm_groups=config.norm_groups,
             prediction=config.prediction,
         )
-        tokenizer = encoders.train_tokenizer(captions, config.vocabulary, config.text_length)
         return FourDiffusionPipeline(
             unet=unet,
             motion=MotionModules(unet.block_channels(), config.motion_heads, config.max_frames, config.norm_groups),

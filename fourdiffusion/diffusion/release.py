@@ -1,12 +1,77 @@
 """Names of the released checkpoints' keys, made from the names of our own parameters.
 
-The map runs from ours to theirs and is one to one, so the same lines load a release and write one.
+Every map runs from ours to theirs. ``to_release`` and ``from_release`` apply one in either direction, so the same lines
+load a release, write one, and (on the meta device) say which keys and shapes a release of some sizes must have.
 """
 
 import re
+from typing import NamedTuple
 
-from fourdiffusion.diffusion.motion import MotionModules
+import torch
+from torch import Tensor, nn
+
+from fourdiffusion.diffusion.encoders import CLIPTextModel, CLIPVisionModel
+from fourdiffusion.diffusion.motion import MotionModules, frame_positions
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
+
+UNET_PREFIX = "model.diffusion_model."
+VAE_PREFIX = "vae_model."
+CLIP_PREFIX = "clip_model.model."
+MOTION_PREFIX = "module."
+
+
+class Place(NamedTuple):
+    """Where a parameter of ours stands in a release."""
+
+    key: str
+    third: int | None = None  # of a fused weight: 0 the query's rows, 1 the key's, 2 the value's
+    convolution: bool = False  # a 1 x 1 convolution there, a linear layer here
+
+
+def to_release(places: dict[str, Place], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under the release's keys."""
+    thirds: dict[str, list[Tensor]] = {}
+    for name, place in sorted(places.items(), key=lambda item: item[1].third or 0):
+        value = state[name][..., None, None] if place.convolution else state[name]
+        thirds.setdefault(place.key, []).append(value)
+    return {key: values[0] if len(values) == 1 else torch.cat(values) for key, values in thirds.items()}
+
+
+def from_release(places: dict[str, Place], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The release's tensors under our names."""
+    state = {}
+    for name, place in places.items():
+        value = tensors[place.key]
+        if place.third is not None:
+            value = value.chunk(3)[place.third]
+        state[name] = value[..., 0, 0] if place.convolution else value
+    return state
+
+
+def imagedream_places(
+    unet: MultiviewUNet, vae: nn.Module, text: CLIPTextModel, image: CLIPVisionModel
+) -> dict[str, dict[str, Place]]:
+    """For each part of a pipeline the places of its parameters in the one file of the ImageDream release."""
+    return {
+        "unet": {name: Place(UNET_PREFIX + key) for name, key in unet_keys(unet).items()},
+        "vae": _vae_places(vae),
+        "text_encoder": _clip_places(text, CLIP_PREFIX),
+        "image_encoder": _clip_places(image, CLIP_PREFIX + "visual."),
+    }
+
+
+def dropped(key: str, text_layers: int) -> bool:
+    """Whether a key of the ImageDream release is one that 4DM has no use for.
+
+    These are the text tower's last block (SD 2.1 reads the one before), what CLIP needs only to compare texts with
+    images, and tables of the noise schedule.
+    """
+    inside = key.removeprefix(CLIP_PREFIX)
+    if inside != key:
+        last = f"transformer.resblocks.{text_layers}."
+        return inside in ("text_projection", "logit_scale", "visual.proj") or inside.startswith(last)
+    return re.fullmatch(r"betas|logvar|(\w+_)?alphas_cumprod\w*|posterior_\w+", key) is not None
+
 
 _RESNET = {
     "norm1": "in_layers.0",
@@ -104,3 +169,78 @@ def motion_keys(unet: MultiviewUNet, motion: MotionModules) -> dict[str, str]:
         rest = rest.replace("to_out.", "to_out.0.")
         keys[name] = parts[int(index)] + rest
     return keys
+
+
+def motion_places(unet: MultiviewUNet, motion: MotionModules) -> dict[str, Place]:
+    """Places of the motion parameters in the 4DM release."""
+    return {name: Place(MOTION_PREFIX + key) for name, key in motion_keys(unet, motion).items()}
+
+
+def position_tables(unet: MultiviewUNet, motion: MotionModules) -> dict[str, Tensor]:
+    """The release's constants: one table [1, max_frames, C] of frame positions for each temporal attention."""
+    tables = {}
+    for name, key in motion_keys(unet, motion).items():
+        if name.endswith("to_q.weight"):
+            channels = motion.get_parameter(name).shape[1]
+            table = frame_positions(motion.config.max_frames, channels)[None]
+            tables[MOTION_PREFIX + key.replace("to_q.weight", "pos_encoder.pe")] = table
+    return tables
+
+
+_VAE = [
+    (r"mid_block\.resnets\.0", r"mid.block_1"),
+    (r"mid_block\.resnets\.1", r"mid.block_2"),
+    (r"mid_block\.attentions\.0\.group_norm", r"mid.attn_1.norm"),
+    (r"mid_block\.attentions\.0\.to_(q|k|v)", r"mid.attn_1.\1"),
+    (r"mid_block\.attentions\.0\.to_out\.0", r"mid.attn_1.proj_out"),
+    (r"down_blocks\.(\d+)\.resnets\.(\d+)", r"down.\1.block.\2"),
+    (r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample"),
+    (r"up_blocks\.(\d+)\.resnets\.(\d+)", r"up.\1.block.\2"),
+    (r"up_blocks\.(\d+)\.upsamplers\.0", r"up.\1.upsample"),
+    (r"conv_norm_out", r"norm_out"),
+    (r"conv_shortcut", r"nin_shortcut"),
+]
+
+
+def _vae_places(vae: nn.Module) -> dict[str, Place]:
+    """The release counts the decoder's levels from the image inwards, diffusers the other way round."""
+    state = vae.state_dict()
+    last = max(int(match[1]) for name in state if (match := re.search(r"up_blocks\.(\d+)", name)))
+    places = {}
+    for name, value in state.items():
+        key = re.sub(r"(?<=up_blocks\.)\d+", lambda match: str(last - int(match[0])), name)
+        for pattern, replacement in _VAE:
+            key = re.sub(pattern, replacement, key)
+        places[name] = Place(VAE_PREFIX + key, convolution="attentions" in name and value.ndim == 2)
+    return places
+
+
+_CLIP = {
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "embeddings.class_embedding": "class_embedding",
+    "embeddings.patch_embedding": "conv1",
+    "encoder.layers": "transformer.resblocks",
+    "self_attn.out_proj": "attn.out_proj",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "pre_layrnorm": "ln_pre",
+    "post_layernorm": "ln_post",
+    "final_layer_norm": "ln_final",
+}
+
+
+def _clip_places(tower: CLIPTextModel | CLIPVisionModel, prefix: str) -> dict[str, Place]:
+    """OpenCLIP fuses the attention's three projections into one weight."""
+    places = {}
+    for name in tower.state_dict():
+        key = name
+        for ours, theirs in _CLIP.items():
+            key = key.replace(ours, theirs)
+        fused = re.search(r"self_attn\.(q|k|v)_proj\.", key)
+        if fused is not None:
+            key = key.replace(fused[0], "attn.in_proj_")
+        places[name] = Place(prefix + key, third="qkv".index(fused[1]) if fused else None)
+    return places

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tiny_model import FRAMES, SIZE, tiny_clip, tiny_pipeline
 from torch import Tensor
 
 from fourdiffusion import cameras, media
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, load_pipeline, noise_schedule
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, interleaved, load_pipeline, noise_schedule, windows
 from fourdiffusion.errors import UserError
 
 PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")
@@ -228,3 +229,37 @@ def test_call_gives_videos_of_the_views(pipeline: FourDiffusionPipeline) -> None
     assert 0 <= views.min() and views.max() <= 1
     again = pipeline(video(), "two balls", num_views=3, num_inference_steps=2)
     assert torch.equal(again, views)
+
+
+@pytest.mark.parametrize("frames, length", [(9, 8), (16, 8), (25, 8), (7, 2), (5, 1)])
+def test_groups_of_frames_cover_the_video(frames: int, length: int) -> None:
+    for kind in (windows, interleaved):
+        groups = kind(frames, length)
+        for step in range(4):
+            assert all(0 < len(group) <= length and (group.diff() > 0).all() for group in groups(step))
+            assert torch.cat(groups(step)).unique().tolist() == list(range(frames))
+    runs = windows(frames, length)(0)
+    assert all(len(run) == length and (run.diff() == 1).all() for run in runs)
+    assert all(b[0] - a[0] <= max(length // 2, 1) for a, b in pairwise(runs))
+
+
+@torch.no_grad()
+def test_windows_of_a_video_that_fits_change_nothing() -> None:
+    pipeline = tiny_pipeline(moving=True)
+    images = torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    settings = {"num_views": 2, "num_inference_steps": 2}
+    whole = pipeline(images, **settings)
+    assert torch.equal(whole, pipeline(images, **settings, groups=windows(4, 8)))
+    assert not torch.allclose(whole, pipeline(images, **settings, groups=windows(4, 2)), atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_denoiser_of_some_frames_knows_their_conditions() -> None:
+    pipeline = tiny_pipeline()  # without motion: frames are independent
+    images = torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    denoiser = pipeline.prepare(images, "a ball", "")
+    z = torch.randn(4, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(1))
+    c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
+    frames = torch.tensor([3, 1])
+    for whole, part in zip(denoiser(z, 500, c2w), denoiser.at_frames(frames)(z[frames], 500, c2w), strict=True):
+        torch.testing.assert_close(part, whole[frames], atol=1e-5, rtol=1e-4)

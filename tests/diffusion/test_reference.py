@@ -1,16 +1,20 @@
-"""The networks and formulas against the original ones' known answers (random weights, float32, CPU)."""
+"""The networks and formulas against the original ones' known answers (random weights, float32, CPU).
+
+The files go in through ``convert``, as a user's would. They are parts of no one model, so each is put into a release
+whose other parts are fresh.
+"""
 
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from released import write_release
 from safetensors.torch import load_file
 from torch import Tensor
 
 from fourdiffusion import cameras
-from fourdiffusion.diffusion import distillation, release
-from fourdiffusion.diffusion.motion import MotionModules, frame_positions
-from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
-from fourdiffusion.diffusion.pipeline import Denoiser, noise_schedule
+from fourdiffusion.convert import ConvertConfig, convert
+from fourdiffusion.diffusion import distillation
+from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline, ModelConfig, noise_schedule
 
 
 def distance(a: Tensor, b: Tensor) -> float:
@@ -18,23 +22,77 @@ def distance(a: Tensor, b: Tensor) -> float:
 
 
 @pytest.fixture(scope="module")
-def model(reference):
-    unet = MultiviewUNet(
-        channels=[32, 64, 64, 64], blocks_per_level=1, head_dim=16, context_dim=32, num_image_tokens=4
-    ).eval()
-    motion = MotionModules(unet.block_channels(), num_heads=4)
-    frozen = load_file(reference / "unet/imagedream.safetensors")
-    keys = release.unet_keys(unet)
-    assert {"model.diffusion_model." + key for key in keys.values()} == set(frozen)
-    unet.load_state_dict({name: frozen["model.diffusion_model." + key] for name, key in keys.items()})
-    trained = load_file(reference / "unet/4dm_motion.safetensors")
-    keys = release.motion_keys(unet, motion)
-    positions = {key: value for key, value in trained.items() if key.endswith("pos_encoder.pe")}
-    assert {"module." + key for key in keys.values()} == set(trained) - set(positions)
-    for value in positions.values():
-        torch.testing.assert_close(frame_positions(*value.shape[1:]), value[0])
-    motion.load_state_dict({name: trained["module." + key] for name, key in keys.items()})
-    return unet, motion
+def model(reference, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("unet")
+    sizes = ModelConfig(
+        channels=[32, 64, 64, 64],
+        blocks_per_level=1,
+        head_dim=16,
+        context_dim=32,
+        num_image_tokens=4,
+        motion_heads=4,
+        vae_channels=[32],
+        vae_blocks_per_level=1,
+        vocabulary=600,
+        text_layers=1,
+        text_heads=2,
+        image_encoder_size=28,
+        image_layers=1,
+    )
+    write_release(folder / "ipmv.pt", sizes, load_file(reference / "unet/imagedream.safetensors"))
+    motion = str(reference / "unet/4dm_motion.safetensors")
+    convert(ConvertConfig(str(folder / "ipmv.pt"), motion, str(folder / "model"), model=sizes))
+    pipeline = FourDiffusionPipeline.from_pretrained(folder / "model")
+    return pipeline.unet, pipeline.motion
+
+
+@pytest.fixture(scope="module")
+def encoders(reference, tmp_path_factory):
+    """The VAE and the CLIP towers of the known answers."""
+    folder = tmp_path_factory.mktemp("encoders")
+    sizes = ModelConfig(
+        channels=[32, 32],
+        attention_levels=[True, True],
+        blocks_per_level=1,
+        head_dim=16,
+        context_dim=48,
+        num_image_tokens=2,
+        resampler_layers=1,
+        resampler_heads=2,
+        resampler_head_dim=16,
+        vae_channels=[32, 64, 64],
+        vae_blocks_per_level=1,
+        vocabulary=600,
+        text_layers=2,
+        text_heads=3,
+        image_encoder_size=56,
+        image_dim=64,
+        image_layers=3,
+        image_heads=2,
+    )
+    known = load_file(reference / "vae/imagedream_vae.safetensors")
+    known |= load_file(reference / "clip/imagedream_clip.safetensors")
+    write_release(folder / "ipmv.pt", sizes, known)
+    convert(ConvertConfig(str(folder / "ipmv.pt"), output=str(folder / "model"), model=sizes))
+    return FourDiffusionPipeline.from_pretrained(folder / "model")
+
+
+@torch.no_grad()
+def test_vae(reference, encoders):
+    known = load_file(reference / "vae/inputs_outputs.safetensors")
+    moments = encoders.vae.encode(known["image"]).latent_dist
+    assert distance(moments.mean, known["mean"]) < 1e-5
+    assert distance(moments.logvar, known["logvar"]) < 1e-5
+    assert distance(encoders.vae.decode(known["mean"]).sample, known["decoded"]) < 1e-5
+
+
+@torch.no_grad()
+def test_clip_towers(reference, encoders):
+    known = load_file(reference / "clip/inputs_outputs.safetensors")
+    text = encoders.text_encoder(known["tokens"]).last_hidden_state
+    assert distance(text, known["text_hidden"]) < 1e-5
+    image = encoders.image_encoder(known["pixels"], output_hidden_states=True).hidden_states[-2]
+    assert distance(image, known["image_hidden"]) < 1e-5
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,184 @@
+"""``convert``: released checkpoints become a pipeline folder, and trained motion layers a file as 4DM released it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from fourdiffusion import checkpoints
+from fourdiffusion.diffusion import encoders, release
+from fourdiffusion.diffusion.motion import MotionModules
+from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
+from fourdiffusion.diffusion.pipeline import (
+    FourDiffusionPipeline,
+    ModelConfig,
+    fresh_pipeline,
+    load_pipeline,
+    noise_schedule,
+)
+from fourdiffusion.errors import UserError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass
+class ConvertConfig:
+    """``imagedream`` (and ``motion``) go into a pipeline folder, the motion layers of ``model.path`` into a file."""
+
+    imagedream: str | None = None  # sd-v2.1-base-4view-ipmv.pt or .safetensors, or an ImageDream diffusers folder
+    motion: str | None = None  # 4dm.ckpt or .safetensors; null: untrained motion layers, for training
+    output: str = "???"  # the pipeline folder to make; on the way back a .ckpt or .safetensors file
+    tokenizer: str | None = (
+        None  # folder of CLIP's vocab.json and merges.txt; null: looked for beside the file
+    )
+    dtype: str = "float32"  # of the written weights: float32 | bfloat16 | float16
+    # Sizes of the release; on the way back model.path is the pipeline folder whose motion layers are written.
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+def convert(config: ConvertConfig) -> None:
+    """Reads, checks every key and shape, then writes; nothing is written where anything is missing or left over."""
+    if config.dtype not in DTYPES:
+        raise UserError(f"dtype={config.dtype} is none of {', '.join(DTYPES)}")
+    if (config.imagedream is None) == (config.model.path is None):
+        raise UserError(
+            "give imagedream=FILE for a pipeline folder, or model.path=FOLDER for a file of its motion layers"
+        )
+    output = Path(config.output)
+    if output.exists():
+        raise UserError(f"output={output} exists: choose another, or delete it")
+    if config.imagedream is None:
+        _write_motion(config.model.path, output, DTYPES[config.dtype])
+        return
+    pipeline = read_release(Path(config.imagedream), config.motion, config.tokenizer, config.model)
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            part.to(DTYPES[config.dtype])
+    pipeline.save_whole(output)
+    tqdm.write(
+        f"{output}: {sum(p.numel() for p in _parameters(pipeline)) / 1e6:.1f} M numbers, every key accounted for"
+    )
+
+
+def read_release(
+    imagedream: Path, motion: str | None, tokenizer: str | None, sizes: ModelConfig
+) -> FourDiffusionPipeline:
+    """The pipeline that released files hold, to be saved; tables that are computed on loading are still missing.
+
+    Raises:
+        UserError: a file that cannot be read safely, a key that is missing or unknown, a shape of another
+            architecture, no vocabulary.
+    """
+    tensors = {} if imagedream.is_dir() else checkpoints.read_foreign(imagedream)
+    if tensors and all(key.startswith(release.MOTION_PREFIX) for key in tensors):
+        raise UserError(f"imagedream={imagedream} holds motion layers: give it as motion=")
+    beside = [imagedream / "tokenizer", imagedream.parent / "tokenizer"]
+    vocabulary = encoders.find_tokenizer([Path(tokenizer)] if tokenizer else beside, sizes.text_length)
+    if len(vocabulary) > sizes.vocabulary:
+        raise UserError(
+            f"tokenizer: {len(vocabulary)} entries, the text tower knows {sizes.vocabulary}: give CLIP's own"
+        )
+    with torch.device("meta"):  # names and shapes without memory
+        pipeline = fresh_pipeline(sizes, vocabulary, seed=0)
+    unet, trained = pipeline.unet, pipeline.motion
+    places = release.imagedream_places(unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder)
+    tensors = tensors or _read_folder(imagedream, places)
+    expected: dict[str, Tensor] = {}
+    for name, where in places.items():
+        expected |= release.to_release(where, pipeline.components[name].state_dict())
+    unread = [key for key in tensors if release.dropped(key, sizes.text_layers)]
+    _check(f"imagedream={imagedream}", expected, tensors, unread)
+    for name, where in places.items():
+        _fill(pipeline.components[name], release.from_release(where, tensors))
+
+    if motion is None:
+        fresh = MotionModules(unet.block_channels(), sizes.motion_heads, sizes.max_frames, sizes.norm_groups)
+        pipeline.register_modules(motion=fresh)
+    else:
+        _fill(trained, read_motion(Path(motion), unet, trained))
+    pipeline.text_encoder.config.pad_token_id = 0  # OpenCLIP's
+    pipeline.register_modules(scheduler=noise_schedule())  # its tables were on the meta device, too
+    return pipeline
+
+
+def read_motion(path: Path, unet: MultiviewUNet, motion: MotionModules) -> dict[str, Tensor]:
+    """The state of ``motion`` that a file with 4DM's key names holds."""
+    tensors = checkpoints.read_foreign(path)
+    if not any(key.startswith(release.MOTION_PREFIX) for key in tensors):
+        raise UserError(f"motion={path} holds no motion layers (keys that begin with {release.MOTION_PREFIX})")
+    places = release.motion_places(unet, motion)
+    tables = release.position_tables(unet, motion)
+    _check(f"motion={path}", release.to_release(places, motion.state_dict()) | tables, tensors, [])
+    for key, table in tables.items():
+        if not torch.allclose(tensors[key].float(), table, atol=1e-2):  # half precision is off by 0.004
+            raise UserError(f"motion={path}: {key} is not the table of frame positions that 4DM uses")
+    return release.from_release(places, tensors)
+
+
+def _write_motion(folder: str | None, output: Path, dtype: torch.dtype) -> None:
+    if output.suffix not in checkpoints.FOREIGN:
+        raise UserError(f"output={output}: give a file that ends in {' or '.join(checkpoints.FOREIGN)}")
+    pipeline = load_pipeline(folder)
+    state = release.to_release(
+        release.motion_places(pipeline.unet, pipeline.motion), pipeline.motion.state_dict()
+    ) | release.position_tables(pipeline.unet, pipeline.motion)
+    checkpoints.write_foreign(output, {key: value.to(dtype).contiguous() for key, value in state.items()})
+    tqdm.write(f"{output}: {len(state)} tensors under 4DM's names")
+
+
+def _read_folder(folder: Path, places: dict[str, dict[str, release.Place]]) -> dict[str, Tensor]:
+    """An ImageDream diffusers folder under the names of the one file: its UNet kept those, the rest is diffusers'."""
+    tensors: dict[str, Tensor] = {}
+    for name, where in places.items():
+        files = sorted((folder / name).glob("*.safetensors")) or sorted((folder / name).glob("*.bin"))
+        if not files:
+            raise UserError(f"imagedream={folder}: {name} holds no .safetensors and no .bin file")
+        state: dict[str, Tensor] = {}
+        for file in files:
+            state |= checkpoints.read_foreign(file)
+        if name == "unet":
+            tensors |= {release.UNET_PREFIX + key: value for key, value in state.items()}
+            continue
+        # older versions of transformers put the tower inside another module, and stored a table that is a constant
+        state = {key.removeprefix("text_model.").removeprefix("vision_model."): value for key, value in state.items()}
+        state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
+        if strange := sorted(where.keys() ^ state.keys()):
+            raise UserError(f"imagedream={folder}: {name} is not ImageDream's, compare {_some(strange)}")
+        tensors |= release.to_release(where, state)
+    return tensors
+
+
+def _check(what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor], dropped: Iterable[str]) -> None:
+    """UserError that lists what is missing, left over or of another shape."""
+    missing = sorted(expected.keys() - tensors.keys())
+    strange = sorted(tensors.keys() - expected.keys() - set(dropped))
+    shapes = [
+        f"{key} {tuple(tensors[key].shape)} for {tuple(value.shape)}"
+        for key, value in expected.items()
+        if key in tensors and tensors[key].shape != value.shape
+    ]
+    found = [
+        f"{len(names)} {kind}: {_some(names)}"
+        for kind, names in (("missing", missing), ("unknown", strange), ("of another shape", shapes))
+        if names
+    ]
+    if found:
+        raise UserError(f"{what} is another architecture than model.* describes; {'; '.join(found)}")
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _fill(module: nn.Module, state: dict[str, Tensor]) -> None:
+    """Puts tensors in place of a meta module's, without a copy."""
+    module.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+
+
+def _parameters(pipeline: FourDiffusionPipeline) -> Iterable[nn.Parameter]:
+    for part in pipeline.components.values():
+        if isinstance(part, nn.Module):
+            yield from part.parameters()
