@@ -5,14 +5,18 @@
 <run>/checkpoint.safetensors      the newest state from which the run goes on
 """
 
+import contextlib
 import dataclasses
 import json
 import os
 import pickle
+import signal
 import subprocess
+import threading
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -127,7 +131,8 @@ def open_run(folder: Path, config: Any, free: set[str]) -> None:
     Args:
         folder: the run folder.
         config: a dataclass of settings.
-        free: top-level settings that may differ when a run goes on (how long, how often to report).
+        free: top-level settings that may differ when a run goes on (how long, how often to report). ``output`` may
+            always: a run folder can be moved.
 
     Raises:
         UserError: the folder cannot be made, holds a run with other settings, or files that no run of ours wrote.
@@ -142,7 +147,7 @@ def open_run(folder: Path, config: Any, free: set[str]) -> None:
         old = _flat(_read_settings(path))
         for key, value in _flat(settings).items():
             before = old.get(key)
-            if before != value and key.split(".")[0] not in free:
+            if before != value and key.split(".")[0] not in free | {"output"}:
                 raise UserError(
                     f"{folder} holds a run with {key}={before}, this one has {key}={value}: "
                     "choose another output, or delete that folder"
@@ -163,6 +168,30 @@ def _read_settings(path: Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise UserError(f"{path} is damaged or not ours: choose another output, or delete that folder")
     return settings
+
+
+@contextlib.contextmanager
+def patient_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C waits for the end of a step: the block gets a function that says whether it was pressed.
+
+    A second Ctrl-C stops at once. Outside the main thread nothing changes.
+    """
+    pressed = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def append_log(folder: Path, line: dict[str, Any]) -> None:

@@ -91,6 +91,14 @@ VERBS = (
         "measure a run against ground truth",
         ("fourdiffusion evaluate prediction=runs/clip truth=data/sample/truth",),
     ),
+    Verb(
+        "doctor",
+        "fourdiffusion.doctor",
+        "doctor",
+        "DoctorConfig",
+        "say what is installed, what is missing, and the line that installs it",
+        ("fourdiffusion doctor",),
+    ),
 )
 
 

@@ -5,7 +5,9 @@ the anchor loss and, where asked, the generated views themselves. Letters: F fra
 """
 
 import dataclasses
+import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from fourdiffusion.diffusion.pipeline import (
     ModelConfig,
     frame_groups,
     load_pipeline,
+    set_sampler,
 )
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.scene import losses
@@ -34,6 +37,7 @@ from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig, RenderOu
 
 GUIDANCES = ("fourdm", "per_frame", "off")
 BACKGROUND = torch.ones(3)  # white, as in the release
+EMPTY = 1e-4  # opacity of a single sample
 
 
 @dataclass
@@ -61,6 +65,8 @@ class DistillationConfig:
     resolutions: list[int] = field(default_factory=lambda: [64, 192, 256])  # of the renders, in pixels
     resolution_steps: list[int] = field(default_factory=lambda: [0, 5000, 10_000])
     elevation_max_deg: float = 5.0  # uniform from 0
+    ray_chunk: int = 0  # rays rendered with gradient at a time; 0: all. In chunks a ray is rendered twice
+    image_chunk: int = 0  # pictures encoded with gradient at a time; 0: all. In chunks a picture is encoded twice
 
 
 @dataclass
@@ -141,6 +147,7 @@ def fit(config: FitConfig) -> None:
     device = resolve_device(config.device)
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = load_pipeline(config.model.path).to(device)
+    set_sampler(pipeline, config.model.sampler)
     groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
@@ -162,36 +169,54 @@ def fit(config: FitConfig) -> None:
 
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="fit")
     saved = shown = time.monotonic()
-    for step in bar:
-        generator = checkpoints.stream(config.seed, 0, step)
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * config.rate_decay ** (step / config.steps)
-        if step % config.occupancy_every == 0:
-            occupancy.update(scene.density, target.times.to(device), generator)
-        weights = loss_weights(config, step)
-        terms = _terms(config, step, pipeline, denoiser, scene, occupancy, target, weights, generator)
-        loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
-        if not bool(loss.isfinite()):
-            raise UserError(f"the loss is {loss.item()} at step {step} ({_show(terms)}): lower grid_rate or sds.weight")
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    with checkpoints.patient_interrupt() as interrupted:
+        for step in bar:
+            generator = checkpoints.stream(config.seed, 0, step)
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * config.rate_decay ** (step / config.steps)
+            if step % config.occupancy_every == 0:
+                occupancy.update(scene.density, target.times.to(device), generator)
+                _check_matter(occupancy, step)
+            weights = loss_weights(config, step)
+            terms = _terms(config, step, pipeline, denoiser, scene, occupancy, target, weights, generator)
+            loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
+            if not bool(loss.isfinite()):
+                raise UserError(
+                    f"the loss is {loss.item()} at step {step} ({_show(terms)}): lower grid_rate or sds.weight"
+                )
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
-        done, now = step + 1, time.monotonic()
-        bar.set_postfix_str(_show(terms), refresh=False)
-        if done % config.log_every == 0 or done == config.steps:
-            values = {name: value.item() for name, value in terms.items()}
-            checkpoints.append_log(output, {"step": done, "loss": loss.item(), **values})
-        if now - saved > 60 * config.checkpoint_minutes or done == config.steps:
-            _save(output, scene, occupancy, optimizer, done)
-            saved = time.monotonic()
-        if config.preview_minutes and now - shown > 60 * config.preview_minutes:
-            write_pictures(output / "preview", Scene(scene, occupancy, config.scene.renderer), target.images, 64, 16)
-            shown = time.monotonic()
+            done, now = step + 1, time.monotonic()
+            bar.set_postfix_str(_show(terms), refresh=False)
+            if done % config.log_every == 0 or done == config.steps:
+                values = {name: value.item() for name, value in terms.items()}
+                checkpoints.append_log(output, {"step": done, "loss": loss.item(), **values})
+            stopping = interrupted()
+            if now - saved > 60 * config.checkpoint_minutes or done == config.steps or stopping:
+                _save(output, scene, occupancy, optimizer, done)
+                saved = time.monotonic()
+            if stopping:
+                raise KeyboardInterrupt
+            if config.preview_minutes and now - shown > 60 * config.preview_minutes:
+                write_pictures(
+                    output / "preview", Scene(scene, occupancy, config.scene.renderer), target.images, 64, 16
+                )
+                shown = time.monotonic()
     fitted = Scene(scene, occupancy, config.scene.renderer)
     save_scene(output / "scene", fitted)
     pictures = write_pictures(output, fitted, target.images, config.model.image_size)
     tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
+
+
+def _check_matter(occupancy: OccupancyGrid, step: int) -> None:
+    """UserError where nothing is left to see: no loss would bring it back."""
+    opacity = -math.expm1(-float(occupancy.density.max()) * occupancy.config.step)
+    if opacity < EMPTY:
+        raise UserError(
+            f"the scene is empty at step {step} (a sample's opacity is {opacity:.1e} at most): lower loss.sparsity and "
+            "sds.weight, or grid_rate, and choose another output"
+        )
 
 
 def _generate(
@@ -249,7 +274,7 @@ def _terms(
     weights: dict[str, float],
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """The unweighted loss terms of one step."""
+    """The unweighted loss terms of one step, each back-propagated with its weight as soon as it is known."""
     size = config.model.image_size
     terms: dict[str, Tensor] = {}
     sds = config.sds
@@ -260,31 +285,87 @@ def _terms(
         c2w = cameras.orbit(azimuths, sds.elevation_max_deg * height)
         side = max(r for r, at in zip(sds.resolutions, sds.resolution_steps, strict=True) if step >= at)
         rays = _rays(c2w, target.times[frames], side)
-        rendered = _render(config, scene, occupancy, rays, generator, with_normals=weights["orientation"] > 0)
-        images = rendered.rgb.view(len(frames), len(c2w), side, side, 3).movedim(-1, 2)
-        terms["sds"] = _distil(config, step, pipeline, denoiser.at_frames(frames), images, c2w, generator)
-        if rendered.normals is not None:
-            directions = rays[1].to(rendered.rgb.device)[rendered.ray_index]
-            terms["orientation"] = losses.orientation(rendered.weights, rendered.normals, directions, rendered.opacity)
-        if weights["opacity"]:
-            terms["opacity"] = losses.opacity_entropy(rendered.opacity)
-        if weights["sparsity"]:
-            terms["sparsity"] = losses.sparsity(rendered.opacity)
+        jitter = torch.rand(len(rays[2]), generator=generator)
+
+        def teach(rgb: Tensor) -> tuple[Tensor, Tensor]:
+            images = rgb.view(len(frames), len(c2w), side, side, 3).movedim(-1, 2)
+            return _distil(config, step, pipeline, denoiser.at_frames(frames), images, c2w, generator)
+
+        terms |= _render_and_teach(config, scene, occupancy, rays, jitter, weights, teach)
     if weights["perceptual"] or weights["d_ssim"]:
         frame = int(torch.randint(len(target.times), (), generator=generator))
         camera = target.c2w[target.anchor : target.anchor + 1]
         rays = _rays(camera, target.times[frame : frame + 1], size)
-        image = _render(config, scene, occupancy, rays, generator).rgb.view(1, size, size, 3).movedim(-1, 1)
+        jitter = torch.rand(len(rays[2]), generator=generator)
+        image = _render(config, scene, occupancy, rays, jitter).rgb.view(1, size, size, 3).movedim(-1, 1)
         truth = target.views[target.anchor, frame][None].to(image.device)
-        terms["perceptual"] = encoders.latent_distance(pipeline.vae, image, truth)
-        terms["d_ssim"] = losses.dssim(image, truth)
+        anchor = {
+            "perceptual": encoders.latent_distance(pipeline.vae, image, truth),
+            "d_ssim": losses.dssim(image, truth),
+        }
+        terms |= _backward(anchor, weights)
     if weights["views"]:
         all_rays = _rays(target.c2w, target.times, size)
         chosen = torch.randint(len(all_rays[2]), (config.loss.views_rays,), generator=generator)
-        rendered = _render(config, scene, occupancy, tuple(x[chosen] for x in all_rays), generator)
+        jitter = torch.rand(len(chosen), generator=generator)
+        rendered = _render(config, scene, occupancy, tuple(x[chosen] for x in all_rays), jitter)
         colours = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)[chosen]  # rays run over F, V, H, W
-        terms["views"] = functional.mse_loss(rendered.rgb, colours.to(rendered.rgb.device))
+        views = functional.mse_loss(rendered.rgb, colours.to(rendered.rgb.device))
+        terms |= _backward({"views": views}, weights)
     return terms
+
+
+def _backward(terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Tensor]:
+    """Back-propagates the weighted sum; returns the terms without their graphs."""
+    torch.stack([weights[name] * value for name, value in terms.items()]).sum().backward()
+    return {name: value.detach() for name, value in terms.items()}
+
+
+def _render_and_teach(
+    config: FitConfig,
+    scene: DynamicField,
+    occupancy: OccupancyGrid,
+    rays: tuple[Tensor, ...],
+    jitter: Tensor,
+    weights: dict[str, float],
+    teach: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> dict[str, Tensor]:
+    """SDS and the regularisers on the rays of all pictures, back-propagated.
+
+    ``teach`` takes the colours [R, 3] and gives the SDS loss and its gradient with respect to them. More rays than
+    ``sds.ray_chunk`` are rendered without a graph first, then again with one, chunk after chunk: memory does not grow
+    with their number, and the gradient is the same.
+    """
+    chunk = config.sds.ray_chunk or len(jitter)
+    parts = [slice(first, first + chunk) for first in range(0, len(jitter), chunk)]
+    whole = len(parts) == 1
+    with_normals = weights["orientation"] > 0
+
+    def run(part: slice, normals: bool) -> RenderOutput:
+        return _render(config, scene, occupancy, tuple(x[part] for x in rays), jitter[part], normals)
+
+    with torch.set_grad_enabled(whole):
+        first = [run(part, with_normals and whole) for part in parts]
+    value, gradient = teach(torch.cat([out.rgb.detach() for out in first]))
+    hits = sum(int((out.opacity > 0).sum()) for out in first)
+    sums: dict[str, Tensor] = {}
+    for part, seen in zip(parts, first, strict=True):
+        out = seen if whole else run(part, with_normals)
+        share = len(out.rgb) / len(jitter)
+        terms = {}
+        if out.normals is not None:
+            directions = rays[1][part].to(out.rgb.device)[out.ray_index]
+            facing_away = losses.orientation(out.weights, out.normals, directions, out.opacity)
+            terms["orientation"] = facing_away * max(int((out.opacity > 0).sum()), 1) / max(hits, 1)
+        if weights["opacity"]:
+            terms["opacity"] = losses.opacity_entropy(out.opacity) * share
+        if weights["sparsity"]:
+            terms["sparsity"] = losses.sparsity(out.opacity) * share
+        surrogate = (out.rgb * gradient[part]).sum()  # its gradient is that of the SDS loss
+        _backward({"sds": surrogate, **terms}, weights)
+        for name, term in terms.items():
+            sums[name] = sums.get(name, torch.zeros_like(term)).detach() + term.detach()
+    return {"sds": value, **sums}
 
 
 def draw_window(num_frames: int, length: int, generator: torch.Generator) -> Tensor:
@@ -302,15 +383,14 @@ def _render(
     scene: DynamicField,
     occupancy: OccupancyGrid,
     rays: tuple[Tensor, ...],
-    generator: torch.Generator,
+    jitter: Tensor,
     with_normals: bool = False,
 ) -> RenderOutput:
     """Jittered rays (origins [R, 3], directions [R, 3], times [R]) on the background, with gradient."""
     device = occupancy.density.device
     origins, directions, times = (x.to(device) for x in rays)
-    jitter = torch.rand(len(times), generator=generator).to(device)
     return render(
-        scene, occupancy, origins, directions, times, BACKGROUND.to(device), config.scene.renderer, jitter,
+        scene, occupancy, origins, directions, times, BACKGROUND.to(device), config.scene.renderer, jitter.to(device),
         scene.density, with_normals,
     )  # fmt: skip
 
@@ -323,13 +403,18 @@ def _distil(
     images: Tensor,
     c2w: Tensor,
     generator: torch.Generator,
-) -> Tensor:
-    """The SDS loss of renders [F, V, 3, side, side] from cameras [V, 4, 4]."""
-    sds, size = config.sds, config.model.image_size
-    if images.shape[-1] != size:
-        flat = functional.interpolate(images.flatten(0, 1), size=(size, size), mode="bilinear", align_corners=False)
-        images = flat.view(*images.shape[:3], size, size)
-    z = encoders.encode_latents(pipeline.vae, images)
+) -> tuple[Tensor, Tensor]:
+    """The SDS loss of renders [F, V, 3, side, side] from cameras [V, 4, 4], and its gradient, [F V side side, 3].
+
+    The VAE's activations are what overflows: with ``sds.image_chunk`` its gradient is taken a few pictures at a time.
+    """
+    sds = config.sds
+    flat = images.flatten(0, 1).detach().contiguous().requires_grad_()
+    chunk = sds.image_chunk or len(flat)
+    whole = chunk >= len(flat)
+    with torch.set_grad_enabled(whole):
+        latents = torch.cat([_encode(config, pipeline, part) for part in flat.split(chunk)])
+    z = latents.detach().unflatten(0, images.shape[:2]).requires_grad_()
     low = losses.ramp(step - sds.start, sds.max_step, sds.min_step_end, sds.ramp_steps)
     high = losses.ramp(step - sds.start, sds.max_step, sds.max_step_end, sds.ramp_steps)
     fraction = low + (high - low) * float(torch.rand((), generator=generator))
@@ -338,7 +423,23 @@ def _distil(
     noise = torch.randn(z.shape, generator=generator).to(z.device)
     z_t = distillation.add_noise(z.detach(), noise, alpha_bar)
     predictions = denoiser(z_t, timestep, c2w)
-    return distillation.sds_loss(z, distillation.sds_target(z_t, *predictions, alpha_bar, sds.guidance, sds.rescale))
+    loss = distillation.sds_loss(z, distillation.sds_target(z_t, *predictions, alpha_bar, sds.guidance, sds.rescale))
+    (slope,) = torch.autograd.grad(loss, z)
+    if whole:
+        latents.backward(slope.flatten(0, 1))
+    else:
+        for part, part_slope in zip(flat.split(chunk), slope.flatten(0, 1).split(chunk), strict=True):
+            _encode(config, pipeline, part).backward(part_slope)
+    assert flat.grad is not None
+    return loss.detach(), flat.grad.movedim(1, -1).reshape(-1, 3)
+
+
+def _encode(config: FitConfig, pipeline: FourDiffusionPipeline, images: Tensor) -> Tensor:
+    """Latents of renders [N, 3, side, side], brought to the model's size."""
+    size = config.model.image_size
+    if images.shape[-1] != size:
+        images = functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    return encoders.encode_latents(pipeline.vae, images)
 
 
 def _rays(c2w: Tensor, times: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:

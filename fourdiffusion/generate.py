@@ -10,7 +10,7 @@ from fourdiffusion import cameras, checkpoints, media
 from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import ModelConfig, frame_groups, load_pipeline
+from fourdiffusion.diffusion.pipeline import ModelConfig, frame_groups, load_pipeline, set_sampler
 from fourdiffusion.errors import check_ranges
 
 
@@ -43,6 +43,7 @@ def generate(config: GenerateConfig) -> None:
     )
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = load_pipeline(config.model.path).to(resolve_device(config.device))
+    set_sampler(pipeline, config.model.sampler)
     groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
     output = Path(config.output)
     checkpoints.open_run(output, config, free=set())

@@ -83,7 +83,7 @@ def train(config: TrainConfig) -> None:
 
     objective = _objective(config, pipeline)
     parameters = [p for p in objective.trainable.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     start = _resume(output, objective, optimizer)
     if accelerator.is_main_process:
         checkpoints.trim_log(output, start.step)
@@ -106,40 +106,46 @@ def train(config: TrainConfig) -> None:
         disable=not accelerator.is_main_process,
     )
     began = time.monotonic()
-    for step, batch in enumerate(bar, start=start.step):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(config, step)
-        generator = checkpoints.stream(config.seed + 1, accelerator.process_index, step)
-        with accelerator.autocast():
-            terms = model(*_inputs(config, pipeline, batch, generator, accelerator.device))
-        loss = torch.stack(list(terms.values())).sum()
-        if not bool(loss.isfinite()):
-            raise UserError(
-                f"the loss is {loss.item()} at step {step}: lower learning_rate; {output} holds the last checkpoint"
-            )
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(parameters, config.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay = min(config.ema_decay, (step + 1) / (step + 10))
-        trained = objective.trainable.state_dict()
-        torch._foreach_lerp_([ema[name] for name in trained], list(trained.values()), 1 - decay)
+    with checkpoints.patient_interrupt() as interrupted:
+        for step, batch in enumerate(bar, start=start.step):
+            for group in optimizer.param_groups:
+                group["lr"] = config.learning_rate * learning_rate_factor(config, step)
+            generator = checkpoints.stream(config.seed + 1, accelerator.process_index, step)
+            with accelerator.autocast():
+                terms = model(*_inputs(config, pipeline, batch, generator, accelerator.device))
+            loss = torch.stack(list(terms.values())).sum()
+            if not bool(loss.isfinite()):
+                raise UserError(
+                    f"the loss is {loss.item()} at step {step}: lower learning_rate; {output} holds the last checkpoint"
+                )
+            accelerator.backward(loss)
+            norm = accelerator.clip_grad_norm_(parameters, config.grad_clip)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            decay = min(config.ema_decay, (step + 1) / (step + 10))
+            trained = objective.trainable.state_dict()
+            torch._foreach_lerp_([ema[name] for name in trained], list(trained.values()), 1 - decay)
 
-        done = step + 1
-        if accelerator.is_main_process and (done % config.log_every == 0 or done == config.steps):
-            line = {"loss": loss.item(), "grad_norm": float(norm), **{k: v.item() for k, v in terms.items()}}
-            bar.set_postfix(loss=f"{loss.item():.4f}")
-            seconds = round(time.monotonic() - began, 2)
-            checkpoints.append_log(
-                output, {"step": done, **line, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds}
-            )
-            accelerator.log(line, step=done)
-        if accelerator.is_main_process and (done % config.checkpoint_every == 0 or done == config.steps):
-            _save(output, objective, optimizer, ema, done)
-        if accelerator.is_main_process and config.sample_every and done % config.sample_every == 0:
-            with _weights(objective, ema):
-                _sample(config, pipeline, output / f"sample_{done:06d}.png")
-        accelerator.wait_for_everyone()
+            done = step + 1
+            if accelerator.is_main_process and (done % config.log_every == 0 or done == config.steps):
+                line = {"loss": loss.item(), "grad_norm": float(norm), **{k: v.item() for k, v in terms.items()}}
+                bar.set_postfix(loss=f"{loss.item():.4f}")
+                seconds = round(time.monotonic() - began, 2)
+                checkpoints.append_log(
+                    output, {"step": done, **line, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds}
+                )
+                accelerator.log(line, step=done)
+            stopping = accelerator.is_main_process and interrupted()  # other processes go on until they are stopped
+            if accelerator.is_main_process and (
+                done % config.checkpoint_every == 0 or done == config.steps or stopping
+            ):
+                _save(output, objective, optimizer, ema, done)
+            if stopping:
+                raise KeyboardInterrupt
+            if accelerator.is_main_process and config.sample_every and done % config.sample_every == 0:
+                with _weights(objective, ema):
+                    _sample(config, pipeline, output / f"sample_{done:06d}.png")
+            accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         with _weights(objective, ema):
             _export(config, pipeline, data, output / "model")

@@ -1,6 +1,7 @@
 """Run folders: whole files or none, settings that may not change, random streams."""
 
 import json
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -224,3 +225,23 @@ def test_streams_do_not_fold() -> None:
     """torch's CPU generator reads 32 bits of its seed: the keys of long runs must differ in these."""
     keys = [(seed, rank, step) for seed in range(4) for rank in (0, 1, 63) for step in range(0, 30_000, 7)]
     assert len({checkpoints.stream(*key).initial_seed() % 2**32 for key in keys}) == len(keys)
+
+
+def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with checkpoints.patient_interrupt() as interrupted:
+        assert not interrupted()
+        signal.raise_signal(signal.SIGINT)
+        assert interrupted()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_run_folder_can_be_moved(tmp_path: Path) -> None:
+    @dataclass
+    class Placed:
+        output: str
+
+    checkpoints.open_run(tmp_path, Placed("here"), free=set())
+    checkpoints.open_run(tmp_path, Placed("there"), free=set())

@@ -24,13 +24,14 @@ from fourdiffusion.fit import (
     LossConfig,
     SceneConfig,
     _generate,
+    _terms,
     draw_window,
     fit,
     loss_weights,
 )
 from fourdiffusion.ops.hash_grid import HashGridConfig
-from fourdiffusion.scene.field import FieldConfig
-from fourdiffusion.scene.renderer import RendererConfig
+from fourdiffusion.scene.field import DynamicField, FieldConfig
+from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
 
 GRID = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
 STEPS = 6
@@ -122,8 +123,14 @@ def test_a_run_in_two_parts_equals_a_run_in_one(config, tmp_path):
     assert log(config) == log(halves)
 
 
-def test_a_killed_run_goes_on_to_the_same_scene(config, tmp_path):
-    config.steps, config.checkpoint_minutes = 12, 0.0
+@pytest.mark.parametrize(
+    "sent, minutes, sign",
+    [(signal.SIGKILL, 0.0, "checkpoint.safetensors"), (signal.SIGINT, 60.0, "log.jsonl")],
+    ids=["killed", "interrupted"],
+)
+def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, minutes, sign):
+    """Killed after its first checkpoint; or stopped with Ctrl-C before its first one is due."""
+    config.steps, config.checkpoint_minutes = 12, minutes
     fit(config)
     killed = dataclasses.replace(config, output=str(tmp_path / "killed"))
     program = "import pickle, sys; from fourdiffusion.fit import fit; fit(pickle.load(open(sys.argv[1], 'rb')))"
@@ -132,9 +139,9 @@ def test_a_killed_run_goes_on_to_the_same_scene(config, tmp_path):
     checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
     process = subprocess.Popen([sys.executable, "-c", program, str(settings)], stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while not checkpoint.exists() and process.poll() is None and time.monotonic() < deadline:
+    while not (tmp_path / "killed" / sign).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(sent)
     process.wait()
     assert checkpoint.exists()
     assert not (tmp_path / "killed" / "scene").exists(), "the run ended before it was killed"
@@ -189,3 +196,31 @@ def test_windows_of_a_long_video_lie_inside_it_at_every_stride() -> None:
     assert all(0 <= window[0] and window[-1] < 25 and len(window) == 8 for window in drawn)
     assert {int(window[1] - window[0]) for window in drawn} == {1, 2, 3}
     assert torch.cat(drawn).unique().tolist() == list(range(25))
+
+
+def test_an_empty_scene_stops_with_a_reason(config):
+    config.scene.field.blob_std = 1e-3  # matter in one point
+    with pytest.raises(UserError, match="the scene is empty at step 0"):
+        fit(config)
+
+
+def test_gradients_in_chunks_are_the_whole_gradient(config):
+    """Memory must not grow with the number of rays; nothing else may change."""
+    pipeline = load_pipeline(config.model.path)
+    rgba = media.load_video(config.video, FRAMES, SIZE, crop="frame").rgba
+    os.makedirs(config.output)
+    target = _generate(config, pipeline, rgba, None, Path(config.output))
+    denoiser = pipeline.prepare(target.images, "", "")
+    found = []
+    for rays, pictures in ((0, 0), (0, 3), (100, 3), (777, 0)):
+        config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=pictures)
+        scene, occupancy = DynamicField(config.scene.field, 0), OccupancyGrid(config.scene.renderer)
+        generator = torch.Generator().manual_seed(0)
+        terms = _terms(config, 0, pipeline, denoiser, scene, occupancy, target, loss_weights(config, 0), generator)
+        values = {name: float(value) for name, value in terms.items()}
+        found.append((values, torch.cat([p.grad.flatten() for p in scene.parameters()])))
+    (terms, gradient), *chunked = found
+    assert {"sds", "orientation", "opacity", "sparsity"} <= terms.keys() and gradient.norm() > 0
+    for other_terms, other in chunked:
+        assert other_terms == {name: pytest.approx(value, rel=1e-5) for name, value in terms.items()}
+        assert (other - gradient).norm() < 1e-5 * gradient.norm()

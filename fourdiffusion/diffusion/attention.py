@@ -4,6 +4,7 @@ Letters: B clips, F frames, V views (the extra view included), h w latent pixels
 tokens, D context width.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -99,11 +100,26 @@ class TransformerBlock(nn.Module):
         return x + self.ff(self.norm3(x))
 
 
-class MultiviewTransformer(nn.Module):
-    """One transformer block on the tokens of all views of a frame, around a residual connection."""
+def grid_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
+    """Sinusoidal positions [h w, C] of a grid's tokens: half the channels tell the row, half the column.
 
-    def __init__(self, channels: int, context_dim: int, head_dim: int, norm_groups: int) -> None:
+    Wavelengths run from 2 to 64 tokens.
+    """
+    frequency = math.pi * 32.0 ** -torch.linspace(0, 1, channels // 4, device=device)
+    rows, columns = (torch.arange(size, device=device)[:, None] * frequency for size in (height, width))
+    rows, columns = rows[:, None].expand(-1, width, -1), columns[None].expand(height, -1, -1)
+    return torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], dim=-1).flatten(0, 1)
+
+
+class MultiviewTransformer(nn.Module):
+    """One transformer block on the tokens of all views of a frame, around a residual connection.
+
+    ``positions``: tokens are told their place in the picture. The release learns it from the pictures' borders.
+    """
+
+    def __init__(self, channels: int, context_dim: int, head_dim: int, norm_groups: int, positions: bool) -> None:
         super().__init__()
+        self.positions = positions
         self.norm = nn.GroupNorm(norm_groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels)
         self.block = TransformerBlock(channels, context_dim, head_dim)
@@ -113,8 +129,11 @@ class MultiviewTransformer(nn.Module):
         """x [B F V, C, h, w] -> the same shape."""
         height, width = x.shape[-2:]
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B F V, h w, C]
+        tokens = self.proj_in(tokens)
+        if self.positions:
+            tokens = tokens + grid_positions(height, width, tokens.shape[-1], x.device).to(tokens.dtype)
         tokens = tokens.reshape(-1, num_frames, num_views * height * width, tokens.shape[-1])
-        tokens = self.proj_out(self.block(self.proj_in(tokens), context))
+        tokens = self.proj_out(self.block(tokens, context))
         return x + tokens.reshape(x.shape[0], height * width, -1).transpose(1, 2).unflatten(2, (height, width))
 
 

@@ -59,6 +59,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
     The defaults are the release's. The last view of the input is the extra view: the clean latent of the input image,
     with an all-zero camera. ``prediction`` says what the output means: "epsilon", the noise, or "velocity",
     sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z (Salimans and Ho 2022). Outside, ``Denoiser`` speaks of noise only.
+    ``positions`` tells attention where in the picture a token stands.
     """
 
     _supports_gradient_checkpointing = True
@@ -80,6 +81,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         resampler_head_dim: int = 64,
         norm_groups: int = 32,
         prediction: str = "epsilon",
+        positions: bool = False,
     ) -> None:
         super().__init__()
         if prediction not in ("epsilon", "velocity"):
@@ -99,7 +101,9 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
             )
 
         def block(width_in: int, width: int, attention: bool) -> Block:
-            transformer = MultiviewTransformer(width, context_dim, head_dim, norm_groups) if attention else None
+            transformer = None
+            if attention:
+                transformer = MultiviewTransformer(width, context_dim, head_dim, norm_groups, positions)
             return Block(resnet(width_in, width), transformer)
 
         self.conv_in = nn.Conv2d(in_channels, channels[0], 3, padding=1)

@@ -10,7 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -39,7 +46,8 @@ class ModelConfig:
     """Where the weights are, and the sizes of a model made from nothing. The sizes' defaults are the release's."""
 
     path: str | None = None  # pipeline folder; None makes a fresh, untrained model of the sizes below
-    sampling_steps: int = 100  # DDIM steps of the sampler
+    sampler: str = "ddim"  # ddim | dpm++ | unipc | euler: the last three need 15 to 25 steps where ddim takes 100
+    sampling_steps: int = 100
     guidance: float = 5.0  # of the sampler
     negative_prompt: str = NEGATIVE_PROMPT  # of the sampler
     distillation_negative: str = DISTILLATION_NEGATIVE_PROMPT  # of the 4D stage
@@ -57,6 +65,7 @@ class ModelConfig:
     resampler_head_dim: int = 64
     norm_groups: int = 32  # of the UNet's and the motion layers' group normalisation
     prediction: str = "epsilon"  # what the UNet's output means: epsilon | velocity
+    positions: bool = False  # whether attention is told where in the picture a token stands
     motion_heads: int = 8
     max_frames: int = 32
     latent_channels: int = 4
@@ -331,6 +340,21 @@ def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
                 raise ValueError(f"{name}: the file and the model differ in {', '.join(different[:3])}")
 
 
+SAMPLERS = {
+    "ddim": DDIMScheduler,
+    "dpm++": DPMSolverMultistepScheduler,
+    "unipc": UniPCMultistepScheduler,
+    "euler": EulerDiscreteScheduler,
+}
+
+
+def set_sampler(pipeline: FourDiffusionPipeline, name: str) -> None:
+    """Lets the pipeline sample with another of diffusers' schedulers, on its own noise schedule."""
+    if name not in SAMPLERS:
+        raise UserError(f"model.sampler={name} is none of {', '.join(SAMPLERS)}")
+    pipeline.register_modules(scheduler=SAMPLERS[name].from_config(pipeline.scheduler.config))
+
+
 def noise_schedule() -> DDIMScheduler:
     """SD's 1000 steps: scaled-linear betas 0.00085 to 0.0120, epsilon prediction (method.md section 1)."""
     return DDIMScheduler(
@@ -361,6 +385,7 @@ def fresh_pipeline(config: ModelConfig, tokenizer: CLIPTokenizer, seed: int) -> 
             resampler_head_dim=config.resampler_head_dim,
             norm_groups=config.norm_groups,
             prediction=config.prediction,
+            positions=config.positions,
         )
         return FourDiffusionPipeline(
             unet=unet,

@@ -13,7 +13,14 @@ from tiny_model import FRAMES, SIZE, tiny_clip, tiny_pipeline
 from torch import Tensor
 
 from fourdiffusion import cameras, media
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, interleaved, load_pipeline, noise_schedule, windows
+from fourdiffusion.diffusion.pipeline import (
+    FourDiffusionPipeline,
+    interleaved,
+    load_pipeline,
+    noise_schedule,
+    set_sampler,
+    windows,
+)
 from fourdiffusion.errors import UserError
 
 PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")
@@ -263,3 +270,25 @@ def test_a_denoiser_of_some_frames_knows_their_conditions() -> None:
     frames = torch.tensor([3, 1])
     for whole, part in zip(denoiser(z, 500, c2w), denoiser.at_frames(frames)(z[frames], 500, c2w), strict=True):
         torch.testing.assert_close(part, whole[frames], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["dpm++", "unipc", "euler"])
+def test_every_sampler_nears_the_same_video(name: str) -> None:
+    """Their first noise is the same and none adds any, so with many steps all solve one equation."""
+    pipeline = tiny_pipeline(moving=True)
+    denoiser = pipeline.prepare(torch.rand(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)), "", "")
+    c2w = cameras.orbit(cameras.orthogonal_azimuths(1))
+
+    def sample(steps: int) -> Tensor:
+        return pipeline.sample(denoiser, c2w, steps, 1.5, torch.Generator().manual_seed(1))
+
+    expected = sample(125)
+    set_sampler(pipeline, name)
+    errors = [(sample(steps) - expected).norm() / expected.norm() for steps in (5, 50)]
+    assert errors[1] < 0.1 and errors[1] < errors[0]
+
+
+def test_unknown_samplers_are_named() -> None:
+    with pytest.raises(UserError, match="model.sampler=magic is none of ddim, dpm"):
+        set_sampler(tiny_pipeline(), "magic")

@@ -8,7 +8,7 @@ from tiny_model import tiny_pipeline
 from torch import Tensor
 
 from fourdiffusion import cameras
-from fourdiffusion.diffusion.attention import KeysValues
+from fourdiffusion.diffusion.attention import KeysValues, MultiviewTransformer, SelfAttention, grid_positions
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 
@@ -176,3 +176,30 @@ def test_context_has_an_entry_a_block(fresh: tuple[MultiviewUNet, MotionModules]
 def test_unknown_prediction_is_refused() -> None:
     with pytest.raises(ValueError, match="prediction=x0 is neither epsilon nor velocity"):
         MultiviewUNet(channels=[32], attention_levels=[True], prediction="x0")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("positions", [False, True])
+def test_attention_is_told_places_or_not(positions: bool) -> None:
+    """Without positions a transformer treats its tokens alike: exchanging them exchanges its answers."""
+    torch.manual_seed(0)
+    layer = MultiviewTransformer(32, 16, 16, 8, positions)
+    context = layer.block.attn2.project(torch.randn(1, 3, 16), torch.randn(1, 1, 2, 16))
+    x = torch.randn(2, 32, 4, 4)
+    turned = layer(x.flip(-1), context, 1, 2).flip(-1)
+    assert torch.allclose(turned, layer(x, context, 1, 2), atol=1e-5) != positions
+
+
+def test_positions_tell_rows_and_columns_apart() -> None:
+    places = grid_positions(16, 8, 96, torch.device("cpu"))
+    assert places.shape == (128, 96)
+    distance = torch.cdist(places, places) + 1e9 * torch.eye(128)
+    assert distance.min() > 1
+    torch.testing.assert_close(places[:8, :48], places[:1, :48].expand(8, -1))  # one row
+    assert not torch.allclose(places[0, 48:], places[1, 48:])
+
+
+def test_keys_start_as_queries() -> None:
+    layer = SelfAttention(32, 16)
+    assert torch.equal(layer.to_k.weight, layer.to_q.weight)
+    assert layer.to_k.weight.data_ptr() != layer.to_q.weight.data_ptr()
