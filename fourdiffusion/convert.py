@@ -51,18 +51,16 @@ def convert(config: ConvertConfig) -> None:
     if config.imagedream is None:
         _write_motion(config.model.path, output, DTYPES[config.dtype])
         return
-    pipeline = read_release(Path(config.imagedream), config.motion, config.tokenizer, config.model)
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.to(DTYPES[config.dtype])
+    dtype = DTYPES[config.dtype]
+    pipeline = read_release(Path(config.imagedream), config.motion, config.tokenizer, config.model, dtype)
     pipeline.save_whole(output)
-    tqdm.write(
-        f"{output}: {sum(p.numel() for p in _parameters(pipeline)) / 1e6:.1f} M numbers, every key accounted for"
-    )
+    parts = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    millions = sum(parameter.numel() for part in parts for parameter in part.parameters()) / 1e6
+    tqdm.write(f"{output}: {millions:.1f} M parameters, every key of the input accounted for")
 
 
 def read_release(
-    imagedream: Path, motion: str | None, tokenizer: str | None, sizes: ModelConfig
+    imagedream: Path, motion: str | None, tokenizer: str | None, sizes: ModelConfig, dtype: torch.dtype
 ) -> FourDiffusionPipeline:
     """The pipeline that released files hold, to be saved; tables that are computed on loading are still missing.
 
@@ -90,13 +88,13 @@ def read_release(
     unread = [key for key in tensors if release.dropped(key, sizes.text_layers)]
     _check(f"imagedream={imagedream}", expected, tensors, unread)
     for name, where in places.items():
-        _fill(pipeline.components[name], release.from_release(where, tensors))
+        _fill(pipeline.components[name], release.from_release(where, tensors), dtype)
 
     if motion is None:
         fresh = MotionModules(unet.block_channels(), sizes.motion_heads, sizes.max_frames, sizes.norm_groups)
-        pipeline.register_modules(motion=fresh)
+        pipeline.register_modules(motion=fresh.to(dtype))
     else:
-        _fill(trained, read_motion(Path(motion), unet, trained))
+        _fill(trained, read_motion(Path(motion), unet, trained), dtype)
     pipeline.text_encoder.config.pad_token_id = 0  # OpenCLIP's
     pipeline.register_modules(scheduler=noise_schedule())  # its tables were on the meta device, too
     return pipeline
@@ -171,12 +169,6 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def _fill(module: nn.Module, state: dict[str, Tensor]) -> None:
-    """Puts tensors in place of a meta module's, without a copy."""
-    module.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-
-
-def _parameters(pipeline: FourDiffusionPipeline) -> Iterable[nn.Parameter]:
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            yield from part.parameters()
+def _fill(module: nn.Module, state: dict[str, Tensor], dtype: torch.dtype) -> None:
+    """Puts tensors in place of a meta module's."""
+    module.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)

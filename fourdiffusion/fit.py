@@ -344,13 +344,16 @@ def _render_and_teach(
     def run(part: slice, normals: bool) -> RenderOutput:
         return _render(config, scene, occupancy, tuple(x[part] for x in rays), jitter[part], normals)
 
-    with torch.set_grad_enabled(whole):
-        first = [run(part, with_normals and whole) for part in parts]
-    value, gradient = teach(torch.cat([out.rgb.detach() for out in first]))
-    hits = sum(int((out.opacity > 0).sum()) for out in first)
+    colours, hits, seen = [], 0, None
+    for part in parts:
+        with torch.set_grad_enabled(whole):
+            seen = run(part, with_normals and whole)
+        colours.append(seen.rgb.detach())
+        hits += int((seen.opacity > 0).sum())
+    value, gradient = teach(torch.cat(colours))
     sums: dict[str, Tensor] = {}
-    for part, seen in zip(parts, first, strict=True):
-        out = seen if whole else run(part, with_normals)
+    for part in parts:
+        out = seen if whole and seen is not None else run(part, with_normals)
         share = len(out.rgb) / len(jitter)
         terms = {}
         if out.normals is not None:
