@@ -130,7 +130,7 @@ def open_run(folder: Path, config: Any, free: set[str]) -> None:
 
     Args:
         folder: the run folder.
-        config: a dataclass of settings.
+        config: a dataclass of settings, all with defaults.
         free: top-level settings that may differ when a run goes on (how long, how often to report). ``output`` may
             always: a run folder can be moved.
 
@@ -144,7 +144,8 @@ def open_run(folder: Path, config: Any, free: set[str]) -> None:
     settings = dataclasses.asdict(config)
     path = folder / "config.yaml"
     if path.is_file():
-        old = _flat(_read_settings(path))
+        # what the run's version did not know yet, it did as the defaults do
+        old = _flat(dataclasses.asdict(type(config)())) | _flat(_read_settings(path))
         for key, value in _flat(settings).items():
             before = old.get(key)
             if before != value and key.split(".")[0] not in free | {"output"}:

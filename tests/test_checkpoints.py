@@ -241,7 +241,18 @@ def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not() -> None:
 def test_a_run_folder_can_be_moved(tmp_path: Path) -> None:
     @dataclass
     class Placed:
-        output: str
+        output: str = "runs"
 
     checkpoints.open_run(tmp_path, Placed("here"), free=set())
     checkpoints.open_run(tmp_path, Placed("there"), free=set())
+
+
+def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
+    """It knew fewer settings: those must have their defaults."""
+    @dataclass
+    class Older:
+        steps: int = 10
+
+    checkpoints.open_run(tmp_path, Older(), free=set())
+    with pytest.raises(UserError, match="with name=None, this one has name=b"):
+        checkpoints.open_run(tmp_path, Settings(name="b"), free=set())
