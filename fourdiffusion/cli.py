@@ -39,7 +39,7 @@ VERBS = (
         "fourdiffusion.train",
         "train",
         "TrainConfig",
-        "train the multi-view video model, one stage after the other: vae, base (images), motion (videos)",
+        "train the multi-view video model, one stage after the other: vae, clip, base (images), motion (videos)",
         (
             "fourdiffusion train stage=motion data.path=cache/clips model.path=data/models/tiny",
             "fourdiffusion train stage=base data.path=cache/clips output=runs/base",

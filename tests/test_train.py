@@ -253,6 +253,7 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
         ({"data": {"num_views": 0}}, "data.num_views=0: give at least 1"),
         ({"data": {"num_views": 3}}, "no 3 evenly spaced views"),
         ({"batch_size": 0}, "batch_size=0: give at least 1"),
+        ({"timestep_shift": 0.0}, "timestep_shift=0.0: give a number above 0"),
         ({"log_every": 0}, "log_every=0: give at least 1"),
         ({"checkpoint_every": -1}, "checkpoint_every=-1: give at least 1"),
         ({"sample_data": "/no/such/pictures", "sample_every": 1}, "/no/such/pictures: no such folder"),

@@ -36,6 +36,7 @@ class _TiledPerceptron(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """gradient [N, O] -> gradients of x and of both weights, tile by tile; the hidden layer is computed again."""
         x, hidden, output = ctx.saved_tensors
         x_gradient = x.new_empty(x.shape[1], x.shape[0]).t()
         hidden_gradient, output_gradient = torch.zeros_like(hidden), torch.zeros_like(output)
