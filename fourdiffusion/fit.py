@@ -7,7 +7,6 @@ the anchor loss and, where asked, the generated views themselves. Letters: F fra
 import dataclasses
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,13 +29,12 @@ from fourdiffusion.diffusion.pipeline import (
     set_sampler,
 )
 from fourdiffusion.errors import UserError, check_ranges
-from fourdiffusion.scene import losses
+from fourdiffusion.scene import losses, teaching
 from fourdiffusion.scene.field import DynamicField, FieldConfig
 from fourdiffusion.scene.preview import Scene, save_scene, write_pictures
-from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig, RenderOutput, render
+from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
 
 GUIDANCES = ("fourdm", "per_frame", "off")
-BACKGROUND = torch.ones(3)  # white, as in the release
 EMPTY = 1e-4  # opacity of a single sample
 
 
@@ -159,13 +157,16 @@ def fit(config: FitConfig) -> None:
         target.images.to(device), config.prompt, config.model.distillation_negative, config.sds.source == "fourdm"
     )
 
-    scene = DynamicField(config.scene.field, config.seed).to(device)
-    occupancy = OccupancyGrid(config.scene.renderer).to(device)
+    scene = Scene(
+        DynamicField(config.scene.field, config.seed).to(device),
+        OccupancyGrid(config.scene.renderer).to(device),
+        config.scene.renderer,
+    )
     optimizer = torch.optim.AdamW(
-        scene.parameter_groups(config.grid_rate, config.mlp_rate), betas=(0.9, 0.99), eps=1e-15
+        scene.field.parameter_groups(config.grid_rate, config.mlp_rate), betas=(0.9, 0.99), eps=1e-15
     )
     rates = [group["lr"] for group in optimizer.param_groups]
-    start = _resume(output, scene, occupancy, optimizer)
+    start = _resume(output, scene, optimizer)
 
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="fit")
     saved = shown = time.monotonic()
@@ -175,10 +176,10 @@ def fit(config: FitConfig) -> None:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * config.rate_decay ** (step / config.steps)
             if step % config.occupancy_every == 0:
-                occupancy.update(scene.density, target.times.to(device), generator)
-                _check_matter(occupancy, step)
+                scene.occupancy.update(scene.field.density, target.times.to(device), generator)
+                _check_matter(scene.occupancy, step)
             weights = loss_weights(config, step)
-            terms = _terms(config, step, pipeline, denoiser, scene, occupancy, target, weights, generator)
+            terms = _terms(config, step, pipeline, denoiser, scene, target, weights, generator)
             loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
             if not bool(loss.isfinite()):
                 raise UserError(
@@ -194,18 +195,15 @@ def fit(config: FitConfig) -> None:
                 checkpoints.append_log(output, {"step": done, "loss": loss.item(), **values})
             stopping = interrupted()
             if now - saved > 60 * config.checkpoint_minutes or done == config.steps or stopping:
-                _save(output, scene, occupancy, optimizer, done)
+                _save(output, scene, optimizer, done)
                 saved = time.monotonic()
             if stopping:
                 raise KeyboardInterrupt
             if config.preview_minutes and now - shown > 60 * config.preview_minutes:
-                write_pictures(
-                    output / "preview", Scene(scene, occupancy, config.scene.renderer), target.images, 64, 16
-                )
+                write_pictures(output / "preview", scene, target.images, 64, 16)
                 shown = time.monotonic()
-    fitted = Scene(scene, occupancy, config.scene.renderer)
-    save_scene(output / "scene", fitted)
-    pictures = write_pictures(output, fitted, target.images, config.model.image_size)
+    save_scene(output / "scene", scene)
+    pictures = write_pictures(output, scene, target.images, config.model.image_size)
     tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
 
 
@@ -268,8 +266,7 @@ def _terms(
     step: int,
     pipeline: FourDiffusionPipeline,
     denoiser: Denoiser,
-    scene: DynamicField,
-    occupancy: OccupancyGrid,
+    scene: Scene,
     target: _Target,
     weights: dict[str, float],
     generator: torch.Generator,
@@ -279,196 +276,76 @@ def _terms(
     terms: dict[str, Tensor] = {}
     sds = config.sds
     if sds.source != "off" and sds.weight and step >= sds.start and (step - sds.start) % sds.every == 0:
-        frames = draw_window(len(target.times), config.model.window, generator)
-        offset, height = torch.rand(2, generator=generator).tolist()
-        azimuths = cameras.orthogonal_azimuths(len(target.views), 360 * offset)
-        c2w = cameras.orbit(azimuths, sds.elevation_max_deg * height)
-        side = max(r for r, at in zip(sds.resolutions, sds.resolution_steps, strict=True) if step >= at)
-        rays = _rays(c2w, target.times[frames], side)
-        jitter = torch.rand(len(rays[2]), generator=generator)
-
-        def teach(rgb: Tensor) -> tuple[Tensor, Tensor]:
-            images = rgb.view(len(frames), len(c2w), side, side, 3).movedim(-1, 2)
-            return _distil(config, step, pipeline, denoiser.at_frames(frames), images, c2w, generator)
-
-        terms |= _render_and_teach(config, scene, occupancy, rays, jitter, weights, teach)
+        terms |= _distilled(config, step, pipeline, denoiser, scene, target, weights, generator)
     if weights["perceptual"] or weights["d_ssim"]:
         frame = int(torch.randint(len(target.times), (), generator=generator))
         camera = target.c2w[target.anchor : target.anchor + 1]
-        rays = _rays(camera, target.times[frame : frame + 1], size)
-        jitter = torch.rand(len(rays[2]), generator=generator)
-        image = _render(config, scene, occupancy, rays, jitter).rgb.view(1, size, size, 3).movedim(-1, 1)
+        rays = teaching.view_rays(camera, target.times[frame : frame + 1], size, generator)
+        image = teaching.render_rays(scene, rays).rgb.view(1, size, size, 3).movedim(-1, 1)
         truth = target.views[target.anchor, frame][None].to(image.device)
         anchor = {
             "perceptual": encoders.latent_distance(pipeline.vae, image, truth),
             "d_ssim": losses.dssim(image, truth),
         }
-        terms |= _backward(anchor, weights)
+        terms |= teaching.backward(anchor, weights)
     if weights["views"]:
-        all_rays = _rays(target.c2w, target.times, size)
-        chosen = torch.randint(len(all_rays[2]), (config.loss.views_rays,), generator=generator)
-        jitter = torch.rand(len(chosen), generator=generator)
-        rendered = _render(config, scene, occupancy, tuple(x[chosen] for x in all_rays), jitter)
+        origins, directions, times, jitter = teaching.view_rays(target.c2w, target.times, size, generator)
+        chosen = torch.randint(len(times), (config.loss.views_rays,), generator=generator)
+        rays = (origins[chosen], directions[chosen], times[chosen], jitter[chosen])
+        rgb = teaching.render_rays(scene, rays).rgb
         colours = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)[chosen]  # rays run over F, V, H, W
-        views = functional.mse_loss(rendered.rgb, colours.to(rendered.rgb.device))
-        terms |= _backward({"views": views}, weights)
+        terms |= teaching.backward({"views": functional.mse_loss(rgb, colours.to(rgb.device))}, weights)
     return terms
 
 
-def _backward(terms: dict[str, Tensor], weights: dict[str, float]) -> dict[str, Tensor]:
-    """Back-propagates the weighted sum; returns the terms without their graphs."""
-    torch.stack([weights[name] * value for name, value in terms.items()]).sum().backward()
-    return {name: value.detach() for name, value in terms.items()}
-
-
-def _render_and_teach(
-    config: FitConfig,
-    scene: DynamicField,
-    occupancy: OccupancyGrid,
-    rays: tuple[Tensor, ...],
-    jitter: Tensor,
-    weights: dict[str, float],
-    teach: Callable[[Tensor], tuple[Tensor, Tensor]],
-) -> dict[str, Tensor]:
-    """SDS and the regularisers on the rays of all pictures, back-propagated.
-
-    ``teach`` takes the colours [R, 3] and gives the SDS loss and its gradient with respect to them. More rays than
-    ``sds.ray_chunk`` are rendered without a graph first, then again with one, chunk after chunk: memory does not grow
-    with their number, and the gradient is the same.
-    """
-    chunk = config.sds.ray_chunk or len(jitter)
-    parts = [slice(first, first + chunk) for first in range(0, len(jitter), chunk)]
-    whole = len(parts) == 1
-    with_normals = weights["orientation"] > 0
-
-    def run(part: slice, normals: bool) -> RenderOutput:
-        return _render(config, scene, occupancy, tuple(x[part] for x in rays), jitter[part], normals)
-
-    colours, hits, seen = [], 0, None
-    for part in parts:
-        with torch.set_grad_enabled(whole):
-            seen = run(part, with_normals and whole)
-        colours.append(seen.rgb.detach())
-        hits += int((seen.opacity > 0).sum())
-    value, gradient = teach(torch.cat(colours))
-    sums: dict[str, Tensor] = {}
-    for part in parts:
-        out = seen if whole and seen is not None else run(part, with_normals)
-        share = len(out.rgb) / len(jitter)
-        terms = {}
-        if out.normals is not None:
-            directions = rays[1][part].to(out.rgb.device)[out.ray_index]
-            facing_away = losses.orientation(out.weights, out.normals, directions, out.opacity)
-            terms["orientation"] = facing_away * max(int((out.opacity > 0).sum()), 1) / max(hits, 1)
-        if weights["opacity"]:
-            terms["opacity"] = losses.opacity_entropy(out.opacity) * share
-        if weights["sparsity"]:
-            terms["sparsity"] = losses.sparsity(out.opacity) * share
-        surrogate = (out.rgb * gradient[part]).sum()  # its gradient is that of the SDS loss
-        _backward({"sds": surrogate, **terms}, weights)
-        for name, term in terms.items():
-            sums[name] = sums.get(name, torch.zeros_like(term)).detach() + term.detach()
-    return {"sds": value, **sums}
-
-
-def draw_window(num_frames: int, length: int, generator: torch.Generator) -> Tensor:
-    """Numbers of the frames of one SDS step: all, or ``length`` of a longer video at a random stride and place."""
-    if num_frames <= length:
-        return torch.arange(num_frames)
-    longest = max((num_frames - 1) // max(length - 1, 1), 1)
-    stride = 1 + int(torch.randint(longest, (), generator=generator))
-    start = int(torch.randint(num_frames - (length - 1) * stride, (), generator=generator))
-    return start + stride * torch.arange(length)
-
-
-def _render(
-    config: FitConfig,
-    scene: DynamicField,
-    occupancy: OccupancyGrid,
-    rays: tuple[Tensor, ...],
-    jitter: Tensor,
-    with_normals: bool = False,
-) -> RenderOutput:
-    """Jittered rays (origins [R, 3], directions [R, 3], times [R]) on the background, with gradient."""
-    device = occupancy.density.device
-    origins, directions, times = (x.to(device) for x in rays)
-    return render(
-        scene, occupancy, origins, directions, times, BACKGROUND.to(device), config.scene.renderer, jitter.to(device),
-        scene.density, with_normals,
-    )  # fmt: skip
-
-
-def _distil(
+def _distilled(
     config: FitConfig,
     step: int,
     pipeline: FourDiffusionPipeline,
     denoiser: Denoiser,
-    images: Tensor,
-    c2w: Tensor,
+    scene: Scene,
+    target: _Target,
+    weights: dict[str, float],
     generator: torch.Generator,
-) -> tuple[Tensor, Tensor]:
-    """The SDS loss of renders [F, V, 3, side, side] from cameras [V, 4, 4], and its gradient, [F V side side, 3].
-
-    The VAE's activations are what overflows: with ``sds.image_chunk`` its gradient is taken a few pictures at a time.
-    """
+) -> dict[str, Tensor]:
+    """SDS and the regularisers on V orthogonal views from a random side (Eq. 10), back-propagated."""
     sds = config.sds
-    flat = images.flatten(0, 1).detach().contiguous().requires_grad_()
-    chunk = sds.image_chunk or len(flat)
-    whole = chunk >= len(flat)
-    with torch.set_grad_enabled(whole):
-        latents = torch.cat([_encode(config, pipeline, part) for part in flat.split(chunk)])
-    z = latents.detach().unflatten(0, images.shape[:2]).requires_grad_()
+    frames = distillation.draw_window(len(target.times), config.model.window, generator)
+    offset, height, place = torch.rand(3, generator=generator).tolist()
+    c2w = cameras.orbit(cameras.orthogonal_azimuths(len(target.views), 360 * offset), sds.elevation_max_deg * height)
+    side = max(r for r, at in zip(sds.resolutions, sds.resolution_steps, strict=True) if step >= at)
     low = losses.ramp(step - sds.start, sds.max_step, sds.min_step_end, sds.ramp_steps)
     high = losses.ramp(step - sds.start, sds.max_step, sds.max_step_end, sds.ramp_steps)
-    fraction = low + (high - low) * float(torch.rand((), generator=generator))
-    timestep = int(fraction * pipeline.scheduler.config.num_train_timesteps)
-    alpha_bar = pipeline.scheduler.alphas_cumprod[timestep].to(z.device)
-    noise = torch.randn(z.shape, generator=generator).to(z.device)
-    z_t = distillation.add_noise(z.detach(), noise, alpha_bar)
-    predictions = denoiser(z_t, timestep, c2w)
-    loss = distillation.sds_loss(z, distillation.sds_target(z_t, *predictions, alpha_bar, sds.guidance, sds.rescale))
-    (slope,) = torch.autograd.grad(loss, z)
-    if whole:
-        latents.backward(slope.flatten(0, 1))
-    else:
-        for part, part_slope in zip(flat.split(chunk), slope.flatten(0, 1).split(chunk), strict=True):
-            _encode(config, pipeline, part).backward(part_slope)
-    assert flat.grad is not None
-    return loss.detach(), flat.grad.movedim(1, -1).reshape(-1, 3)
+    timestep = int((low + (high - low) * place) * pipeline.scheduler.config.num_train_timesteps)
+
+    def teacher(rgb: Tensor) -> tuple[Tensor, Tensor]:
+        images = rgb.view(len(frames), len(c2w), side, side, 3).movedim(-1, 2)
+        clip = denoiser.at_frames(frames)
+        loss, gradient = distillation.distil(
+            images, config.model.image_size, pipeline.vae, lambda z_t: clip(z_t, timestep, c2w),
+            denoiser.alphas_cumprod[timestep], sds.guidance, sds.rescale, generator, sds.image_chunk,
+        )  # fmt: skip
+        return loss, gradient.movedim(2, -1).reshape(-1, 3)
+
+    rays = teaching.view_rays(c2w, target.times[frames], side, generator)
+    return teaching.teach(scene, rays, weights, sds.ray_chunk, teacher)
 
 
-def _encode(config: FitConfig, pipeline: FourDiffusionPipeline, images: Tensor) -> Tensor:
-    """Latents of renders [N, 3, side, side], brought to the model's size."""
-    size = config.model.image_size
-    if images.shape[-1] != size:
-        images = functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-    return encoders.encode_latents(pipeline.vae, images)
-
-
-def _rays(c2w: Tensor, times: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Rays of cameras [V, 4, 4] at times [F]: origins [R, 3], directions [R, 3], times [R], in the order F, V, H, W."""
-    origins, directions = cameras.rays(c2w, cameras.FOVY_DEG, side, side)
-    repeated = [x.expand(len(times), *x.shape).reshape(-1, 3) for x in (origins, directions)]
-    return repeated[0], repeated[1], times.repeat_interleave(len(c2w) * side * side)
-
-
-def _save(
-    output: Path, scene: DynamicField, occupancy: OccupancyGrid, optimizer: torch.optim.Optimizer, step: int
-) -> None:
-    tensors = {f"scene.{name}": value for name, value in scene.state_dict().items()}
-    tensors |= {f"occupancy.{name}": value for name, value in occupancy.state_dict().items()}
+def _save(output: Path, scene: Scene, optimizer: torch.optim.Optimizer, step: int) -> None:
+    tensors = {f"scene.{name}": value for name, value in scene.field.state_dict().items()}
+    tensors |= {f"occupancy.{name}": value for name, value in scene.occupancy.state_dict().items()}
     tensors |= checkpoints.optimizer_tensors(optimizer)
     checkpoints.save_tensors(output / "checkpoint.safetensors", tensors, {"step": step})
 
 
-def _resume(output: Path, scene: DynamicField, occupancy: OccupancyGrid, optimizer: torch.optim.Optimizer) -> int:
+def _resume(output: Path, scene: Scene, optimizer: torch.optim.Optimizer) -> int:
     """The step to go on from; 0 where there is no checkpoint."""
     path = output / "checkpoint.safetensors"
     if not path.is_file():
         checkpoints.trim_log(output, 0)
         return 0
     tensors, metadata = checkpoints.load_tensors(path)
-    for name, module in (("scene.", scene), ("occupancy.", occupancy)):
+    for name, module in (("scene.", scene.field), ("occupancy.", scene.occupancy)):
         module.load_state_dict({k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)})
     checkpoints.restore_optimizer(optimizer, tensors)
     checkpoints.trim_log(output, metadata["step"])

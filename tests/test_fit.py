@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from tiny_model import FRAMES, SIZE, balls, picture, tiny_config, write_model
 
 from fourdiffusion import cameras, media
+from fourdiffusion.diffusion.distillation import draw_window
 from fourdiffusion.diffusion.pipeline import load_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.fit import (
@@ -25,12 +26,12 @@ from fourdiffusion.fit import (
     SceneConfig,
     _generate,
     _terms,
-    draw_window,
     fit,
     loss_weights,
 )
 from fourdiffusion.ops.hash_grid import HashGridConfig
 from fourdiffusion.scene.field import DynamicField, FieldConfig
+from fourdiffusion.scene.preview import Scene
 from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
 
 GRID = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
@@ -214,11 +215,12 @@ def test_gradients_in_chunks_are_the_whole_gradient(config):
     found = []
     for rays, pictures in ((0, 0), (0, 3), (100, 3), (777, 0)):
         config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=pictures)
-        scene, occupancy = DynamicField(config.scene.field, 0), OccupancyGrid(config.scene.renderer)
+        renderer = config.scene.renderer
+        scene = Scene(DynamicField(config.scene.field, 0), OccupancyGrid(renderer), renderer)
         generator = torch.Generator().manual_seed(0)
-        terms = _terms(config, 0, pipeline, denoiser, scene, occupancy, target, loss_weights(config, 0), generator)
+        terms = _terms(config, 0, pipeline, denoiser, scene, target, loss_weights(config, 0), generator)
         values = {name: float(value) for name, value in terms.items()}
-        found.append((values, torch.cat([p.grad.flatten() for p in scene.parameters()])))
+        found.append((values, torch.cat([p.grad.flatten() for p in scene.field.parameters()])))
     (terms, gradient), *chunked = found
     assert {"sds", "orientation", "opacity", "sparsity"} <= terms.keys() and gradient.norm() > 0
     for other_terms, other in chunked:

@@ -1,10 +1,16 @@
 """4D-aware score distillation in x0 form (paper Eq. 10).
 
-Pure functions of tensors; the denoiser is called outside, so that any model, backend or cache can stand behind it.
+Functions of tensors; the denoiser is passed in, so that any model, backend or cache can stand behind it.
 """
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as functional
+from diffusers import AutoencoderKL
 from torch import Tensor
+
+from fourdiffusion.diffusion import encoders
 
 
 def add_noise(z: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
@@ -54,3 +60,64 @@ def sds_target(
 def sds_loss(z: Tensor, target: Tensor) -> Tensor:
     """0.5 * sum((z - stopgrad(x0'))^2) / (F V), Eq. 10; z and target [F, V, C, h, w]."""
     return 0.5 * (z - target.detach()).square().sum() / (z.shape[0] * z.shape[1])
+
+
+def distil(
+    images: Tensor,
+    size: int,
+    vae: AutoencoderKL,
+    denoise: Callable[[Tensor], tuple[Tensor, Tensor]],
+    alpha_bar: Tensor,
+    guidance: float,
+    rescale: float,
+    generator: torch.Generator,
+    chunk: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The SDS loss of renders and its gradient with respect to them.
+
+    Args:
+        images: renders of any square size, RGB in [0, 1], [F, V, 3, side, side].
+        size: side in pixels that the model was trained at.
+        denoise: noisy latents [F, V, C, h, w] -> conditional and unconditional noise, at the level of ``alpha_bar``.
+        alpha_bar, guidance, rescale: see ``sds_target``.
+        generator: of the noise.
+        chunk: pictures encoded with gradient at a time; 0: all. The VAE's activations are what overflows; in chunks
+            a picture is encoded twice.
+
+    Returns:
+        The loss, and its gradient [F, V, 3, side, side].
+    """
+    flat = images.flatten(0, 1).detach().contiguous().requires_grad_()
+    parts = flat.split(chunk or len(flat))
+    whole = len(parts) == 1
+    with torch.set_grad_enabled(whole):
+        latents = torch.cat([_encode(part, size, vae) for part in parts])
+    z = latents.detach().unflatten(0, images.shape[:2]).requires_grad_()
+    noise = torch.randn(z.shape, generator=generator).to(z.device)
+    z_t = add_noise(z.detach(), noise, alpha_bar)
+    loss = sds_loss(z, sds_target(z_t, *denoise(z_t), alpha_bar, guidance, rescale))
+    (slope,) = torch.autograd.grad(loss, z)
+    if whole:
+        latents.backward(slope.flatten(0, 1))
+    else:
+        for part, part_slope in zip(parts, slope.flatten(0, 1).split(chunk), strict=True):
+            _encode(part, size, vae).backward(part_slope)
+    assert flat.grad is not None
+    return loss.detach(), flat.grad.view_as(images)
+
+
+def _encode(images: Tensor, size: int, vae: AutoencoderKL) -> Tensor:
+    """Latents of renders [N, 3, side, side], brought to the model's size."""
+    if images.shape[-1] != size:
+        images = functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
+    return encoders.encode_latents(vae, images)
+
+
+def draw_window(num_frames: int, length: int, generator: torch.Generator) -> Tensor:
+    """Numbers of the frames of one SDS step: all, or ``length`` of a longer video at a random stride and place."""
+    if num_frames <= length:
+        return torch.arange(num_frames)
+    longest = max((num_frames - 1) // max(length - 1, 1), 1)
+    stride = 1 + int(torch.randint(longest, (), generator=generator))
+    start = int(torch.randint(num_frames - (length - 1) * stride, (), generator=generator))
+    return start + stride * torch.arange(length)
