@@ -43,7 +43,7 @@ def generate(config: GenerateConfig) -> None:
     )
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = load_pipeline(config.model.path).to(resolve_device(config.device))
-    set_sampler(pipeline, config.model.sampler)
+    set_sampler(pipeline, config.model.sampler, config.model.spacing)
     groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
     output = Path(config.output)
     checkpoints.open_run(output, config, free=set())
@@ -52,7 +52,8 @@ def generate(config: GenerateConfig) -> None:
     images = media.composite(video.rgba)
     azimuths = cameras.orthogonal_azimuths(config.num_views)
     c2w = cameras.orbit(azimuths, config.elevation_deg)
-    denoiser = pipeline.prepare(images.to(pipeline.device), config.prompt, config.model.negative_prompt)
+    negative = None if config.model.guidance == 1 else config.model.negative_prompt
+    denoiser = pipeline.prepare(images.to(pipeline.device), config.prompt, negative)
     generator = torch.Generator().manual_seed(config.seed)
     with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
         z = pipeline.sample(

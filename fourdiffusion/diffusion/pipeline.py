@@ -47,6 +47,7 @@ class ModelConfig:
 
     path: str | None = None  # pipeline folder; None makes a fresh, untrained model of the sizes below
     sampler: str = "ddim"  # ddim | dpm++ | unipc | euler: the last three need 15 to 25 steps where ddim takes 100
+    spacing: str | None = None  # of its steps: leading | trailing | linspace; None: the sampler's own
     sampling_steps: int = 100
     guidance: float = 5.0  # of the sampler
     negative_prompt: str = NEGATIVE_PROMPT  # of the sampler
@@ -131,16 +132,16 @@ def frame_groups(config: ModelConfig, num_frames: int, max_frames: int) -> Frame
 
 @dataclass
 class Denoiser:
-    """The guided model of one input video: both branches' conditions, encoded once.
+    """The guided model of one input video: the branches' conditions, encoded once.
 
-    ``context`` and ``extra`` hold the conditional branch first, the unconditional (negative prompt, zero image tokens,
-    zero extra view) second.
+    ``context`` and ``extra`` hold the conditional branch first and the unconditional (negative prompt, zero image
+    tokens, zero extra view) second, if there is one: guidance 1 does without.
     """
 
     unet: MultiviewUNet
     motion: MotionModules | None  # None: the image model, frame by frame
     context: list[KeysValues | None]
-    extra: Tensor  # latents of the extra view, [2, F, C, h, w]
+    extra: Tensor  # latents of the extra view, [2 or 1, F, C, h, w]
     alphas_cumprod: Tensor  # of the noise schedule, [1000]
 
     def at_frames(self, frames: Tensor) -> "Denoiser":
@@ -150,7 +151,7 @@ class Denoiser:
 
     @torch.no_grad()
     def __call__(self, z: Tensor, timestep: int, c2w: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise of both branches, in one batch.
+        """Noise of the branches, in one batch.
 
         Args:
             z: noisy latents [F, V, C, h, w].
@@ -158,16 +159,17 @@ class Denoiser:
             c2w: cameras [V, 4, 4], relative to an input camera at azimuth 0.
 
         Returns:
-            Conditional and unconditional noise, [F, V, C, h, w] each.
+            Conditional and unconditional noise, [F, V, C, h, w] each; twice the same without a second branch.
         """
-        views = torch.cat([z.to(self.extra.dtype).expand(2, *z.shape), self.extra[:, :, None]], dim=2)
+        branches = len(self.extra)
+        views = torch.cat([z.to(self.extra.dtype).expand(branches, *z.shape), self.extra[:, :, None]], dim=2)
         camera = cameras.conditioning(c2w.to(z.device, torch.float32))
-        camera = torch.cat([camera, torch.zeros_like(camera[:1])]).to(self.extra.dtype).expand(2, -1, -1)
-        step = torch.full((2,), timestep, device=z.device)
+        camera = torch.cat([camera, torch.zeros_like(camera[:1])]).to(self.extra.dtype).expand(branches, -1, -1)
+        step = torch.full((branches,), timestep, device=z.device)
         noise = self.unet(views, step, self.context, camera, self.motion)[:, :, :-1].to(z.dtype)
         if self.unet.config.prediction == "velocity":
             noise = noise_of_velocity(z, noise, self.alphas_cumprod[timestep])
-        return noise[0], noise[1]
+        return noise[0], noise[-1]
 
 
 class FourDiffusionPipeline(DiffusionPipeline):
@@ -199,22 +201,24 @@ class FourDiffusionPipeline(DiffusionPipeline):
         )
 
     @torch.no_grad()
-    def prepare(self, images: Tensor, prompt: str, negative_prompt: str, use_motion: bool = True) -> Denoiser:
+    def prepare(self, images: Tensor, prompt: str, negative_prompt: str | None, use_motion: bool = True) -> Denoiser:
         """Encodes the conditions of one input video.
 
         Args:
             images: input frames on the colour of the renders' background, RGB in [0, 1], [F, 3, H, W].
-            prompt, negative_prompt: what the object is, and what the picture must not be.
+            prompt: what the object is.
+            negative_prompt: what the picture must not be; None leaves the unconditional branch out, for guidance 1.
             use_motion: False gives the frozen image model frame by frame (the paper's "without 4D-SDS").
         """
-        text = encoders.encode_text(self.tokenizer, self.text_encoder, [prompt, negative_prompt])
+        prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
+        text = encoders.encode_text(self.tokenizer, self.text_encoder, prompts)
         image = encoders.encode_image(self.feature_extractor, self.image_encoder, images)
         latents = encoders.encode_latents(self.vae, images)
         return Denoiser(
             unet=self.unet,
             motion=self.motion if use_motion else None,
-            context=self.unet.encode_context(text, torch.stack([image, torch.zeros_like(image)])),
-            extra=torch.stack([latents, torch.zeros_like(latents)]),
+            context=self.unet.encode_context(text, torch.stack([image, torch.zeros_like(image)][: len(prompts)])),
+            extra=torch.stack([latents, torch.zeros_like(latents)][: len(prompts)]),
             alphas_cumprod=self.scheduler.alphas_cumprod.to(latents.device),
         )
 
@@ -278,7 +282,8 @@ class FourDiffusionPipeline(DiffusionPipeline):
             RGB in [0, 1], [V, F, 3, H, W], float32.
         """
         c2w = cameras.orbit(cameras.orthogonal_azimuths(num_views), elevation_deg)
-        denoiser = self.prepare(images.to(self.unet.device), prompt, negative_prompt)
+        negative = None if guidance_scale == 1 else negative_prompt
+        denoiser = self.prepare(images.to(self.unet.device), prompt, negative)
         generator = generator or torch.Generator().manual_seed(0)
         with self.progress_bar(total=num_inference_steps) as bar:
             z = self.sample(denoiser, c2w, num_inference_steps, guidance_scale, generator, groups, bar.update)
@@ -346,13 +351,21 @@ SAMPLERS = {
     "unipc": UniPCMultistepScheduler,
     "euler": EulerDiscreteScheduler,
 }
+SPACINGS = ("leading", "trailing", "linspace")
 
 
-def set_sampler(pipeline: FourDiffusionPipeline, name: str) -> None:
-    """Lets the pipeline sample with another of diffusers' schedulers, on its own noise schedule."""
+def set_sampler(pipeline: FourDiffusionPipeline, name: str, spacing: str | None = None) -> None:
+    """Lets the pipeline sample with another of diffusers' schedulers, on its own noise schedule.
+
+    DDIM's own steps are leading ones, as in the release: few of them begin far from pure noise, where trailing ones
+    begin always (Lin et al. 2023).
+    """
     if name not in SAMPLERS:
         raise UserError(f"model.sampler={name} is none of {', '.join(SAMPLERS)}")
-    pipeline.register_modules(scheduler=SAMPLERS[name].from_config(pipeline.scheduler.config))
+    if spacing not in (None, *SPACINGS):
+        raise UserError(f"model.spacing={spacing} is none of {', '.join(SPACINGS)}")
+    chosen = {} if spacing is None else {"timestep_spacing": spacing}
+    pipeline.register_modules(scheduler=SAMPLERS[name].from_config(pipeline.scheduler.config, **chosen))
 
 
 def noise_schedule() -> DDIMScheduler:

@@ -191,6 +191,8 @@ def test_branches_of_the_denoiser_never_meet(pipeline: FourDiffusionPipeline) ->
     c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
     z = torch.randn(FRAMES, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
     conditional, unconditional = pipeline.prepare(video(), "two balls", "")(z, 500, c2w)
+    for alone in pipeline.prepare(video(), "two balls", None)(z, 500, c2w):
+        torch.testing.assert_close(alone, conditional, atol=1e-5, rtol=1e-4)
     other_negative, other_positive = (pipeline.prepare(video(), *words) for words in (("two balls", "ugly"), ("a", "")))
     torch.testing.assert_close(other_negative(z, 500, c2w)[0], conditional, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(other_positive(z, 500, c2w)[1], unconditional, atol=1e-5, rtol=1e-4)
@@ -289,6 +291,18 @@ def test_every_sampler_nears_the_same_video(name: str) -> None:
     assert errors[1] < 0.1 and errors[1] < errors[0]
 
 
+def test_few_trailing_steps_begin_in_noise_and_leading_ones_do_not() -> None:
+    pipeline = tiny_pipeline()
+    firsts = {}
+    for spacing in (None, "leading", "trailing"):
+        set_sampler(pipeline, "ddim", spacing)
+        pipeline.scheduler.set_timesteps(2)
+        firsts[spacing] = int(pipeline.scheduler.timesteps[0])
+    assert firsts == {None: 501, "leading": 501, "trailing": 999}
+
+
 def test_unknown_samplers_are_named() -> None:
     with pytest.raises(UserError, match="model.sampler=magic is none of ddim, dpm"):
         set_sampler(tiny_pipeline(), "magic")
+    with pytest.raises(UserError, match="model.spacing=even is none of leading, trailing"):
+        set_sampler(tiny_pipeline(), "ddim", "even")
