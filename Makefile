@@ -5,7 +5,8 @@ BIN := .venv/bin
 .PHONY: demo test lint typecheck clean
 
 demo: .venv/.installed
-	$(BIN)/fourdiffusion fit video=data/sample/input.mp4 crop=frame output=runs/demo
+	$(BIN)/fourdiffusion fit video=data/sample/input.mp4 crop=frame output=runs/demo \
+		prompt='a pink bird with a purple belly flying'
 	$(BIN)/fourdiffusion evaluate prediction=runs/demo truth=data/sample/truth
 
 test: .venv/.installed
