@@ -72,8 +72,8 @@ def section(lines: list[report.Line], options: argparse.Namespace) -> str:
         [
             "## Scenes, and what each part is worth",
             "",
-            f"Means over the first {options.objects} test objects (none chosen), one fit each, ± standard "
-            "deviation over objects, at the novel views: those of the truth that are neither the input's nor generated; on white. "
+            f"Means over the first {options.objects} test objects (none chosen), one fit each, ± standard deviation "
+            "over objects, on white, at the novel views: those of the truth that are neither the input's nor generated. "
             f"{report.LEGEND}",
             "",
             report.table(lines, [*VARIANTS, COPIED], ["psnr", "ssim", "gmsd", "temporal_error", "seconds"]),

@@ -81,9 +81,10 @@ def section(settings: GenerateConfig, lines: list[report.Line], rows: list[str],
         f"## Videos from new sides: {settings.num_frames} frames, {settings.num_views} views",
         "",
         f"Means over the first {options.objects} test objects (none chosen) and {options.seeds} sampling seeds ± "
-        f"standard deviation over objects, {size} x {size} pixels, on white. The views that count stand "
-        f"{azimuths} degrees from the input; the generated view at the input's own place does not count. The model got the input video "
-        f"and the clip's caption; {model.sampler}, {model.sampling_steps} steps, guidance {model.guidance:g}. {report.LEGEND}",
+        f"standard deviation over objects, {size} x {size} pixels, on white. The views that count stand {azimuths} "
+        "degrees from the input; the generated view at the input's own place does not count. The model got the input "
+        f"video and the clip's caption; {model.sampler}, {model.sampling_steps} steps, guidance {model.guidance:g}. "
+        f"{report.LEGEND}",
         "",
         report.table(lines, rows, ["psnr", "ssim", "gmsd", "temporal_error"]),
         "",
