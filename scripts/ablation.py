@@ -73,7 +73,7 @@ def section(lines: list[report.Line], options: argparse.Namespace) -> str:
             "## Scenes, and what each part is worth",
             "",
             f"Means over the first {options.objects} test objects (none chosen), one fit each, ± standard deviation "
-            "over objects, on white, at the novel views: those of the truth that are neither the input's nor generated. "
+            "over objects, on white, at the novel views: those of the truth that are neither the input's nor made. "
             f"{report.LEGEND}",
             "",
             report.table(lines, [*VARIANTS, COPIED], ["psnr", "ssim", "gmsd", "temporal_error", "seconds"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 import ablation
 import held_out
 import pytest
+import quality_time
 import report
 import sample_sheets
 import small_tables
@@ -15,9 +16,14 @@ from PIL import Image
 from tiny_model import FRAMES, SIZE, balls, picture, tiny_pipeline
 
 from fourdiffusion import cameras
-from fourdiffusion.datasets.clips import Clip, write_clip
+from fourdiffusion.checkpoints import save_tensors
+from fourdiffusion.datasets.clips import Clip, opaque_clip, write_clip
 from fourdiffusion.diffusion.pipeline import load_pipeline
 from fourdiffusion.errors import UserError
+from fourdiffusion.ops.hash_grid import HashGridConfig
+from fourdiffusion.scene.field import DynamicField, FieldConfig
+from fourdiffusion.scene.preview import Scene, render_views, save_scene
+from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +145,33 @@ def test_a_done_fit_is_not_run_again_and_other_words_are_refused(tmp_path: Path)
             held_out.fit_once(tmp_path / "full", words, weights)
     with pytest.raises(UserError, match="ended with code 2"):
         held_out.fit_once(tmp_path / "none", ["video=nowhere.mp4"], "w")
+
+
+def test_a_curve_has_a_point_for_each_checkpoint_in_order_of_time(tmp_path: Path) -> None:
+    """The truth is what the second checkpoint shows, though the finished scene is another."""
+    grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
+    renderer = RendererConfig(num_samples=16, occupancy_resolution=8)
+    scene = Scene(
+        DynamicField(FieldConfig(space=grid, spacetime=grid, hidden_width=8), backend="torch"),
+        OccupancyGrid(renderer),
+        renderer,
+    )
+    c2w, times = cameras.orbit(torch.tensor([0.0, 45.0])), torch.linspace(0, 1, 2)
+    for seed, step, seconds in ((0, 20, "000100.50"), (1, 10, "000020.25")):
+        with torch.no_grad():
+            scene.field.space.params.normal_(generator=torch.Generator().manual_seed(seed))
+        tensors = {f"scene.{name}": value for name, value in scene.field.state_dict().items()}
+        tensors |= {f"occupancy.{name}": value for name, value in scene.occupancy.state_dict().items()}
+        save_tensors(tmp_path / f"place/checkpoints/{seconds}.safetensors", tensors, {"step": step})
+        if seed == 0:
+            views = render_views(scene, c2w.repeat_interleave(2, 0), cameras.FOVY_DEG, times.repeat(2), SIZE)[0]
+            clip = opaque_clip("truth", views.unflatten(0, (2, 2)), c2w, cameras.FOVY_DEG, "", "a test")
+            write_clip(tmp_path / "truth", clip)
+    save_scene(tmp_path / "place/run/scene", scene)
+    early, late = quality_time.curve(tmp_path / "place", tmp_path / "truth")
+    assert [(point["step"], point["seconds"]) for point in (early, late)] == [(10, 20.25), (20, 100.5)]
+    assert late["psnr"] > 50 > early["psnr"] and late["copied_psnr"] == early["copied_psnr"] < 50
+
+    (tmp_path / "place/run.json").write_text(json.dumps({"words": [], "weights": ""}))
+    with pytest.raises(UserError, match="was stopped in between"):
+        quality_time.keep_checkpoints(tmp_path / "place", [], "")
