@@ -38,7 +38,7 @@ All rows but the last are fits of the same input video and caption, the four gen
 recipe `experiment=tiny`: squared error on all generated views, the input in place of the one at its own azimuth (the
 tiny recipe has this in place of the paper's anchor loss, which it turns off), later 4D-aware SDS. *without 4D-SDS*: SDS
 of the base model, frame by frame; the generated videos stay 4DM's. *without anchor*: SDS alone, at every step, for as
-many steps as the words below say. *without SDS*: the generated views alone. *copied input*: the input video shown at
+many steps as its words say. *without SDS*: the generated views alone. *copied input*: the input video shown at
 every view. Seconds are those of the whole command, sampling included; fits that were stopped in between have none.
 """
 
@@ -79,7 +79,7 @@ def section(lines: list[report.Line], options: argparse.Namespace) -> str:
             report.table(lines, [*VARIANTS, COPIED], ["psnr", "ssim", "gmsd", "temporal_error", "seconds"]),
             "",
             " ".join(NOTES.split()),
-            f"In words of `fourdiffusion fit`: {'; '.join(words)}.",
+            f"In words of `fourdiffusion fit`: {'; '.join(words)}. Words of the command below come after these and win.",
             "",
             report.provenance({line["commit"] for line in lines if "commit" in line}),
         ]

@@ -132,7 +132,7 @@ def fit_once(run: Path, words: list[str], weights: str, watch: Callable[[], None
     if note is not None and "seconds" in note:
         return note
     _write_json(path, wanted)
-    began = time.monotonic()
+    commit, began = git_commit(), time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "fourdiffusion", "fit", *words, f"output={run}"])
     try:
         while process.poll() is None:
@@ -144,8 +144,9 @@ def fit_once(run: Path, words: list[str], weights: str, watch: Callable[[], None
     if process.returncode:
         raise UserError(f"the fit in {run} ended with code {process.returncode}, see above; the same command goes on")
     seconds = round(time.monotonic() - began, 1) if note is None else None
-    _write_json(path, wanted | {"commit": git_commit(), "seconds": seconds})
-    return wanted | {"commit": git_commit(), "seconds": seconds}
+    done = wanted | {"commit": commit, "seconds": seconds}
+    _write_json(path, done)
+    return done
 
 
 def novel_means(metrics: Path) -> tuple[dict[str, float], dict[str, float]]:
