@@ -79,7 +79,7 @@ def section(lines: list[report.Line], options: argparse.Namespace) -> str:
             report.table(lines, [*VARIANTS, COPIED], ["psnr", "ssim", "gmsd", "temporal_error", "seconds"]),
             "",
             " ".join(NOTES.split()),
-            f"In words of `fourdiffusion fit`: {'; '.join(words)}. Words of the command below come after these and win.",
+            f"In words of `fourdiffusion fit`: {'; '.join(words)}. The words of the command come last.",
             "",
             report.provenance({line["commit"] for line in lines if "commit" in line}),
         ]
