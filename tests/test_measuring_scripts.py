@@ -1,0 +1,177 @@
+"""The scripts that measure: sections of the page, means, views, and one small table and one sheet from start to end."""
+
+import json
+import sys
+from pathlib import Path
+
+import ablation
+import held_out
+import pytest
+import quality_time
+import report
+import sample_sheets
+import small_tables
+import torch
+from PIL import Image
+from tiny_model import FRAMES, SIZE, balls, picture, tiny_pipeline
+
+from fourdiffusion import cameras
+from fourdiffusion.checkpoints import save_tensors
+from fourdiffusion.datasets.clips import Clip, opaque_clip, write_clip
+from fourdiffusion.diffusion.pipeline import load_pipeline
+from fourdiffusion.errors import UserError
+from fourdiffusion.ops.hash_grid import HashGridConfig
+from fourdiffusion.scene.field import DynamicField, FieldConfig
+from fourdiffusion.scene.preview import Scene, render_views, save_scene
+from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "model"
+    tiny_pipeline(moving=True).save_whole(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two objects, eight views of each, those of the input not the first."""
+    folder = tmp_path_factory.mktemp("clips")
+    c2w = cameras.orbit(cameras.orthogonal_azimuths(8).roll(3))
+    times = torch.linspace(0, 1, FRAMES)
+    for index in range(2):
+        rgba = picture(c2w[:, None].expand(-1, FRAMES, 4, 4), balls(index, times).expand(8, FRAMES, 3, 3))
+        pixels = (rgba * 255).round().to(torch.uint8)
+        clip = Clip(f"clip-{index}", pixels, c2w, cameras.FOVY_DEG, times, "balls, three", "Apache-2.0", "a test")
+        write_clip(folder / clip.uid, clip)
+    return folder
+
+
+def call(monkeypatch: pytest.MonkeyPatch, script: object, *words: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["x.py", *map(str, words)])
+    script.main()  # type: ignore[attr-defined]
+
+
+def test_a_section_is_replaced_and_the_others_stay() -> None:
+    page = report.replace_section("# Results\n", "one", "first")
+    page = report.replace_section(page, "two", "second")
+    assert page.startswith("# Results\n\n<!-- one: begin -->\nfirst\n<!-- one: end -->\n\n<!-- two: begin -->")
+    again = report.replace_section(page, "one", "changed\nin lines\n")
+    assert again == page.replace("first", "changed\nin lines")
+    assert report.replace_section(again, "one", "first") == page
+    with pytest.raises(UserError, match="no '<!-- one: end -->'"):
+        report.replace_section(page.replace("<!-- one: end -->", ""), "one", "x")
+
+
+def test_spread_is_over_objects_not_over_seeds() -> None:
+    lines = [{"row": "a", "object": name, "psnr": value} for name, value in [("x", 8.0), ("x", 12.0), ("y", 14.0)]]
+    lines += [{"row": "b", "object": "x", "psnr": 1.0, "seconds": None}]
+    assert report.over_objects(lines, "a", "psnr") == [10.0, 14.0]
+    text = report.table(lines, ["a", "b"], ["psnr", "seconds"])
+    assert text.splitlines()[2:] == ["| a | 12.00 ± 2.83 | - |", "| b | 1.00 | - |"]
+
+
+def test_views_are_found_by_their_cameras() -> None:
+    c2w = cameras.orbit(torch.tensor([45.0, 270.0, 0.0, 90.0, 180.0]))
+    assert held_out.choose_views(c2w, 4) == [2, 3, 4, 1]
+    assert held_out.choose_views(c2w, 1) == [2]
+    for views, azimuth in ((6, 60), (8, 135)):
+        with pytest.raises(UserError, match=f"no camera at azimuth {azimuth}:"):
+            held_out.choose_views(c2w, views)
+    with pytest.raises(UserError, match="azimuth 0:"):
+        held_out.choose_views(cameras.orbit(torch.tensor([0.0]), 30.0), 1)
+
+
+def test_without_motion_a_sample_is_made_frame_by_frame(model: Path, clips: Path) -> None:
+    """The first frame's sample hears of the others with motion layers, and only then."""
+    words = ["model.sampling_steps=1", f"model.image_size={SIZE}"]
+    settings = held_out.sampling_settings(clips, str(model), FRAMES, 4, words)
+    example = held_out.read_example(clips / "clip-0", settings)
+    other = held_out.Example(example.caption, torch.cat([example.truth[:, :1], 1 - example.truth[:, 1:]], dim=1))
+    pipeline = load_pipeline(model)
+    for use_motion in (True, False):
+        a, b = (held_out.sample(pipeline, settings, x, 0, use_motion)[:, 0] for x in (example, other))
+        assert torch.allclose(a, b, atol=1e-5) != use_motion
+
+
+def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two objects, two seeds, three rows of the model; the second call, cut off in a line, measures only that again."""
+    run, page = tmp_path / "run", tmp_path / "results.md"
+    words = [clips, "--model", model, "--uncurated", model / "motion", "--objects", 2, "--seeds", 2, "--frames", FRAMES]
+    words += ["--run", run, "--output", page, "model.sampling_steps=1", f"model.image_size={SIZE}", "device=cpu"]
+    call(monkeypatch, small_tables, *words)
+    text, log = page.read_text(), (run / "log.jsonl").read_text()
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert len(lines) == 2 * (3 * 2 + 1)
+    values = {(line["row"], line["object"], line["seed"]): line["psnr"] for line in lines}
+    assert len(set(values.values())) == 2 * (2 * 2 + 1)  # "uncurated" is the same model here, all others differ
+    assert "stand 90, 180, 270 degrees" in text and "left out" not in text and "2 test objects" in text
+    for row in (small_tables.MOTION, small_tables.FRAMEWISE, small_tables.UNCURATED, small_tables.COPIED):
+        assert f"| {row} | {report.cell(report.over_objects(lines, row, 'psnr'), 2)} |" in text
+
+    (run / "log.jsonl").write_text(log[:-20])
+    call(monkeypatch, small_tables, *words)
+    assert page.read_text() == text
+    assert (run / "log.jsonl").read_text() == log
+    with pytest.raises(UserError, match="holds a run with model.sampling_steps=1"):
+        call(monkeypatch, small_tables, *words, "model.sampling_steps=2")
+    with pytest.raises(UserError, match="has 4 frames: give --frames 4"):
+        call(monkeypatch, small_tables, *words, "--frames", 8)
+
+
+def test_a_sheet_has_two_rows_an_object(
+    model: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["--model", model, "--frames", FRAMES, "model.sampling_steps=1", f"model.image_size={SIZE}"]
+    call(monkeypatch, sample_sheets, clips, tmp_path / "sheet.png", "--objects", 2, *words)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height // 64 == 4 and sheet.width // 64 >= 12
+    with pytest.raises(UserError, match="holds 2 clips, give 1 to 2"):
+        call(monkeypatch, sample_sheets, clips, tmp_path / "more.png", "--objects", 3, *words)
+
+
+def test_the_ablations_words_are_settings_of_fit() -> None:
+    schema = held_out.config.read_schema("fourdiffusion.fit", "FitConfig")
+    for words in ablation.VARIANTS.values():
+        held_out.config.compose("fit", schema, words)
+
+
+def test_a_done_fit_is_not_run_again_and_other_words_are_refused(tmp_path: Path) -> None:
+    note = {"words": ["steps=1"], "weights": "w", "commit": "c", "seconds": 2.0}
+    (tmp_path / "full.json").write_text(json.dumps(note))
+    assert held_out.fit_once(tmp_path / "full", ["steps=1"], "w") == note
+    for words, weights in ((["steps=2"], "w"), (["steps=1"], "v")):
+        with pytest.raises(UserError, match="other settings or another model"):
+            held_out.fit_once(tmp_path / "full", words, weights)
+    with pytest.raises(UserError, match="ended with code 2"):
+        held_out.fit_once(tmp_path / "none", ["video=nowhere.mp4"], "w")
+
+
+def test_a_curve_has_a_point_for_each_checkpoint_in_order_of_time(tmp_path: Path) -> None:
+    """The truth is what the second checkpoint shows, though the finished scene is another."""
+    grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
+    renderer = RendererConfig(num_samples=16, occupancy_resolution=8)
+    scene = Scene(
+        DynamicField(FieldConfig(space=grid, spacetime=grid, hidden_width=8), backend="torch"),
+        OccupancyGrid(renderer),
+        renderer,
+    )
+    c2w, times = cameras.orbit(torch.tensor([0.0, 45.0])), torch.linspace(0, 1, 2)
+    for seed, step, seconds in ((0, 20, "000100.50"), (1, 10, "000020.25")):
+        with torch.no_grad():
+            scene.field.space.params.normal_(generator=torch.Generator().manual_seed(seed))
+        tensors = {f"scene.{name}": value for name, value in scene.field.state_dict().items()}
+        tensors |= {f"occupancy.{name}": value for name, value in scene.occupancy.state_dict().items()}
+        save_tensors(tmp_path / f"place/checkpoints/{seconds}.safetensors", tensors, {"step": step})
+        if seed == 0:
+            views = render_views(scene, c2w.repeat_interleave(2, 0), cameras.FOVY_DEG, times.repeat(2), SIZE)[0]
+            clip = opaque_clip("truth", views.unflatten(0, (2, 2)), c2w, cameras.FOVY_DEG, "", "a test")
+            write_clip(tmp_path / "truth", clip)
+    save_scene(tmp_path / "place/run/scene", scene)
+    early, late = quality_time.curve(tmp_path / "place", tmp_path / "truth")
+    assert [(point["step"], point["seconds"]) for point in (early, late)] == [(10, 20.25), (20, 100.5)]
+    assert late["psnr"] > 50 > early["psnr"] and late["copied_psnr"] == early["copied_psnr"] < 50
+
+    (tmp_path / "place/run.json").write_text(json.dumps({"words": [], "weights": ""}))
+    with pytest.raises(UserError, match="was stopped in between"):
+        quality_time.keep_checkpoints(tmp_path / "place", [], "")
