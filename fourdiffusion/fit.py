@@ -26,8 +26,7 @@ from fourdiffusion.diffusion.pipeline import (
     FrameGroups,
     ModelConfig,
     frame_groups,
-    load_pipeline,
-    set_sampler,
+    open_pipeline,
 )
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.scene import losses
@@ -146,8 +145,7 @@ def fit(config: FitConfig) -> None:
         raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_steps differ in length")
     device = resolve_device(config.device)
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
-    pipeline = load_pipeline(config.model.path).to(device)
-    set_sampler(pipeline, config.model.sampler)
+    pipeline = open_pipeline(config.model, device)
     groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
@@ -229,7 +227,7 @@ def _generate(
     times = torch.linspace(0, 1, config.num_frames)
     folder = output / "generated"
     if not folder.is_dir():
-        denoiser = pipeline.prepare(images.to(pipeline.device), config.prompt, config.model.negative_prompt)
+        denoiser = pipeline.prepare(images, config.prompt, config.model.negative_prompt)
         generator = torch.Generator().manual_seed(config.seed)
         with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
             z = pipeline.sample(
