@@ -215,7 +215,7 @@ def print_table(given: list[str], names: list[str]) -> None:
     for name in names:
         done = subprocess.run([sys.executable, __file__, *given, *CASES[name]], capture_output=True, text=True)
         if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1].replace("|", "/")
+            reason = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1].replace("|", "/")
             print(f"| {name} | fails: {reason} | | | | | |", flush=True)
             continue
         found = json.loads(done.stdout.splitlines()[-1])

@@ -122,7 +122,7 @@ def test_in_half_precision(model: Path, video: Path, tmp_path: Path) -> None:
     config.output = str(tmp_path / "half")
     generate(config)
     whole, half = (read_clip(tmp_path / name / "clip").rgba.float() / 255 for name in ("run", "half"))
-    assert not torch.equal(half, whole) and (half - whole).abs().max() < TOLERANCE
+    assert not torch.equal(half, whole) and (half - whole).abs().max() < 0.03
 
 
 def test_too_many_sampling_steps(model: Path, video: Path, tmp_path: Path) -> None:

@@ -332,9 +332,9 @@ def test_half_precision_is_near_single(pipeline: FourDiffusionPipeline, saved: P
         torch.testing.assert_close(layer.positions.float(), expected, atol=2**-8, rtol=0)  # rounded once
     got, expected = views(half), views(pipeline)
     assert got.dtype == torch.float32 and sample(half, video()).dtype == torch.float32
-    assert (got - expected).abs().max() < TOLERANCE and not torch.equal(got, expected)
+    assert not torch.equal(got, expected) and (got - expected).abs().max() < 0.03  # seen: 0.010
     gradient, expected = picture_gradient(half), picture_gradient(pipeline)
-    assert (gradient - expected).norm() < GRADIENT * expected.norm()
+    assert (gradient - expected).norm() < 0.1 * expected.norm()  # seen: 0.042
 
 
 def test_channels_last_changes_nothing_but_the_layout(pipeline: FourDiffusionPipeline, saved: Path) -> None:
