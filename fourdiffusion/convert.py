@@ -13,6 +13,7 @@ from fourdiffusion.diffusion import encoders, release
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.pipeline import (
+    DTYPES,
     FourDiffusionPipeline,
     ModelConfig,
     fresh_pipeline,
@@ -20,8 +21,6 @@ from fourdiffusion.diffusion.pipeline import (
     noise_schedule,
 )
 from fourdiffusion.errors import UserError
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass

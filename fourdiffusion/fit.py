@@ -25,8 +25,8 @@ from fourdiffusion.diffusion.pipeline import (
     FrameGroups,
     ModelConfig,
     frame_groups,
-    load_pipeline,
-    set_sampler,
+    open_pipeline,
+    unconditional,
 )
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.scene import losses, teaching
@@ -144,8 +144,7 @@ def fit(config: FitConfig) -> None:
         raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_steps differ in length")
     device = resolve_device(config.device)
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
-    pipeline = load_pipeline(config.model.path).to(device)
-    set_sampler(pipeline, config.model.sampler, config.model.spacing)
+    pipeline = open_pipeline(config.model, device)
     groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
@@ -153,8 +152,8 @@ def fit(config: FitConfig) -> None:
     checkpoints.open_run(output, config, free={"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"})
     tqdm.write(f"{config.video}: {video.summary()}")
     target = _generate(config, pipeline, video.rgba, groups, output)
-    negative = None if config.sds.guidance == 1 else config.model.distillation_negative
-    denoiser = pipeline.prepare(target.images.to(device), config.prompt, negative, config.sds.source == "fourdm")
+    negative = unconditional(config.model.distillation_negative, config.sds.guidance)
+    denoiser = pipeline.prepare(target.images, config.prompt, negative, config.sds.source == "fourdm")
 
     scene = Scene(
         DynamicField(config.scene.field, config.seed).to(device),
@@ -226,8 +225,8 @@ def _generate(
     times = torch.linspace(0, 1, config.num_frames)
     folder = output / "generated"
     if not folder.is_dir():
-        negative = None if config.model.guidance == 1 else config.model.negative_prompt
-        denoiser = pipeline.prepare(images.to(pipeline.device), config.prompt, negative)
+        negative = unconditional(config.model.negative_prompt, config.model.guidance)
+        denoiser = pipeline.prepare(images, config.prompt, negative)
         generator = torch.Generator().manual_seed(config.seed)
         with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
             z = pipeline.sample(

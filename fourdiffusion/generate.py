@@ -10,7 +10,7 @@ from fourdiffusion import cameras, checkpoints, media
 from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import ModelConfig, frame_groups, load_pipeline, set_sampler
+from fourdiffusion.diffusion.pipeline import ModelConfig, frame_groups, open_pipeline, unconditional
 from fourdiffusion.errors import check_ranges
 
 
@@ -42,8 +42,7 @@ def generate(config: GenerateConfig) -> None:
         }
     )
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
-    pipeline = load_pipeline(config.model.path).to(resolve_device(config.device))
-    set_sampler(pipeline, config.model.sampler, config.model.spacing)
+    pipeline = open_pipeline(config.model, resolve_device(config.device))
     groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
     output = Path(config.output)
     checkpoints.open_run(output, config, free=set())
@@ -52,8 +51,8 @@ def generate(config: GenerateConfig) -> None:
     images = media.composite(video.rgba)
     azimuths = cameras.orthogonal_azimuths(config.num_views)
     c2w = cameras.orbit(azimuths, config.elevation_deg)
-    negative = None if config.model.guidance == 1 else config.model.negative_prompt
-    denoiser = pipeline.prepare(images.to(pipeline.device), config.prompt, negative)
+    negative = unconditional(config.model.negative_prompt, config.model.guidance)
+    denoiser = pipeline.prepare(images, config.prompt, negative)
     generator = torch.Generator().manual_seed(config.seed)
     with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
         z = pipeline.sample(

@@ -186,6 +186,8 @@ def _check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipBatch
             raise UserError(f"{name}={getattr(config, name)}: give at least 1")
     if config.timestep_shift <= 0:
         raise UserError(f"timestep_shift={config.timestep_shift}: give a number above 0; 1 is uniform")
+    if config.model.dtype != "float32":
+        raise UserError(f"model.dtype={config.model.dtype}: training keeps float32 weights, set mixed_precision=bf16")
     longest = pipeline.motion.config.max_frames
     if config.stage == "motion" and config.data.num_frames > longest:
         raise UserError(f"data.num_frames={config.data.num_frames}: the motion layers know {longest} frames at most")

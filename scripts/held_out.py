@@ -21,7 +21,7 @@ from fourdiffusion import cameras, config
 from fourdiffusion.checkpoints import git_commit, write_atomic
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, frame_groups
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, frame_groups, unconditional
 from fourdiffusion.errors import UserError
 from fourdiffusion.generate import GenerateConfig
 from fourdiffusion.media import composite, write_image
@@ -86,7 +86,8 @@ def sample(
     model = settings.model
     groups = frame_groups(model, settings.num_frames, pipeline.motion.config.max_frames)
     images = example.truth[0].to(pipeline.device)
-    denoiser = pipeline.prepare(images, example.caption, model.negative_prompt, use_motion)
+    negative = unconditional(model.negative_prompt, model.guidance)
+    denoiser = pipeline.prepare(images, example.caption, negative, use_motion)
     c2w = cameras.orbit(cameras.orthogonal_azimuths(settings.num_views))
     generator = torch.Generator().manual_seed(seed)
     z = pipeline.sample(denoiser, c2w, model.sampling_steps, model.guidance, generator, groups)

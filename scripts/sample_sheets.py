@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fourdiffusion import cameras
 from fourdiffusion.device import resolve_device
-from fourdiffusion.diffusion.pipeline import load_pipeline, set_sampler
+from fourdiffusion.diffusion.pipeline import open_pipeline
 from fourdiffusion.media import contact_sheet, write_image
 
 COLUMNS = 3  # frames of a view: the first, the middle one, the last
@@ -24,8 +24,7 @@ def main() -> None:
     options = _options()
     settings = sampling_settings(options.clips, options.model, options.frames, options.views, options.words)
     folders = first_clips(options.clips, options.objects)
-    pipeline = load_pipeline(settings.model.path).to(resolve_device(settings.device))
-    set_sampler(pipeline, settings.model.sampler)
+    pipeline = open_pipeline(settings.model, resolve_device(settings.device))
     frames = torch.linspace(0, settings.num_frames - 1, COLUMNS).round().long()
     rows, labels = [], []
     for number, folder in enumerate(tqdm(folders, desc="samples")):

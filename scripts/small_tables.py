@@ -18,7 +18,7 @@ from tqdm import tqdm
 from fourdiffusion import cameras
 from fourdiffusion.checkpoints import append_log, git_commit, open_run, write_atomic
 from fourdiffusion.device import resolve_device
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, load_pipeline, set_sampler
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, open_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.generate import GenerateConfig
 from fourdiffusion.metrics.video import copied_input, evaluate_views
@@ -107,18 +107,14 @@ def read_log(run: Path) -> list[report.Line]:
 
 
 def _rows(settings: GenerateConfig, uncurated: Path | None, seeds: int) -> list[Row]:
-    def load() -> FourDiffusionPipeline:
-        pipeline = load_pipeline(settings.model.path).to(resolve_device(settings.device))
-        set_sampler(pipeline, settings.model.sampler)
-        return pipeline
-
-    pipeline = load()
+    device = resolve_device(settings.device)
+    pipeline = open_pipeline(settings.model, device)
     weights = fingerprint(Path(str(settings.model.path)))
     rows = [Row(MOTION, pipeline, True, weights, range(seeds)), Row(FRAMEWISE, pipeline, False, weights, range(seeds))]
     if uncurated is not None:
         if not (uncurated / "config.json").is_file():
             raise UserError(f"--uncurated {uncurated}: no motion layers; give a folder such as runs/NAME/model/motion")
-        other = load()
+        other = open_pipeline(settings.model, device)
         other.load_motion(uncurated)
         rows.append(Row(UNCURATED, other, True, weights + fingerprint(uncurated), range(seeds)))
     return [*rows, Row(COPIED, None, False, "", range(1))]

@@ -1,5 +1,6 @@
 """`generate` from a video file to pictures and a clip, and its mistakes."""
 
+import dataclasses
 from pathlib import Path
 
 import av
@@ -79,6 +80,7 @@ def test_seed_decides(model: Path, video: Path, tmp_path: Path) -> None:
         ({"model": tiny_config()}, "model.path=None holds no model"),
         ({"model": tiny_config("/no/such/folder")}, "model.path=/no/such/folder holds no model"),
         ({"alpha": "guess"}, "alpha=guess is unknown"),
+        ({"model": dataclasses.replace(tiny_config(), dtype="half")}, "model.dtype=half is none of float32"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(
@@ -109,6 +111,18 @@ def test_windows_the_model_cannot_have(
     with pytest.raises(UserError, match=message):
         generate(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_in_half_precision(model: Path, video: Path, tmp_path: Path) -> None:
+    config = settings(model, video, tmp_path / "run")
+    generate(config)
+    config.model.dtype = "bfloat16"
+    with pytest.raises(UserError, match="holds a run with model.dtype=float32, this one has model.dtype=bfloat16"):
+        generate(config)
+    config.output = str(tmp_path / "half")
+    generate(config)
+    whole, half = (read_clip(tmp_path / name / "clip").rgba.float() / 255 for name in ("run", "half"))
+    assert not torch.equal(half, whole) and (half - whole).abs().max() < 0.03
 
 
 def test_too_many_sampling_steps(model: Path, video: Path, tmp_path: Path) -> None:

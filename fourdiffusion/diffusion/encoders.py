@@ -25,6 +25,7 @@ from transformers import (
 from fourdiffusion.errors import UserError
 
 CLIP_HUB = "openai/clip-vit-large-patch14"  # the vocabulary is the same for all of CLIP
+PICTURES = 4  # that the VAE takes at a time where memory counts: its maps are the largest of all at full size
 
 __all__ = ["CLIPImageProcessorPil", "CLIPTextModel", "CLIPTokenizer", "CLIPVisionModel"]  # their one way in
 
@@ -56,15 +57,19 @@ def encode_image(processor: CLIPImageProcessorPil, encoder: CLIPVisionModel, ima
 
 
 def encode_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """RGB images in [0, 1], [..., 3, H, W], to scaled latents [..., C, h, w]: the posterior's mean, with gradient."""
+    """RGB images in [0, 1], [..., 3, H, W], to scaled latents [..., C, h, w]: the posterior's mean, with gradient.
+
+    float32 in whatever precision the VAE runs.
+    """
     moments = vae.encode(images.flatten(0, -4).to(vae.dtype) * 2 - 1).latent_dist
-    return (moments.mean * vae.config.scaling_factor).unflatten(0, images.shape[:-3])
+    return (moments.mean.float() * vae.config.scaling_factor).unflatten(0, images.shape[:-3])
 
 
 def decode_latents(vae: AutoencoderKL, z: Tensor) -> Tensor:
     """Scaled latents [..., C, h, w] to RGB images in [0, 1], [..., 3, H, W]; float32."""
-    images = vae.decode(z.flatten(0, -4).to(vae.dtype) / vae.config.scaling_factor).sample
-    return (images.float() / 2 + 0.5).clamp(0, 1).unflatten(0, z.shape[:-3])
+    flat = (z.flatten(0, -4) / vae.config.scaling_factor).to(vae.dtype)
+    images = torch.cat([vae.decode(part).sample.float() for part in flat.split(PICTURES)])
+    return (images / 2 + 0.5).clamp(0, 1).unflatten(0, z.shape[:-3])
 
 
 def find_tokenizer(folders: list[Path], max_length: int) -> CLIPTokenizer:

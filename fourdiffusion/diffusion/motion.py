@@ -17,8 +17,9 @@ from fourdiffusion.diffusion.attention import SelfAttention
 
 def frame_positions(num_frames: int, channels: int) -> Tensor:
     """Sinusoidal positions [F, C]: even channels sin, odd channels cos, wavelengths 2 pi to 10000 * 2 pi."""
-    position = torch.arange(num_frames)[:, None]
-    frequency = torch.exp(torch.arange(0, channels, 2) * (-math.log(10000.0) / channels))
+    # float32 also where the model is made in half precision, which knows no angles
+    position = torch.arange(num_frames, dtype=torch.float32)[:, None]
+    frequency = torch.exp(torch.arange(0, channels, 2, dtype=torch.float32) * (-math.log(10000.0) / channels))
     return torch.stack([torch.sin(position * frequency), torch.cos(position * frequency)], dim=-1).flatten(1)
 
 
@@ -49,7 +50,8 @@ class MotionModule(nn.Module):
         tokens = tokens.unflatten(0, (-1, num_frames, num_views))  # [B, F, V, C, h, w]
         tokens = self.proj_in(tokens.permute(0, 2, 4, 5, 1, 3).flatten(0, 3))  # [B V h w, F, C]
         for norm, attention in zip(self.attention_norms, self.attentions, strict=True):
-            tokens = tokens + attention(norm(tokens) + self.positions[:num_frames])
+            states = norm(tokens)
+            tokens = tokens + attention(states + self.positions[:num_frames].to(states.dtype))
         tokens = self.proj_out(tokens + self.ff(self.ff_norm(tokens)))
         tokens = tokens.unflatten(0, (-1, num_views, height, width)).permute(0, 4, 1, 5, 2, 3)  # [B, F, V, C, h, w]
         return x + tokens.flatten(0, 2)

@@ -14,6 +14,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.upsampling import Upsample2D
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from fourdiffusion.diffusion.attention import KeysValues, MultiviewTransformer, Resampler
@@ -144,6 +145,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         """Output width of every block: the widths that the motion modules need."""
         return [block.resnet.out_channels for block in self.blocks()]
 
+    @apply_forward_hook  # an offloaded UNet comes for this, too
     def encode_context(self, text: Tensor, image: Tensor) -> list[KeysValues | None]:
         """Everything that the prompt contributes, once for all views and diffusion steps.
 

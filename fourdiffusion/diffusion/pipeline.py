@@ -39,6 +39,8 @@ DISTILLATION_NEGATIVE_PROMPT = (  # the 4D stage's, likewise
     "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
     "bad proportions"
 )
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+OFFLOADS = ("none", "model")
 
 
 @dataclass
@@ -54,6 +56,10 @@ class ModelConfig:
     distillation_negative: str = DISTILLATION_NEGATIVE_PROMPT  # of the 4D stage
     window: int = 8  # frames that the model sees together, as many as it was trained with
     long_video: str = "windows"  # how longer videos are cut: windows | interleaved
+    dtype: str = "float32"  # of all networks in generate and fit: float32 | bfloat16 | float16
+    channels_last: bool = False  # generate and fit: memory layout of UNet and VAE; convolutions may run faster
+    compile: bool = False  # generate and fit: torch.compile of the UNet; minutes at the first step, then faster
+    offload: str = "none"  # generate and fit: none | model: towers and UNet wait in the CPU's memory for their turn
     image_size: int = 256  # pixels
     channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
     attention_levels: list[bool] = field(default_factory=lambda: [True, True, True, False])
@@ -130,6 +136,11 @@ def frame_groups(config: ModelConfig, num_frames: int, max_frames: int) -> Frame
     return kinds[config.long_video](num_frames, config.window) if num_frames > config.window else None
 
 
+def unconditional(negative_prompt: str, guidance: float) -> str | None:
+    """The prompt of the unconditional branch; None where guidance does without one."""
+    return None if guidance == 1 else negative_prompt
+
+
 @dataclass
 class Denoiser:
     """The guided model of one input video: the branches' conditions, encoded once.
@@ -175,7 +186,9 @@ class Denoiser:
 class FourDiffusionPipeline(DiffusionPipeline):
     """The parts of 4DM in one folder: ``unet`` (frozen), ``motion`` (trained), VAE, both towers, scheduler."""
 
-    model_cpu_offload_seq = "text_encoder->image_encoder->unet->motion->vae"
+    # Motion layers run inside the UNet, and fit goes from VAE to UNet and back at each step: they take no turns.
+    model_cpu_offload_seq = "text_encoder->image_encoder->unet"
+    _exclude_from_cpu_offload = ["motion", "vae"]
 
     def __init__(
         self,
@@ -210,15 +223,16 @@ class FourDiffusionPipeline(DiffusionPipeline):
             negative_prompt: what the picture must not be; None leaves the unconditional branch out, for guidance 1.
             use_motion: False gives the frozen image model frame by frame (the paper's "without 4D-SDS").
         """
+        images = images.to(self._execution_device)
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         text = encoders.encode_text(self.tokenizer, self.text_encoder, prompts)
         image = encoders.encode_image(self.feature_extractor, self.image_encoder, images)
-        latents = encoders.encode_latents(self.vae, images)
+        latents = torch.cat([encoders.encode_latents(self.vae, part) for part in images.split(encoders.PICTURES)])
         return Denoiser(
             unet=self.unet,
             motion=self.motion if use_motion else None,
             context=self.unet.encode_context(text, torch.stack([image, torch.zeros_like(image)][: len(prompts)])),
-            extra=torch.stack([latents, torch.zeros_like(latents)][: len(prompts)]),
+            extra=torch.stack([latents, torch.zeros_like(latents)][: len(prompts)]).to(self.unet.dtype),
             alphas_cumprod=self.scheduler.alphas_cumprod.to(latents.device),
         )
 
@@ -282,12 +296,13 @@ class FourDiffusionPipeline(DiffusionPipeline):
             RGB in [0, 1], [V, F, 3, H, W], float32.
         """
         c2w = cameras.orbit(cameras.orthogonal_azimuths(num_views), elevation_deg)
-        negative = None if guidance_scale == 1 else negative_prompt
-        denoiser = self.prepare(images.to(self.unet.device), prompt, negative)
+        denoiser = self.prepare(images, prompt, unconditional(negative_prompt, guidance_scale))
         generator = generator or torch.Generator().manual_seed(0)
         with self.progress_bar(total=num_inference_steps) as bar:
             z = self.sample(denoiser, c2w, num_inference_steps, guidance_scale, generator, groups, bar.update)
-        return encoders.decode_latents(self.vae, z).transpose(0, 1)
+        views = encoders.decode_latents(self.vae, z).transpose(0, 1)
+        self.maybe_free_model_hooks()
+        return views
 
     def save_motion(self, folder: str | Path) -> None:
         """Writes the motion layers alone, as a diffusers folder: what training adds to the base."""
@@ -315,13 +330,41 @@ class FourDiffusionPipeline(DiffusionPipeline):
         partial.rename(folder)
 
 
-def load_pipeline(path: str | Path | None) -> FourDiffusionPipeline:
-    """A pipeline folder from disk, float32; UserError where it is missing, foreign or damaged."""
+def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPipeline:
+    """The model as ``generate`` and ``fit`` run it: sampler, precision, layout and place as the settings ask.
+
+    The VAE runs in the same precision, as in the release: what its gradient keeps is the largest part of an SDS step.
+
+    Raises:
+        UserError: a setting that is unknown or cannot be had here; or ``load_pipeline``'s.
+    """
+    if config.dtype not in DTYPES:
+        raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
+    if config.offload not in OFFLOADS:
+        raise UserError(f"model.offload={config.offload} is none of {', '.join(OFFLOADS)}")
+    if config.offload == "model" and device.type == "cpu":
+        raise UserError("model.offload=model needs a GPU, and the device is the CPU: set model.offload=none")
+    pipeline = load_pipeline(config.path, DTYPES[config.dtype])
+    set_sampler(pipeline, config.sampler, config.spacing)
+    if config.channels_last:
+        for module in (pipeline.unet, pipeline.vae):
+            module.to(memory_format=torch.channels_last)
+    if config.offload == "model":
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
+    if config.compile:
+        pipeline.unet.compile()
+    return pipeline
+
+
+def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -> FourDiffusionPipeline:
+    """A pipeline folder from disk, in ``dtype`` at once; UserError where it is missing, foreign or damaged."""
     if path is None or not (Path(path) / "model_index.json").is_file():
         raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
     folder = Path(path)
     try:
-        pipeline = FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        pipeline = FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype)
         _check_whole(folder, pipeline)
     except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

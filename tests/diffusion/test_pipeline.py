@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_model import FRAMES, SIZE, tiny_clip, tiny_pipeline
+from tiny_model import FRAMES, SIZE, tiny_clip, tiny_config, tiny_pipeline
 from torch import Tensor
 
 from fourdiffusion import cameras, media
+from fourdiffusion.diffusion.encoders import encode_latents
+from fourdiffusion.diffusion.motion import frame_positions
 from fourdiffusion.diffusion.pipeline import (
     FourDiffusionPipeline,
     interleaved,
     load_pipeline,
     noise_schedule,
+    open_pipeline,
     set_sampler,
     windows,
 )
@@ -306,3 +309,95 @@ def test_unknown_samplers_are_named() -> None:
         set_sampler(tiny_pipeline(), "magic")
     with pytest.raises(UserError, match="model.spacing=even is none of leading, trailing"):
         set_sampler(tiny_pipeline(), "ddim", "even")
+
+
+# ---- precision, layout and place ------------------------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+
+
+def opened(folder: Path, **switches: object) -> FourDiffusionPipeline:
+    pipeline = open_pipeline(dataclasses.replace(tiny_config(str(folder)), **switches), CPU)  # type: ignore[arg-type]
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def views(pipeline: FourDiffusionPipeline) -> Tensor:
+    return pipeline(video(), "two balls", num_views=2, num_inference_steps=2, guidance_scale=2.0)
+
+
+def picture_gradient(pipeline: FourDiffusionPipeline) -> Tensor:
+    """What distillation takes from the VAE."""
+    pipeline.vae.requires_grad_(False)
+    images = video().requires_grad_()
+    z = encode_latents(pipeline.vae, images)
+    assert z.dtype == torch.float32
+    (z * torch.linspace(-1, 1, z.numel()).view_as(z)).sum().backward()
+    assert images.grad is not None
+    return images.grad
+
+
+def test_half_precision_is_near_single(pipeline: FourDiffusionPipeline, saved: Path) -> None:
+    half = opened(saved, dtype="bfloat16")
+    for part in PARTS:
+        assert {weight.dtype for weight in getattr(half, part).parameters()} == {torch.bfloat16}
+    for layer, width in zip(half.motion.layers, half.unet.block_channels(), strict=True):
+        expected = frame_positions(len(layer.positions), width)
+        torch.testing.assert_close(layer.positions.float(), expected, atol=2**-8, rtol=0)  # rounded once
+    got, expected = views(half), views(pipeline)
+    assert got.dtype == torch.float32 and sample(half, video()).dtype == torch.float32
+    assert not torch.equal(got, expected) and (got - expected).abs().max() < 0.03  # seen: 0.010
+    gradient, expected = picture_gradient(half), picture_gradient(pipeline)
+    assert (gradient - expected).norm() < 0.1 * expected.norm()  # seen: 0.042
+
+
+def test_channels_last_changes_nothing_but_the_layout(pipeline: FourDiffusionPipeline, saved: Path) -> None:
+    other = opened(saved, channels_last=True)
+    for weight in (other.unet.conv_in.weight, other.vae.decoder.conv_out.weight):
+        assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+    torch.testing.assert_close(views(other), views(pipeline), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(picture_gradient(other), picture_gradient(pipeline), atol=1e-5, rtol=1e-4)
+
+
+def test_compile_reaches_the_unet_and_nothing_else(saved: Path) -> None:
+    """Compiling takes minutes: here torch runs what it would compile as it stands."""
+    compiled = opened(saved, compile=True)
+    assert [part for part in PARTS if getattr(compiled, part)._compiled_call_impl is not None] == ["unet"]
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(views(compiled), views(opened(saved)))
+
+
+def test_offload_runs_the_parts_that_are_elsewhere(pipeline: FourDiffusionPipeline) -> None:
+    """The CPU stands in for the GPU: the hooks run, nothing moves. A second call starts where the first ended."""
+    offloaded = tiny_pipeline(moving=True)
+    offloaded.set_progress_bar_config(disable=True)
+    offloaded.enable_model_cpu_offload(device=CPU)
+    hooked = [part for part in PARTS if hasattr(getattr(offloaded, part), "_hf_hook")]
+    assert hooked == ["unet", "text_encoder", "image_encoder"]
+    first = views(offloaded)
+    torch.testing.assert_close(first, views(pipeline), atol=1e-5, rtol=1e-5)
+    assert torch.equal(first, views(offloaded))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_offload_on_a_gpu(pipeline: FourDiffusionPipeline, saved: Path) -> None:
+    offloaded = open_pipeline(dataclasses.replace(tiny_config(str(saved)), offload="model"), torch.device("cuda"))
+    assert {part for part in PARTS if getattr(offloaded, part).device.type == "cuda"} == {"motion", "vae"}
+    got = sample(offloaded, video())
+    assert {part for part in PARTS if getattr(offloaded, part).device.type == "cuda"} == {"unet", "motion", "vae"}
+    torch.testing.assert_close(got.cpu(), sample(pipeline, video()), atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "switch, message",
+    [
+        ({"dtype": "fp16"}, "model.dtype=fp16 is none of float32, bfloat16, float16"),
+        ({"offload": "disk"}, "model.offload=disk is none of none, model"),
+        ({"offload": "model"}, "model.offload=model needs a GPU"),
+    ],
+)
+def test_switches_that_cannot_be_had(saved: Path, switch: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        opened(saved, **switch)
+    assert "\n" not in str(caught.value)
