@@ -30,6 +30,7 @@ from fourdiffusion.diffusion.pipeline import (
     set_sampler,
 )
 from fourdiffusion.errors import UserError, check_ranges
+from fourdiffusion.ops import hash_grid, volume_rendering
 from fourdiffusion.scene import losses
 from fourdiffusion.scene.field import DynamicField, FieldConfig
 from fourdiffusion.scene.preview import Scene, save_scene, write_pictures
@@ -46,6 +47,8 @@ class SceneConfig:
 
     field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
     renderer: RendererConfig = dataclasses.field(default_factory=RendererConfig)
+    grid_backend: str = "auto"  # of the hash grids: auto | torch | numba | tinycudann. No part of the scene
+    ray_backend: str = "auto"  # of sampling and rendering: auto | torch | nerfacc. No part of the scene
 
 
 @dataclass
@@ -145,6 +148,7 @@ def fit(config: FitConfig) -> None:
     if len(config.sds.resolutions) != len(config.sds.resolution_steps):
         raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_steps differ in length")
     device = resolve_device(config.device)
+    backends = resolve_backends(config.scene, device)
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = load_pipeline(config.model.path).to(device)
     set_sampler(pipeline, config.model.sampler)
@@ -152,15 +156,17 @@ def fit(config: FitConfig) -> None:
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     output = Path(config.output)
-    checkpoints.open_run(output, config, free={"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"})
+    free = {"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"}
+    checkpoints.open_run(output, config, free | {f"scene.{name}" for name in backends}, {"backends": backends})
     tqdm.write(f"{config.video}: {video.summary()}")
+    tqdm.write("backends: " + ", ".join(f"{name}={value}" for name, value in backends.items()))
     target = _generate(config, pipeline, video.rgba, groups, output)
     denoiser = pipeline.prepare(
         target.images.to(device), config.prompt, config.model.distillation_negative, config.sds.source == "fourdm"
     )
 
-    scene = DynamicField(config.scene.field, config.seed).to(device)
-    occupancy = OccupancyGrid(config.scene.renderer).to(device)
+    scene = DynamicField(config.scene.field, config.seed, backends["grid_backend"]).to(device)
+    occupancy = OccupancyGrid(config.scene.renderer, backends["ray_backend"]).to(device)
     optimizer = torch.optim.AdamW(
         scene.parameter_groups(config.grid_rate, config.mlp_rate), betas=(0.9, 0.99), eps=1e-15
     )
@@ -207,6 +213,18 @@ def fit(config: FitConfig) -> None:
     save_scene(output / "scene", fitted)
     pictures = write_pictures(output, fitted, target.images, config.model.image_size)
     tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
+
+
+def resolve_backends(config: SceneConfig, device: torch.device) -> dict[str, str]:
+    """What ``grid_backend`` and ``ray_backend`` mean on a device. UserError for one that cannot serve there."""
+    grids = {3: config.field.space, 4: config.field.spacetime}
+    try:
+        return {
+            "grid_backend": hash_grid.resolve_backend("scene.grid_backend", config.grid_backend, grids, device),
+            "ray_backend": volume_rendering.resolve_backend("scene.ray_backend", config.ray_backend, device),
+        }
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_matter(occupancy: OccupancyGrid, step: int) -> None:
