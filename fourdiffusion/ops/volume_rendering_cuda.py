@@ -14,7 +14,7 @@ from fourdiffusion.ops.volume_rendering import ball_interval
 
 
 def trial() -> list[float]:
-    """Two ones through one of nerfacc's kernels: [0, 1] where they run. The first call may compile them, for minutes."""
+    """Two ones through a kernel of nerfacc: [0, 1] where it runs. The first call may compile it, for minutes."""
     return nerfacc.exclusive_sum(torch.ones(2, device="cuda"), torch.tensor([[0, 2]], device="cuda")).tolist()
 
 
