@@ -125,14 +125,15 @@ def git_commit() -> str:
     return commit + ("+" if status else "")
 
 
-def open_run(folder: Path, config: Any, free: set[str]) -> None:
+def open_run(folder: Path, config: Any, free: set[str], facts: dict[str, Any] | None = None) -> None:
     """Makes a run folder, or makes sure that the run in it has the same settings.
 
     Args:
         folder: the run folder.
         config: a dataclass of settings, all with defaults.
-        free: top-level settings that may differ when a run goes on (how long, how often to report). ``output`` may
-            always: a run folder can be moved.
+        free: settings, or groups of them, that may differ when a run goes on (how long, how often to report).
+            ``output`` may always: a run folder can be moved.
+        facts: what else to note of this start beside the commit; a run may go on with others.
 
     Raises:
         UserError: the folder cannot be made, holds a run with other settings, or files that no run of ours wrote.
@@ -148,14 +149,14 @@ def open_run(folder: Path, config: Any, free: set[str]) -> None:
         old = _flat(dataclasses.asdict(type(config)())) | _flat(_read_settings(path))
         for key, value in _flat(settings).items():
             before = old.get(key)
-            if before != value and key.split(".")[0] not in free | {"output"}:
+            if before != value and not any(f"{key}.".startswith(f"{name}.") for name in free | {"output"}):
                 raise UserError(
                     f"{folder} holds a run with {key}={before}, this one has {key}={value}: "
                     "choose another output, or delete that folder"
                 )
     elif any(entry.suffix != ".partial" for entry in folder.iterdir()):  # a start that was killed leaves one
         raise UserError(f"{folder} is not empty and holds no run of ours: choose another output")
-    text = yaml.safe_dump({"commit": git_commit(), "settings": settings}, sort_keys=False)
+    text = yaml.safe_dump({"commit": git_commit(), **(facts or {}), "settings": settings}, sort_keys=False)
     write_atomic(path, lambda partial: partial.write_text(text))
 
 

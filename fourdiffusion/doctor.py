@@ -9,14 +9,12 @@ from pathlib import Path
 import torch
 
 from fourdiffusion.diffusion.pipeline import ModelConfig
+from fourdiffusion.ops.backends import INSTALL
 
-TINYCUDANN = (
-    'pip install --no-build-isolation "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"'
-)
 OPTIONAL = (  # module, what it is for, the line that installs it
-    ("numba", "fast hash grids on the CPU", "pip install numba"),
-    ("tinycudann", "fast hash grids on the GPU", TINYCUDANN),
-    ("nerfacc", "fast ray sampling on the GPU", "pip install -e '.[cuda]'"),
+    ("numba", "fast hash grids on the CPU", INSTALL["numba"]),
+    ("tinycudann", "fast hash grids on the GPU", INSTALL["tinycudann"]),
+    ("nerfacc", "rays on the GPU; nvcc compiles it at its first use", INSTALL["nerfacc"]),
     ("rembg", "matting of videos with any background", "pip install -e '.[matting]'"),
     ("tensorboard", "training curves", "pip install tensorboard"),
     ("wandb", "training curves on the web", "pip install -e '.[wandb]'"),

@@ -29,6 +29,7 @@ from fourdiffusion.diffusion.pipeline import (
     unconditional,
 )
 from fourdiffusion.errors import UserError, check_ranges
+from fourdiffusion.ops import hash_grid, volume_rendering
 from fourdiffusion.scene import losses, teaching
 from fourdiffusion.scene.field import DynamicField, FieldConfig
 from fourdiffusion.scene.preview import Scene, save_scene, write_pictures
@@ -44,6 +45,8 @@ class SceneConfig:
 
     field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
     renderer: RendererConfig = dataclasses.field(default_factory=RendererConfig)
+    grid_backend: str = "auto"  # of the hash grids: auto | torch | numba | tinycudann. No part of the scene
+    ray_backend: str = "auto"  # of sampling and rendering: auto | torch | nerfacc. No part of the scene
 
 
 @dataclass
@@ -143,21 +146,24 @@ def fit(config: FitConfig) -> None:
     if len(config.sds.resolutions) != len(config.sds.resolution_steps):
         raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_steps differ in length")
     device = resolve_device(config.device)
+    backends = resolve_backends(config.scene, device)
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = open_pipeline(config.model, device)
     groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     output = Path(config.output)
-    checkpoints.open_run(output, config, free={"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"})
+    free = {"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"}
+    checkpoints.open_run(output, config, free | {f"scene.{name}" for name in backends}, {"backends": backends})
     tqdm.write(f"{config.video}: {video.summary()}")
+    tqdm.write("backends: " + ", ".join(f"{name}={value}" for name, value in backends.items()))
     target = _generate(config, pipeline, video.rgba, groups, output)
     negative = unconditional(config.model.distillation_negative, config.sds.guidance)
     denoiser = pipeline.prepare(target.images, config.prompt, negative, config.sds.source == "fourdm")
 
     scene = Scene(
-        DynamicField(config.scene.field, config.seed).to(device),
-        OccupancyGrid(config.scene.renderer).to(device),
+        DynamicField(config.scene.field, config.seed, backends["grid_backend"]).to(device),
+        OccupancyGrid(config.scene.renderer, backends["ray_backend"]).to(device),
         config.scene.renderer,
     )
     optimizer = torch.optim.AdamW(
@@ -203,6 +209,18 @@ def fit(config: FitConfig) -> None:
     save_scene(output / "scene", scene)
     pictures = write_pictures(output, scene, target.images, config.model.image_size)
     tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
+
+
+def resolve_backends(config: SceneConfig, device: torch.device) -> dict[str, str]:
+    """What ``grid_backend`` and ``ray_backend`` mean on a device. UserError for one that cannot serve there."""
+    grids = {3: config.field.space, 4: config.field.spacetime}
+    try:
+        return {
+            "grid_backend": hash_grid.resolve_backend("scene.grid_backend", config.grid_backend, grids, device),
+            "ray_backend": volume_rendering.resolve_backend("scene.ray_backend", config.ray_backend, device),
+        }
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _check_matter(occupancy: OccupancyGrid, step: int) -> None:

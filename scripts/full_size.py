@@ -191,16 +191,16 @@ def measure_sds(config: FitConfig, device: torch.device, images: Tensor, steps: 
     loaded = _now(device)
     negative = unconditional(config.model.distillation_negative, config.sds.guidance)
     denoiser = pipeline.prepare(images, config.prompt, negative)
-    renderer = config.scene.renderer
-    scene = Scene(DynamicField(config.scene.field, config.seed).to(device), OccupancyGrid(renderer).to(device), renderer)
-    optimizer = torch.optim.AdamW(scene.field.parameter_groups(config.grid_rate, config.mlp_rate))
+    field, renderer = DynamicField(config.scene.field, config.seed).to(device), config.scene.renderer
+    scene = Scene(field, OccupancyGrid(renderer).to(device), renderer)
+    optimizer = torch.optim.AdamW(field.parameter_groups(config.grid_rate, config.mlp_rate))
     c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
     times = torch.linspace(0, 1, config.num_frames)
     target = _Target(images, images.expand(config.num_views, *images.shape), c2w, times, anchor=0)
     marks = [_now(device)]
     for step in range(config.sds.resolution_steps[-1], config.sds.resolution_steps[-1] + steps):
         generator = checkpoints.stream(config.seed, 0, step)
-        scene.occupancy.update(scene.field.density, times.to(device), generator)
+        scene.occupancy.update(field.density, times.to(device), generator)
         weights = loss_weights(config, step)
         terms = _terms(config, step, pipeline, denoiser, scene, target, weights, generator)
         assert all(bool(term.isfinite()) for term in terms.values()), terms

@@ -164,6 +164,14 @@ def test_free_settings_may_change(tmp_path: Path) -> None:
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["settings"]["steps"] == 20
 
 
+def test_one_setting_of_a_group_may_be_free_and_facts_are_noted_but_bind_nothing(tmp_path: Path) -> None:
+    checkpoints.open_run(tmp_path, Settings(), {"part.rate"}, {"backend": "a"})
+    checkpoints.open_run(tmp_path, Settings(part=Part(rate=1.0)), {"part.rate"}, {"backend": "b"})
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["backend"] == "b"
+    with pytest.raises(UserError, match="part.sizes"):
+        checkpoints.open_run(tmp_path, Settings(part=Part(sizes=[3])), {"part.rate", "part.size"})
+
+
 def test_open_run_refuses_what_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"mine")
     with pytest.raises(UserError, match="is not empty and holds no run of ours"):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from tiny_model import FRAMES, SIZE, balls, picture, tiny_config, write_model
 
@@ -104,6 +105,21 @@ def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(config):
         assert os.path.getsize(f"{config.output}/{name}") > 0
 
 
+def test_the_run_says_which_backends_it_took_and_goes_on_with_others(config, capsys):
+    config.steps = 1
+    fit(config)
+    assert "backends: grid_backend=numba, ray_backend=torch" in capsys.readouterr().out
+    content = yaml.safe_load(Path(config.output, "config.yaml").read_text())
+    assert content["backends"] == {"grid_backend": "numba", "ray_backend": "torch"}
+    assert content["settings"]["scene"]["grid_backend"] == "auto"
+    config.steps, config.scene.grid_backend = 2, "torch"
+    fit(config)
+    assert yaml.safe_load(Path(config.output, "config.yaml").read_text())["backends"]["grid_backend"] == "torch"
+    assert [line["step"] for line in log(config)] == [1, 2]
+    for name in ("scene/config.json", "scene/renderer.json"):
+        assert "backend" not in Path(config.output, name).read_text()
+
+
 @pytest.mark.parametrize("change", [{"source": "per_frame"}, {"source": "off"}])
 def test_the_ablations_run(config, change):
     config.sds = dataclasses.replace(config.sds, **change)
@@ -161,6 +177,9 @@ def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, minutes
         ({"sds": DistillationConfig(source="dreams")}, "dreams"),
         ({"sds": DistillationConfig(resolutions=[8])}, "resolution"),
         ({"model": tiny_config("nowhere")}, "nowhere"),
+        ({"scene": SceneConfig(grid_backend="tinycudann")}, "scene.grid_backend=tinycudann (needs|serves)"),
+        ({"scene": SceneConfig(ray_backend="nerfacc")}, "scene.ray_backend=nerfacc (needs|serves)"),
+        ({"scene": SceneConfig(ray_backend="sun")}, "scene.ray_backend=sun is unknown: choose auto, nerfacc, torch"),
     ],
 )
 def test_what_it_refuses_leaves_no_run(config, change, words):

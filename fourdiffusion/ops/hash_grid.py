@@ -9,14 +9,14 @@ A level l of a grid in D dimensions:
     index      = sum_d cell_d * resolution ** d             where resolution ** D <= entries ("dense")
                = xor_d (cell_d * prime_d mod 2 ** 32)       elsewhere ("hashed"); both modulo entries
 
-Two backends give the same numbers: "torch" (eager, any device and float type, differentiable in x too) and "numba"
-(CPU, float32, gradients of the parameters only, an order of magnitude faster).
+Three backends give the same numbers: "torch" (eager, any device and float type, differentiable in x too), "numba"
+(CPU, float32, gradients of the parameters only, an order of magnitude faster) and "tinycudann" (tiny-cuda-nn itself:
+GPU, float32, differentiable in x too).
 """
 
-import importlib.util
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache, reduce
 from typing import Any
 
@@ -24,8 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fourdiffusion.ops.backends import INSTALL, choose, installed
+
 PRIMES = (1, 2654435761, 805459861, 3674653429)
-BACKENDS = ("auto", "torch", "numba")
+BACKENDS = ("numba", "tinycudann", "torch")  # "auto" takes the first that can
+NATIVE_DEVICES = {"numba": "cpu", "tinycudann": "cuda"}
 
 
 @dataclass
@@ -83,43 +86,73 @@ class HashGrid(nn.Module):
         num_dims: D, 1 to 4.
         config: sizes.
         seed: of the initial parameters, uniform in [-1e-4, 1e-4].
-        backend: "auto" takes numba where it applies and torch elsewhere; "numba" raises where it does not apply.
+        backend: "auto" takes numba on a CPU, tinycudann on a GPU, and torch where these do not apply; a backend asked
+            for by name raises ValueError where it does not apply.
     """
 
     def __init__(self, num_dims: int, config: HashGridConfig, seed: int = 0, backend: str = "auto"):
         super().__init__()
-        if backend not in BACKENDS:
-            raise ValueError(f"hash grid backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+        device = torch.device(NATIVE_DEVICES.get(backend, "cpu"))  # the module moves there later
+        choose("backend", backend, BACKENDS, lambda name: obstacle(name, num_dims, config, device))
         self.num_dims, self.config, self.backend = num_dims, config, backend
         self.levels = levels(num_dims, config)
         self.num_features = config.num_levels * config.features_per_level
         generator = torch.Generator().manual_seed(seed)
         size = int(self.levels.offset[-1]) * config.features_per_level
         self.params = nn.Parameter(torch.empty(size).uniform_(-1e-4, 1e-4, generator=generator))
-        if backend == "numba" and (reason := self._numba_obstacle()):
-            raise ValueError(f"hash grid backend 'numba' {reason}; backend='torch' can")
 
     def forward(self, x: Tensor) -> Tensor:
         return summed_encodings(x, (self,))
 
-    def _numba_obstacle(self) -> str | None:
-        """Why the numba backend cannot serve this grid; None where it can."""
-        if not _numba_is_installed():
-            return "cannot run: numba is not installed"
-        if self.num_dims not in (3, 4) or self.config.features_per_level != 2:
-            return f"cannot do {self.num_dims} dimensions with {self.config.features_per_level} features a level"
-        if self.params.device.type != "cpu" or self.params.dtype != torch.float32:
-            return f"cannot read {self.params.dtype} on {self.params.device}"
-        return None
+    def backend_for(self, x: Tensor) -> str:
+        """The backend that serves x. Without points, and for gradients of x that numba lacks, it is torch."""
+        if len(x) == 0 or (x.requires_grad and self.params.device.type == "cpu"):
+            return "torch"
+        device, dtype = self.params.device, self.params.dtype
+        return choose(
+            "backend", self.backend, BACKENDS, lambda name: obstacle(name, self.num_dims, self.config, device, dtype)
+        )
 
-    def takes_numba(self, x: Tensor) -> bool:
-        """Whether x goes to numba. Gradients of x exist in torch only, so an x that wants them goes there."""
-        if self.backend == "torch" or x.requires_grad:
-            return False
-        obstacle = self._numba_obstacle()
-        if self.backend == "numba" and obstacle:
-            raise ValueError(f"hash grid backend 'numba' {obstacle}; backend='torch' can")
-        return obstacle is None
+
+def obstacle(
+    backend: str, num_dims: int, config: HashGridConfig, device: torch.device, dtype: torch.dtype = torch.float32
+) -> str | None:
+    """Why a backend cannot serve a grid whose parameters are on that device, of that type; None where it can."""
+    if backend == "torch":
+        return None
+    if not installed(backend):
+        return f"needs {backend}, which is not installed: {INSTALL[backend]}"
+    if device.type != NATIVE_DEVICES[backend] or dtype != torch.float32:
+        return f"serves float32 on {NATIVE_DEVICES[backend]} only, not {dtype} on {device}; torch serves all"
+    num_features = config.features_per_level
+    if backend == "numba":
+        possible = num_dims in (3, 4) and num_features == 2
+    else:
+        possible = num_dims in (2, 3, 4) and num_features in (1, 2, 4, 8) and config.num_levels * num_features <= 128
+    if not possible:
+        return f"has no grid of {num_dims} dimensions, {config.num_levels} levels, {num_features} features; torch has"
+    return _tinycudann_failure() if backend == "tinycudann" else None
+
+
+@cache
+def _tinycudann_failure() -> str | None:
+    """Why the installed tiny-cuda-nn does not load, None where it does."""
+    try:
+        from fourdiffusion.ops import hash_grid_cuda  # noqa: F401
+    except (ImportError, OSError) as error:
+        reason = str(error).partition("\n")[0]
+        return f"does not load ({reason}), build it again: {INSTALL['tinycudann']}"
+    return None
+
+
+def resolve_backend(setting: str, name: str, grids: dict[int, HashGridConfig], device: torch.device) -> str:
+    """The backend that ``name`` means for all of {num_dims: config}, on a device. ValueError where it cannot serve."""
+
+    def first_obstacle(backend: str) -> str | None:
+        reasons = (obstacle(backend, num_dims, config, device) for num_dims, config in grids.items())
+        return next(filter(None, reasons), None)
+
+    return choose(setting, name, BACKENDS, first_obstacle)
 
 
 def summed_encodings(x: Tensor, grids: Sequence[HashGrid]) -> Tensor:
@@ -137,12 +170,20 @@ def summed_encodings(x: Tensor, grids: Sequence[HashGrid]) -> Tensor:
         raise ValueError(f"points of shape {list(x.shape)}: a grid of {dims} dimensions needs [N, {dims}]")
     if len({grid.num_features for grid in grids}) != 1:
         raise ValueError(f"grids of {[grid.num_features for grid in grids]} features cannot be summed")
-    if all(grid.takes_numba(x) for grid in grids):
+    backends = [grid.backend_for(x) for grid in grids]
+    if all(backend == "numba" for backend in backends):
         layouts = tuple((grid.num_dims, grid.levels) for grid in grids)
         return _NumbaEncoding.apply(x.t().float().contiguous(), layouts, *(grid.params for grid in grids)).t()
-    return sum(  # type: ignore[return-value]
-        encode(x[:, : grid.num_dims], grid.params, grid.levels, grid.config.features_per_level) for grid in grids
-    )
+    features = []
+    for grid, backend in zip(grids, backends, strict=True):
+        part = x[:, : grid.num_dims]
+        if backend == "tinycudann":
+            from fourdiffusion.ops import hash_grid_cuda
+
+            features.append(hash_grid_cuda.encode(part, grid.params, grid.num_dims, astuple(grid.config)))
+        else:
+            features.append(encode(part, grid.params, grid.levels, grid.config.features_per_level))
+    return sum(features[1:], features[0])
 
 
 # ---------------------------------------------------------------- torch twin
@@ -181,11 +222,6 @@ def _corners(cell: Tensor, frac: Tensor, multiplier: list[int], hashed: bool) ->
 
 
 # ---------------------------------------------------------------- numba
-
-
-@cache
-def _numba_is_installed() -> bool:
-    return importlib.util.find_spec("numba") is not None
 
 
 class _NumbaEncoding(torch.autograd.Function):

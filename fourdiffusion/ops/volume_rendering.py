@@ -1,15 +1,60 @@
 """Marching, weighting and summing of samples along rays, packed: the samples of all rays stand in one list.
 
 A sample n belongs to ray ``ray_index[n]``; ray_index is sorted, and within a ray the samples go from near to far. Rays
-may have no sample at all. The roles are those of nerfacc's sampling, render_weight_from_density and
-accumulate_along_rays, so that these can stand behind the same functions.
+may have no sample at all. Two backends: "torch" (any device and float type) and "nerfacc" (GPU, float32; its march
+differs at the ends of a ray, see volume_rendering_cuda). "auto" takes nerfacc where it applies and torch elsewhere; a
+backend asked for by name raises ValueError where it does not apply.
 """
+
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
+from fourdiffusion.ops.backends import INSTALL, choose, installed
+
+BACKENDS = ("nerfacc", "torch")  # "auto" takes the first that can
 # Candidates that the march looks at in one go: on a CPU they stay in cache, on a GPU they fill it.
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
+
+
+def obstacle(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why a backend cannot serve rays of that type on that device; None where it can."""
+    if backend == "torch":
+        return None
+    if not installed(backend):
+        return f"needs {backend}, which is not installed: {INSTALL[backend]}"
+    if device.type != "cuda" or dtype != torch.float32:
+        return f"serves float32 on cuda only, not {dtype} on {device}; torch serves all"
+    return _nerfacc_failure()
+
+
+@cache
+def _nerfacc_failure() -> str | None:
+    """Why the installed nerfacc does not run, None where it does."""
+    try:
+        from fourdiffusion.ops import volume_rendering_cuda
+
+        sums = volume_rendering_cuda.trial()
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # AttributeError: it found no compiler
+        reason = str(error).partition("\n")[0]
+        return f"has no kernels to load ({reason}): it compiles them with nvcc, of torch's own CUDA version"
+    return None if sums == [0, 1] else f"does not work on this GPU: a sum is {sums} and not [0, 1]"
+
+
+def resolve_backend(setting: str, name: str, device: torch.device) -> str:
+    """The backend that ``name`` means on a device. ValueError where it cannot serve."""
+    return choose(setting, name, BACKENDS, lambda backend: obstacle(backend, device))
+
+
+def _native(backend: str, x: Tensor) -> ModuleType | None:
+    """Where these functions stand for nerfacc, if it serves x; else None."""
+    if choose("backend", backend, BACKENDS, lambda name: obstacle(name, x.device, x.dtype)) == "torch":
+        return None
+    from fourdiffusion.ops import volume_rendering_cuda
+
+    return volume_rendering_cuda
 
 
 def ball_interval(origins: Tensor, directions: Tensor, radius: float) -> tuple[Tensor, Tensor]:
@@ -21,8 +66,9 @@ def ball_interval(origins: Tensor, directions: Tensor, radius: float) -> tuple[T
 
 
 def march(
-    origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Cuts the part of each ray inside the ball into intervals of length ``step``; keeps those in occupied cells.
 
     The lattice of a ray starts ``jitter`` steps before it enters the ball; its first and last interval are clipped to
@@ -39,6 +85,8 @@ def march(
     Returns:
         ray_index [N] int64, t_start [N], t_end [N].
     """
+    if len(origins) and (native := _native(backend, origins)):
+        return native.march(origins, directions, step, radius, jitter, occupied)
     near, far = ball_interval(origins, directions, radius)
     jitter = torch.zeros_like(near) if jitter is None else jitter
     start, stop = near, far
@@ -92,7 +140,7 @@ def _lookup(occupied: Tensor, origins: Tensor, directions: Tensor, t: Tensor, ra
 
 
 def render_weights(
-    sigma: Tensor, t_start: Tensor, t_end: Tensor, ray_index: Tensor, num_rays: int
+    sigma: Tensor, t_start: Tensor, t_end: Tensor, ray_index: Tensor, num_rays: int, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Weights and transmittance of the samples (Max 1995; NeRF, Mildenhall et al. 2020, eq. 3).
 
@@ -105,6 +153,8 @@ def render_weights(
     Returns:
         weights [N] and transmittance [N] (of light that reaches the start of the sample).
     """
+    if native := _native(backend, sigma):
+        return native.render_weights(sigma, t_start, t_end, ray_index, num_rays)
     depth = sigma * (t_end - t_start)
     transmittance = torch.exp(-_ExclusiveSum.apply(depth, _ray_starts(ray_index, num_rays), ray_index))
     return transmittance * -torch.expm1(-depth), transmittance
@@ -147,8 +197,12 @@ class _ExclusiveSumTranspose(torch.autograd.Function):
         return _ExclusiveSum.apply(gradient, starts, ray_index), None, None
 
 
-def accumulate(weights: Tensor, values: Tensor | None, ray_index: Tensor, num_rays: int) -> Tensor:
+def accumulate(
+    weights: Tensor, values: Tensor | None, ray_index: Tensor, num_rays: int, backend: str = "auto"
+) -> Tensor:
     """Sums of weights * values over each ray: weights [N], values [N, C] or None for ones -> [R, C], or [R]."""
+    if native := _native(backend, weights):
+        return native.accumulate(weights, values, ray_index, num_rays)
     zeros = weights.new_zeros(num_rays)
     if values is None:
         return zeros.index_add(0, ray_index, weights)

@@ -57,17 +57,21 @@ class OccupancyGrid(nn.Module):
 
     Remembers for each cell the largest density seen at any of the times, fading by ``occupancy_decay`` an update
     (Mueller et al. 2022, appendix C). Until the first update every cell counts as occupied.
+
+    Args:
+        config: sizes.
+        backend: of the rays that are cast through it, see ops.volume_rendering; not part of the scene.
     """
 
     density: Tensor
     occupied: Tensor
 
-    def __init__(self, config: RendererConfig):
+    def __init__(self, config: RendererConfig, backend: str = "auto"):
         super().__init__()
         if config.occupancy_resolution < 1 or config.num_samples < 1 or config.radius <= 0:
             raise ValueError(f"occupancy_resolution, num_samples and radius must be positive: {config}")
         shape = (config.occupancy_resolution,) * 3
-        self.config = config
+        self.config, self.backend = config, backend
         self.register_buffer("density", torch.zeros(shape))
         self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
 
@@ -106,7 +110,7 @@ def render(
 
     Args:
         field: (x, t) -> (sigma, rgb).
-        occupancy: which cells to visit; None visits all.
+        occupancy: which cells to visit, and with which backend; None visits all.
         origins, directions: [R, 3], directions of length 1.
         times: [R] in [0, 1].
         background: [3] or [R, 3] in [0, 1].
@@ -118,17 +122,17 @@ def render(
     num_rays = _check_rays(origins, directions, times, background, jitter)
     if density is None and (with_normals or config.early_stop > 0):
         raise ValueError("normals and early_stop need the density alone: pass density=, for example field.density")
-    occupied = None if occupancy is None else occupancy.occupied
-    ray_index, t_start, t_end = march(origins, directions, config.step, config.radius, jitter, occupied)
+    occupied, backend = (None, "auto") if occupancy is None else (occupancy.occupied, occupancy.backend)
+    ray_index, t_start, t_end = march(origins, directions, config.step, config.radius, jitter, occupied, backend)
     if config.early_stop > 0 and density is not None:
-        visible = _reached(density, origins, directions, times, ray_index, t_start, t_end, config.early_stop)
+        visible = _reached(density, origins, directions, times, ray_index, t_start, t_end, config.early_stop, backend)
         ray_index, t_start, t_end = ray_index[visible], t_start[visible], t_end[visible]
     distances, positions = _middles(origins, directions, ray_index, t_start, t_end)
     sigma, colour = field(positions, times[ray_index])
-    weights, _ = render_weights(sigma, t_start, t_end, ray_index, num_rays)
-    opacity = accumulate(weights, None, ray_index, num_rays)
-    rgb = accumulate(weights, colour, ray_index, num_rays) + (1 - opacity[:, None]) * background
-    depth = accumulate(weights, distances[:, None], ray_index, num_rays).squeeze(1) / opacity.clamp(min=1e-6)
+    weights, _ = render_weights(sigma, t_start, t_end, ray_index, num_rays, backend)
+    opacity = accumulate(weights, None, ray_index, num_rays, backend)
+    rgb = accumulate(weights, colour, ray_index, num_rays, backend) + (1 - opacity[:, None]) * background
+    depth = accumulate(weights, distances[:, None], ray_index, num_rays, backend).squeeze(1) / opacity.clamp(min=1e-6)
     normals = None
     if with_normals and density is not None:
         normals = finite_difference_normals(density, positions, times[ray_index], config.normal_epsilon)
@@ -158,12 +162,12 @@ def _middles(
 @torch.no_grad()
 def _reached(
     density: Density, origins: Tensor, directions: Tensor, times: Tensor,
-    ray_index: Tensor, t_start: Tensor, t_end: Tensor, threshold: float,
+    ray_index: Tensor, t_start: Tensor, t_end: Tensor, threshold: float, backend: str,
 ) -> Tensor:  # fmt: skip
     """Samples that at least ``threshold`` of the light reaches: bool [N]."""
     _, positions = _middles(origins, directions, ray_index, t_start, t_end)
     sigma = density(positions, times[ray_index])
-    _, transmittance = render_weights(sigma, t_start, t_end, ray_index, len(origins))
+    _, transmittance = render_weights(sigma, t_start, t_end, ray_index, len(origins), backend)
     return transmittance >= threshold
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fourdiffusion.ops.hash_grid import PRIMES, HashGrid, HashGridConfig, levels, summed_encodings
+from fourdiffusion.ops.backends import INSTALL, installed
+from fourdiffusion.ops.hash_grid import PRIMES, HashGrid, HashGridConfig, levels, resolve_backend, summed_encodings
 
 DENSE = HashGridConfig(num_levels=3, log2_hashmap_size=18, base_resolution=3, per_level_scale=1.6)
 BOTH = HashGridConfig(num_levels=5, log2_hashmap_size=10, base_resolution=3, per_level_scale=2.0)
@@ -162,6 +163,28 @@ def test_no_points() -> None:
         assert features.shape == (0, hash_grid.num_features)
         features.sum().backward()
         assert hash_grid.params.grad is not None and not hash_grid.params.grad.any()
+
+
+def test_auto_takes_the_first_backend_that_serves_all_grids() -> None:
+    cpu, wide = torch.device("cpu"), HashGridConfig(num_levels=2, features_per_level=4)
+    for grids, taken in (({3: BOTH, 4: BOTH}, "numba"), ({3: BOTH, 4: wide}, "torch"), ({2: BOTH}, "torch")):
+        assert resolve_backend("backend", "auto", grids, cpu) == taken
+        assert resolve_backend("backend", "torch", grids, cpu) == "torch"
+    assert grid(3, BOTH, "auto").backend_for(points(5, 3)) == "numba"
+    assert grid(3, BOTH, "auto").backend_for(points(5, 3).requires_grad_()) == "torch"
+
+
+def test_a_backend_that_cannot_serve_is_refused_with_the_reason() -> None:
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match="backend=tinycudann") as refused:
+        resolve_backend("backend", "tinycudann", {3: BOTH}, cpu)
+    assert (INSTALL["tinycudann"] in str(refused.value)) != installed("tinycudann")
+    for name, grids, words in (
+        ("numba", {3: BOTH, 2: BOTH}, "backend=numba has no grid of 2 dimensions"),
+        ("cuda_magic", {3: BOTH}, "backend=cuda_magic is unknown: choose auto, numba"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            resolve_backend("backend", name, grids, cpu)
 
 
 def test_bad_arguments_are_named() -> None:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from fourdiffusion.ops import volume_rendering
-from fourdiffusion.ops.volume_rendering import accumulate, ball_interval, march, render_weights
+from fourdiffusion.ops.volume_rendering import accumulate, ball_interval, march, render_weights, resolve_backend
 
 RAYS = 12
 
@@ -103,3 +103,43 @@ def test_an_empty_grid_and_no_ray_give_no_sample() -> None:
         assert len(ray_index) == len(t_start) == len(t_end) == 0
         weights, _ = render_weights(t_start, t_start, t_end, ray_index, len(rays))
         assert not accumulate(weights, weights[:, None].expand(-1, 3), ray_index, len(rays)).any()
+
+
+def test_on_a_cpu_rays_go_to_torch() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_backend("ray_backend", "auto", cpu) == "torch"
+    with pytest.raises(ValueError, match="ray_backend=nerfacc (needs nerfacc.*pip install|serves float32 on cuda)"):
+        resolve_backend("ray_backend", "nerfacc", cpu)
+    with pytest.raises(ValueError, match="ray_backend=rays is unknown"):
+        resolve_backend("ray_backend", "rays", cpu)
+    sigma, t_start, t_end, ray_index = packed()
+    with pytest.raises(ValueError, match="backend=nerfacc"):
+        render_weights(sigma, t_start, t_end, ray_index, 3, "nerfacc")
+
+
+def test_sums_equal_nerfacc() -> None:
+    """What nerfacc does without a GPU: sums of packed samples, and weights where all rays have as many."""
+    nerfacc = pytest.importorskip("nerfacc")
+    from fourdiffusion.ops import volume_rendering_cuda
+
+    rays, samples = 4, 6
+    generator = torch.Generator().manual_seed(7)
+    edges = torch.rand(rays, samples + 1, generator=generator).sort(dim=1).values
+    ray_index = torch.arange(rays).repeat_interleave(samples)
+    values = torch.rand(rays * samples, 3, generator=generator)
+    results = []
+    for native in (False, True):
+        sigma = torch.rand(rays, samples, generator=torch.Generator().manual_seed(8)).requires_grad_()
+        if native:
+            weights, transmittance, _ = nerfacc.render_weight_from_density(edges[:, :-1], edges[:, 1:], sigma)
+            sums = volume_rendering_cuda.accumulate
+        else:
+            t_start, t_end = edges[:, :-1].flatten(), edges[:, 1:].flatten()
+            weights, transmittance = render_weights(sigma.flatten(), t_start, t_end, ray_index, rays)
+            sums = accumulate
+        colours = sums(weights.flatten(), values, ray_index, rays + 1)  # the last ray has no sample
+        opacity = sums(weights.flatten(), None, ray_index, rays + 1)
+        (colours.square().sum() + opacity.square().sum() + transmittance.sum()).backward()
+        results.append((weights.flatten(), transmittance.flatten(), colours, opacity, sigma.grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
