@@ -342,3 +342,23 @@ def test_the_examples_in_the_help_are_well_formed(verb: cli.Verb) -> None:
         found, rest = cli._find(words)
         assert found is verb
         assert not OmegaConf.missing_keys(config.compose(verb.function, schema, rest)), example
+
+
+def test_the_presets_are_the_papers_numbers_and_the_releases_where_they_differ() -> None:
+    from fourdiffusion.fit import FitConfig
+
+    def settings(*words: str) -> dict[str, object]:
+        schema = config.read_schema("fourdiffusion.fit", "FitConfig")
+        return flat(dataclasses.asdict(config.build(config.compose("fit", schema, ["video=x", *words]), FitConfig)))
+
+    def flat(tree: dict, prefix: str = "") -> dict[str, object]:
+        parts = [flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v} for k, v in tree.items()]
+        return {key: value for part in parts for key, value in part.items()}
+
+    def differences(a: dict[str, object], b: dict[str, object]) -> set[str]:
+        return {key for key in a if a[key] != b[key]}
+
+    default, paper = flat(dataclasses.asdict(FitConfig(video="x"))), settings("experiment=paper")
+    assert differences(paper, default) == {"sds.ray_chunk", "sds.image_chunk"}  # these change the memory only
+    released = settings("experiment=released")
+    assert differences(paper, released) == {"loss.opacity_from", "loss.sparsity_from"}
