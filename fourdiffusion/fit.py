@@ -130,21 +130,7 @@ class _Target:
 
 def fit(config: FitConfig) -> None:
     """Fits a scene; run again, it goes on from the last checkpoint, bit for bit on CPU."""
-    if config.sds.source not in GUIDANCES:
-        raise UserError(f"sds.source={config.sds.source} is none of {', '.join(GUIDANCES)}")
-    check_ranges(
-        {
-            "num_frames": (config.num_frames, 2, 1000),
-            "num_views": (config.num_views, 1, 360),
-            "steps": (config.steps, 1, 10_000_000),
-            "log_every": (config.log_every, 1, 10_000_000),
-            "occupancy_every": (config.occupancy_every, 1, 10_000_000),
-            "sds.every": (config.sds.every, 1, 10_000_000),
-            "model.sampling_steps": (config.model.sampling_steps, 1, 1000),
-        }
-    )
-    if len(config.sds.resolutions) != len(config.sds.resolution_steps):
-        raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_steps differ in length")
+    _check(config)
     device = resolve_device(config.device)
     backends = resolve_backends(config.scene, device)
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
@@ -209,6 +195,32 @@ def fit(config: FitConfig) -> None:
     save_scene(output / "scene", scene)
     pictures = write_pictures(output, scene, target.images, config.model.image_size)
     tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
+
+
+def _check(config: FitConfig) -> None:
+    """UserError for settings that make no fit."""
+    if config.sds.source not in GUIDANCES:
+        raise UserError(f"sds.source={config.sds.source} is none of {', '.join(GUIDANCES)}")
+    check_ranges(
+        {
+            "num_frames": (config.num_frames, 2, 1000),
+            "num_views": (config.num_views, 1, 360),
+            "steps": (config.steps, 1, 10_000_000),
+            "log_every": (config.log_every, 1, 10_000_000),
+            "occupancy_every": (config.occupancy_every, 1, 10_000_000),
+            "sds.every": (config.sds.every, 1, 10_000_000),
+            "model.sampling_steps": (config.model.sampling_steps, 1, 1000),
+        }
+    )
+    if len(config.sds.resolutions) != len(config.sds.resolution_steps):
+        raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_steps differ in length")
+    sds, loss = config.sds, config.loss
+    always = loss.views > 0 or (loss.anchor and (loss.perceptual > 0 or loss.d_ssim > 0))
+    if not always and (sds.source == "off" or sds.weight == 0 or sds.every > 1 or sds.start > 0):
+        raise UserError(
+            f"sds.source={sds.source}, sds.weight={sds.weight:g}, sds.every={sds.every}, sds.start={sds.start} leave "
+            "steps without any loss: set loss.views or loss.anchor, or let SDS run at each step from the first"
+        )
 
 
 def resolve_backends(config: SceneConfig, device: torch.device) -> dict[str, str]:

@@ -53,7 +53,8 @@ def main(folder: Path, picture: Path, steps: int) -> None:
     azimuths = cameras.orthogonal_azimuths(len(clips[0].c2w))
     print(f"{len(clips)} clips, {len(azimuths)} views, {steps} steps\n")
     print("| frames | way | jump at borders | jump inside | ratio | PSNR, dB |\n|---|---|---|---|---|---|")
-    rows, names = [], []
+    rows: list[Tensor] = []
+    names: list[str] = []
     for num_frames in (2 * LENGTH, clips[0].rgba.shape[1]):
         for name, way in WAYS.items():
             groups, found, errors = way(num_frames, LENGTH), [], []

@@ -26,7 +26,8 @@ def main(folder: Path, seed: int) -> None:
     rgba, _ = render(creature, c2w, cameras.FOVY_DEG, torch.linspace(0, 1, FRAMES), 256, 256)
     media.write_video(folder / "input.mp4", media.composite(rgba))
     settings = SynthConfig(output=str(folder), split="test", rig="orbit", num_views=8, num_frames=FRAMES, size=64)
-    write_clip(folder / "truth", make_clip(settings, TEST_SEED_START + seed))
+    if not (folder / "truth").exists():
+        write_clip(folder / "truth", make_clip(settings, TEST_SEED_START + seed))
     print(f"{folder}: {creature.caption}")
 
 

@@ -112,8 +112,8 @@ def plot(points: list[Point], path: Path) -> None:
     copied = {point["object"]: point["copied_psnr"] for point in points}
     axes.axhline(sum(copied.values()) / len(copied), color="grey", linestyle="--", label="copied input")
     axes.set(xlabel="seconds since the command began", ylabel="PSNR at novel views, dB", title=report.machine())
-    axes.legend()
-    figure.savefig(path, dpi=120)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    figure.savefig(path, dpi=120, bbox_inches="tight")
     print(f"written: {path}")
 
 

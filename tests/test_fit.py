@@ -176,6 +176,7 @@ def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, minutes
         ({"steps": 0}, "steps=0"),
         ({"sds": DistillationConfig(source="dreams")}, "dreams"),
         ({"sds": DistillationConfig(resolutions=[8])}, "resolution"),
+        ({"sds": DistillationConfig(every=2), "loss": LossConfig(anchor=False)}, "sds.every=2.* without any loss"),
         ({"model": tiny_config("nowhere")}, "nowhere"),
         ({"scene": SceneConfig(grid_backend="tinycudann")}, "scene.grid_backend=tinycudann (needs|serves)"),
         ({"scene": SceneConfig(ray_backend="nerfacc")}, "scene.ray_backend=nerfacc (needs|serves)"),

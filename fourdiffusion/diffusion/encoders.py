@@ -65,6 +65,7 @@ def encode_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
     return (moments.mean.float() * vae.config.scaling_factor).unflatten(0, images.shape[:-3])
 
 
+@torch.no_grad()
 def decode_latents(vae: AutoencoderKL, z: Tensor) -> Tensor:
     """Scaled latents [..., C, h, w] to RGB images in [0, 1], [..., 3, H, W]; float32."""
     flat = (z.flatten(0, -4) / vae.config.scaling_factor).to(vae.dtype)
