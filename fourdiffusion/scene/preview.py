@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from fourdiffusion.cameras import FOVY_DEG, orbit, orthogonal_azimuths, rays
@@ -134,6 +135,8 @@ def write_pictures(
 ) -> list[Path]:
     """Writes orbit.mp4, contact_sheet.png (azimuth by time) and, with an input video, input_view.mp4 and .png.
 
+    The contact sheet has the input, if there is one, above the scene.
+
     Args:
         images: the input video [F, 3, S', S'] in [0, 1] on white, or None.
         size: side of a picture; the comparison with the input has the input's.
@@ -146,7 +149,11 @@ def write_pictures(
     write_video(orbit_path, render_orbit(scene, times, size, orbit_pictures, elevation_deg, label), ORBIT_FPS)
     grid, azimuths = render_grid(scene, times, size, num_azimuths, elevation_deg, label)
     columns = [f"t = {float(time):.2f}" for time in times]
-    write_image(sheet_path, contact_sheet(grid, [f"{azimuth:g}\N{DEGREE SIGN}" for azimuth in azimuths], columns))
+    rows = [f"{azimuth:g}\N{DEGREE SIGN}" for azimuth in azimuths]
+    if images is not None:
+        grid = torch.cat([interpolate(images, size=(size, size), mode="bilinear", antialias=True)[None], grid])
+        rows = ["input", *rows]
+    write_image(sheet_path, contact_sheet(grid, rows, columns))
     if images is None:
         return [orbit_path, sheet_path]
     rendered, _ = render_views(scene, orbit(torch.zeros(len(images))), FOVY_DEG, times, images.shape[-1], label)
