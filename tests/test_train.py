@@ -255,6 +255,7 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
         ({"batch_size": 0}, "batch_size=0: give at least 1"),
         ({"timestep_shift": 0.0}, "timestep_shift=0.0: give a number above 0"),
         ({"log_every": 0}, "log_every=0: give at least 1"),
+        ({"model": {"dtype": "bfloat16"}}, "model.dtype=bfloat16: training keeps float32 weights"),
         ({"checkpoint_every": -1}, "checkpoint_every=-1: give at least 1"),
         ({"sample_data": "/no/such/pictures", "sample_every": 1}, "/no/such/pictures: no such folder"),
         ({"stage": "clip"}, "batch_size=1: stage=clip tells captions apart"),

@@ -17,7 +17,7 @@ from fourdiffusion.diffusion.attention import SelfAttention
 
 def frame_positions(num_frames: int, channels: int) -> Tensor:
     """Sinusoidal positions [F, C]: even channels sin, odd channels cos, wavelengths 2 pi to 10000 * 2 pi."""
-    # float32 also where the model is made in half precision, which knows no angles
+    # float32 also where a model is loaded in half precision: rounded frequencies would turn the late frames' angles
     position = torch.arange(num_frames, dtype=torch.float32)[:, None]
     frequency = torch.exp(torch.arange(0, channels, 2, dtype=torch.float32) * (-math.log(10000.0) / channels))
     return torch.stack([torch.sin(position * frequency), torch.cos(position * frequency)], dim=-1).flatten(1)

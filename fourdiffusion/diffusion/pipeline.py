@@ -58,7 +58,7 @@ class ModelConfig:
     long_video: str = "windows"  # how longer videos are cut: windows | interleaved
     dtype: str = "float32"  # of all networks in generate and fit: float32 | bfloat16 | float16
     channels_last: bool = False  # generate and fit: memory layout of UNet and VAE; convolutions may run faster
-    compile: bool = False  # generate and fit: torch.compile of the UNet; minutes at the first step, then faster
+    compile: bool = False  # generate and fit: torch.compile of the UNet; minutes at the first step
     offload: str = "none"  # generate and fit: none | model: towers and UNet wait in the CPU's memory for their turn
     image_size: int = 256  # pixels
     channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
@@ -317,7 +317,7 @@ class FourDiffusionPipeline(DiffusionPipeline):
         motion = MotionModules.from_pretrained(folder, local_files_only=True, dtype=self.unet.dtype)
         if (theirs := list(motion.config.channels)) != (ours := self.unet.block_channels()):
             raise ValueError(f"{folder} holds motion layers for blocks of widths {theirs}, this UNet has {ours}")
-        self.register_modules(motion=motion.to(self.unet.device))
+        self.register_modules(motion=motion.to(self._execution_device))
 
     def save_whole(self, folder: Path) -> None:
         """``save_pretrained`` that replaces ``folder`` only once everything is written."""
