@@ -107,6 +107,7 @@ def main(arguments: argparse.Namespace) -> None:
         path=str(folder),
         image_size=arguments.size or sizes.image_size,
         dtype=arguments.dtype,
+        storage=arguments.storage,
         offload=arguments.offload,
         channels_last=arguments.channels_last,
         compile=arguments.compile,
@@ -237,6 +238,7 @@ if __name__ == "__main__":
     parser.add_argument("--task", default="generate", choices=("generate", "sds"))
     parser.add_argument("--steps", type=int, default=1, help="of the sampler, or of fit")
     parser.add_argument("--dtype", default="bfloat16", choices=DTYPES)
+    parser.add_argument("--storage", choices=DTYPES, help="what weights lie in, where that is not --dtype")
     parser.add_argument("--offload", default="none", choices=OFFLOADS)
     parser.add_argument("--channels-last", action="store_true")
     parser.add_argument("--compile", action="store_true")

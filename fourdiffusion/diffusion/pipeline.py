@@ -18,6 +18,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.hooks import apply_layerwise_casting
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -57,6 +58,7 @@ class ModelConfig:
     window: int = 8  # frames that the model sees together, as many as it was trained with
     long_video: str = "windows"  # how longer videos are cut: windows | interleaved
     dtype: str = "float32"  # of all networks in generate and fit: float32 | bfloat16 | float16
+    storage: str | None = None  # generate and fit: UNet, motion layers and towers lie in this, and compute in dtype
     channels_last: bool = False  # generate and fit: memory layout of UNet and VAE; convolutions may run faster
     compile: bool = False  # generate and fit: torch.compile of the UNet; minutes at the first step
     offload: str = "none"  # generate and fit: none | model: towers and UNet wait in the CPU's memory for their turn
@@ -340,12 +342,17 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
     """
     if config.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
+    if config.storage is not None and config.storage not in DTYPES:
+        raise UserError(f"model.storage={config.storage} is none of {', '.join(DTYPES)}")
     if config.offload not in OFFLOADS:
         raise UserError(f"model.offload={config.offload} is none of {', '.join(OFFLOADS)}")
     if config.offload == "model" and device.type == "cpu":
         raise UserError("model.offload=model needs a GPU, and the device is the CPU: set model.offload=none")
     pipeline = load_pipeline(config.path, DTYPES[config.dtype])
     set_sampler(pipeline, config.sampler, config.spacing)
+    if config.storage is not None:  # not the VAE: its gradient needs the weights after the pass
+        for module in (pipeline.unet, pipeline.motion, pipeline.text_encoder, pipeline.image_encoder):
+            apply_layerwise_casting(module, DTYPES[config.storage], DTYPES[config.dtype])
     if config.channels_last:
         for module in (pipeline.unet, pipeline.vae):
             module.to(memory_format=torch.channels_last)

@@ -351,6 +351,23 @@ def test_half_precision_is_near_single(pipeline: FourDiffusionPipeline, saved: P
     assert (gradient - expected).norm() < 0.1 * expected.norm()  # seen: 0.042
 
 
+def test_weights_may_lie_in_half_and_compute_in_single_precision(
+    pipeline: FourDiffusionPipeline, saved: Path
+) -> None:
+    stored = opened(saved, storage="bfloat16")
+
+    def share(part: str) -> float:
+        """Of single precision's bytes; normalisations and the patches' embedding keep them."""
+        theirs, ours = (sum(w.nbytes for w in getattr(x, part).parameters()) for x in (pipeline, stored))
+        return ours / theirs
+
+    for _ in range(2):  # as it lies after loading, and after use
+        assert all(share(part) == 1.0 if part == "vae" else share(part) < 0.65 for part in PARTS)
+        got, expected = views(stored), views(pipeline)
+        assert not torch.equal(got, expected) and (got - expected).abs().max() < 0.03
+    torch.testing.assert_close(picture_gradient(stored), picture_gradient(pipeline), atol=1e-6, rtol=1e-5)
+
+
 def test_channels_last_changes_nothing_but_the_layout(pipeline: FourDiffusionPipeline, saved: Path) -> None:
     other = opened(saved, channels_last=True)
     for weight in (other.unet.conv_in.weight, other.vae.decoder.conv_out.weight):
@@ -393,6 +410,7 @@ def test_offload_on_a_gpu(pipeline: FourDiffusionPipeline, saved: Path) -> None:
     "switch, message",
     [
         ({"dtype": "fp16"}, "model.dtype=fp16 is none of float32, bfloat16, float16"),
+        ({"storage": "int4"}, "model.storage=int4 is none of float32, bfloat16, float16"),
         ({"offload": "disk"}, "model.offload=disk is none of none, model"),
         ({"offload": "model"}, "model.offload=model needs a GPU"),
     ],
