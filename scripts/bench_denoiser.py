@@ -22,7 +22,7 @@ from fourdiffusion.diffusion.attention import CrossAttention, attend
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 
-FRAMES, VIEWS, SIDE, REPEATS = 8, 5, 32, 3
+FRAMES, VIEWS, SIDE, REPEATS = 8, 5, 32, 2
 
 
 def plain_cross_attention(self: CrossAttention, x: Tensor, context: tuple[Tensor, Tensor]) -> Tensor:
