@@ -110,7 +110,7 @@ class FitConfig:
     occupancy_every: int = 16
     checkpoint_minutes: float = 5.0
     preview_minutes: float = 2.0  # 0: none
-    log_every: int = 10
+    log_every: int = 10  # steps; the log has each term's mean over them
     model: ModelConfig = field(default_factory=ModelConfig)
     scene: SceneConfig = field(default_factory=SceneConfig)
     sds: DistillationConfig = field(default_factory=DistillationConfig)
@@ -160,6 +160,7 @@ def fit(config: FitConfig) -> None:
 
     bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="fit")
     saved = shown = time.monotonic()
+    recent: dict[str, list[Tensor]] = {}  # since the last line of the log; a term may miss at most steps
     with checkpoints.patient_interrupt() as interrupted:
         for step in bar:
             generator = checkpoints.stream(config.seed, 0, step)
@@ -180,9 +181,12 @@ def fit(config: FitConfig) -> None:
 
             done, now = step + 1, time.monotonic()
             bar.set_postfix_str(_show(terms), refresh=False)
+            for name, value in (terms | {"loss": loss}).items():
+                recent.setdefault(name, []).append(value)
             if done % config.log_every == 0 or done == config.steps:
-                values = {name: value.item() for name, value in terms.items()}
-                checkpoints.append_log(output, {"step": done, "loss": loss.item(), **values})
+                means = {name: torch.stack(values).mean().item() for name, values in recent.items()}
+                checkpoints.append_log(output, {"step": done, **means})
+                recent.clear()
             stopping = interrupted()
             if now - saved > 60 * config.checkpoint_minutes or done == config.steps or stopping:
                 _save(output, scene, optimizer, done)

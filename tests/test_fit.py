@@ -120,6 +120,19 @@ def test_the_run_says_which_backends_it_took_and_goes_on_with_others(config, cap
         assert "backend" not in Path(config.output, name).read_text()
 
 
+def test_a_line_of_the_log_has_the_means_since_the_line_before(config, tmp_path):
+    fit(config)
+    fit(dataclasses.replace(config, output=str(tmp_path / "seldom"), log_every=4))
+    often = log(config)
+    seldom = [json.loads(line) for line in open(tmp_path / "seldom/log.jsonl")]
+    assert [line["step"] for line in seldom] == [4, STEPS]
+    for line, part in zip(seldom, (often[:4], often[4:]), strict=True):
+        assert line.keys() == set().union(*part)  # SDS too, which the last step of neither part has
+        for name in line.keys() - {"step"}:
+            values = [each[name] for each in part if name in each]
+            assert line[name] == pytest.approx(sum(values) / len(values), rel=1e-5)
+
+
 @pytest.mark.parametrize("change", [{"source": "per_frame"}, {"source": "off"}])
 def test_the_ablations_run(config, change):
     config.sds = dataclasses.replace(config.sds, **change)
