@@ -212,8 +212,13 @@ def _pipeline(config: TrainConfig, data: ClipBatches) -> FourDiffusionPipeline:
     if config.stage == "motion":
         raise UserError("stage=motion needs a trained base: set model.path to its pipeline folder")
     captions = [read_caption(folder) for folder in data.folders]
-    tokenizer = encoders.train_tokenizer(captions, config.model.vocabulary, config.model.text_length)
-    return fresh_pipeline(config.model, tokenizer, config.seed)
+    if config.stage == "base":
+        tqdm.write("model.path=null: VAE and towers are untrained; set it to what the stages vae and clip made")
+    try:
+        tokenizer = encoders.train_tokenizer(captions, config.model.vocabulary, config.model.text_length)
+        return fresh_pipeline(config.model, tokenizer, config.seed)
+    except ValueError as error:
+        raise UserError(f"model: {error}") from error
 
 
 def _objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> Objective:

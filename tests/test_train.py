@@ -1,5 +1,6 @@
 """Training: what each stage touches, resuming after SIGKILL, several processes, mistakes."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -243,6 +244,11 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
 @pytest.mark.parametrize(
     "changes, message",
     [
+        (
+            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction="sharp")},
+            "model: prediction=sharp is neither epsilon nor velocity",
+        ),
+        ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocabulary=3)}, "model: vocabulary=3: give at"),
         ({"stage": "moton"}, "stage=moton is none of vae, clip, base, motion"),
         ({"model": tiny_config()}, "stage=motion needs a trained base: set model.path"),
         ({"model": tiny_config("/no/such/folder")}, "model.path=/no/such/folder holds no model"),
