@@ -213,7 +213,7 @@ def _check(config: FitConfig) -> None:
             "log_every": (config.log_every, 1, 10_000_000),
             "occupancy_every": (config.occupancy_every, 1, 10_000_000),
             "sds.every": (config.sds.every, 1, 10_000_000),
-            "model.sampling_steps": (config.model.sampling_steps, 1, 1000),
+            "model.sampling_steps": (config.model.sampling_steps, 1, 999),
         }
     )
     if len(config.sds.resolutions) != len(config.sds.resolution_steps):

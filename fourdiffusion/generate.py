@@ -38,7 +38,7 @@ def generate(config: GenerateConfig) -> None:
             "num_frames": (config.num_frames, 1, 1000),
             "num_views": (config.num_views, 1, 360),
             "elevation_deg": (config.elevation_deg, -89, 89),
-            "model.sampling_steps": (config.model.sampling_steps, 1, 1000),
+            "model.sampling_steps": (config.model.sampling_steps, 1, 999),
         }
     )
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
