@@ -3,8 +3,8 @@
 python scripts/compare_samplers.py [FOLDER OF CLIPS [NUMBER OF CLIPS]]
 
 Same clip, same first noise, trailing steps, no noise added on the way: all samplers solve one differential equation.
-Printed: relative distance of the latents to the reference, PSNR of the pictures against it, seconds; means over the clips.
-One frame a clip keeps the thousand steps affordable.
+Printed: relative distance of the latents to the reference, PSNR of the pictures against it, seconds; means over the
+clips. One frame a clip keeps the thousand steps affordable.
 """
 
 import sys
