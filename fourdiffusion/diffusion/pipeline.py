@@ -49,7 +49,7 @@ class ModelConfig:
     """Where the weights are, and the sizes of a model made from nothing. The sizes' defaults are the release's."""
 
     path: str | None = None  # pipeline folder; None makes a fresh, untrained model of the sizes below
-    sampler: str = "ddim"  # ddim | dpm++ | unipc | euler: the last three need 15 to 25 steps where ddim takes 100
+    sampler: str = "ddim"  # ddim | dpm++ | unipc | euler, compared in docs/pipeline.md
     spacing: str | None = None  # of its steps: leading | trailing | linspace; None: the sampler's own
     sampling_steps: int = 100
     guidance: float = 5.0  # of the sampler
