@@ -103,3 +103,9 @@ def mirror(c2w: Tensor) -> Tensor:
     signs = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=c2w.dtype, device=c2w.device)
     flip = torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=c2w.dtype, device=c2w.device)
     return signs[:, None] * c2w * flip
+
+
+def find(c2w: Tensor, camera: Tensor) -> int | None:
+    """Number of the camera among [N, 4, 4] that stands where ``camera`` [4, 4] does, to 1e-2; None where none does."""
+    distances = (c2w - camera).abs().amax(dim=(1, 2))
+    return int(distances.argmin()) if distances.min() <= 1e-2 else None

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourdiffusion.cameras import azimuth_deg, orbit, orthogonal_azimuths
+from fourdiffusion.cameras import azimuth_deg, find, orbit, orthogonal_azimuths
 from fourdiffusion.checkpoints import write_atomic
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.device import resolve_device
@@ -167,13 +167,13 @@ def _paired_views(folder: Path, prediction: Clip, truth: Clip) -> list[int]:
         raise UserError(f"{folder} has a field of view of {prediction.fovy_deg:g} deg, the truth {truth.fovy_deg:g}")
     pairs = []
     for view, camera in enumerate(prediction.c2w):
-        distances = (truth.c2w - camera).abs().amax(dim=(1, 2))
-        if distances.min() > 1e-2:
+        found = find(truth.c2w, camera)
+        if found is None:
             raise UserError(
                 f"{folder}: the truth has no camera where view {view} of the prediction stands "
                 f"({[round(float(x), 3) for x in camera[:3, 3]]}): give a truth with the same cameras"
             )
-        pairs.append(int(distances.argmin()))
+        pairs.append(found)
     return pairs
 
 

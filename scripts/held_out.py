@@ -39,13 +39,13 @@ def choose_views(c2w: Tensor, num_views: int) -> list[int]:
     """Numbers of the cameras [N, 4, 4] that stand where 4DM puts its ``num_views``, the input's own first."""
     chosen = []
     for azimuth in cameras.orthogonal_azimuths(num_views).tolist():
-        distances = (c2w - cameras.orbit(azimuth)).abs().amax(dim=(1, 2))
-        if distances.min() > 1e-2:
+        found = cameras.find(c2w, cameras.orbit(azimuth))
+        if found is None:
             raise UserError(
                 f"the clip has no camera at azimuth {azimuth:g}: make clips with `fourdiffusion data synth split=test "
                 f"rig=orbit` and a num_views that is a multiple of {num_views}"
             )
-        chosen.append(int(distances.argmin()))
+        chosen.append(found)
     return chosen
 
 

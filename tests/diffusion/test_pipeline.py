@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -87,16 +88,18 @@ def test_save_whole_replaces(copy: Path) -> None:
     assert not any(load_pipeline(copy).motion.layers[0].proj_out.weight.flatten().tolist())
 
 
-def refused(folder: Path | str | None, match: str) -> None:
-    with pytest.raises(UserError, match=match) as caught:
+def refusal(folder: Path | str | None) -> str:
+    """What load_pipeline says instead of loading."""
+    with pytest.raises(UserError) as caught:
         load_pipeline(folder)
     assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    refused(tmp_path / "none", "model.path=.*none holds no model: name a pipeline folder")
-    refused(str(tmp_path), "holds no model")
-    refused(None, "model.path=None holds no model")
+    assert re.search("model.path=.*none holds no model: name a pipeline folder", refusal(tmp_path / "none"))
+    assert re.search("holds no model", refusal(str(tmp_path)))
+    assert re.search("model.path=None holds no model", refusal(None))
 
 
 @pytest.mark.parametrize(
@@ -105,32 +108,32 @@ def test_missing_folder(tmp_path: Path) -> None:
 )
 def test_foreign_index(copy: Path, content: str) -> None:
     (copy / "model_index.json").write_text(content)
-    refused(copy, r"the model in .* cannot be loaded \(.+\)")
+    assert re.search(r"the model in .* cannot be loaded \(.+\)", refusal(copy))
 
 
 def test_index_without_a_part(copy: Path) -> None:
     index = json.loads((copy / "model_index.json").read_text())
     del index["motion"]
     (copy / "model_index.json").write_text(json.dumps(index))
-    refused(copy, "motion")
+    assert re.search("motion", refusal(copy))
 
 
 def test_index_with_an_unknown_class(copy: Path) -> None:
     index = json.loads((copy / "model_index.json").read_text())
     index["motion"][1] = "NoSuchModel"
     (copy / "model_index.json").write_text(json.dumps(index))
-    refused(copy, "cannot be loaded")
+    assert re.search("cannot be loaded", refusal(copy))
 
 
 @pytest.mark.parametrize("part", ["unet", "motion", "vae", "text_encoder", "tokenizer", "scheduler"])
 def test_missing_part(copy: Path, part: str) -> None:
     shutil.rmtree(copy / part)
-    refused(copy, "cannot be loaded")
+    assert re.search("cannot be loaded", refusal(copy))
 
 
 def test_tokenizer_without_a_vocabulary(copy: Path) -> None:
     (copy / "tokenizer/tokenizer.json").unlink()
-    refused(copy, "tokenizer: its vocabulary has 2 entries")
+    assert re.search("tokenizer: its vocabulary has 2 entries", refusal(copy))
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "image_encoder"])
@@ -139,7 +142,7 @@ def test_damaged_weights(copy: Path, part: str, damage: str) -> None:
     path = next((copy / part).glob("*.safetensors"))
     content = path.read_bytes()
     path.write_bytes({"cut": content[: len(content) // 2], "text": b"no tensors here", "empty": b""}[damage])
-    refused(copy, "cannot be loaded")
+    assert re.search("cannot be loaded", refusal(copy))
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -149,14 +152,14 @@ def test_a_missing_tensor_is_no_fresh_tensor(copy: Path, part: str) -> None:
     name = sorted(tensors)[-1]
     del tensors[name]
     save_file(tensors, path, metadata={"format": "pt"})
-    refused(copy, f"cannot be loaded .*{part}.*{name}")
+    assert re.search(f"cannot be loaded .*{part}.*{name}", refusal(copy))
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_an_extra_tensor_is_not_ignored(copy: Path, part: str) -> None:
     path = next((copy / part).glob("*.safetensors"))
     save_file(load_file(path) | {"stranger": torch.zeros(2)}, path, metadata={"format": "pt"})
-    refused(copy, f"cannot be loaded .*{part}.*stranger")
+    assert re.search(f"cannot be loaded .*{part}.*stranger", refusal(copy))
 
 
 @pytest.mark.parametrize("part", ["unet", "motion"])
@@ -166,7 +169,7 @@ def test_a_tensor_of_another_shape(copy: Path, part: str) -> None:
     name = sorted(tensors)[-1]
     tensors[name] = torch.zeros(3, 3)
     save_file(tensors, path, metadata={"format": "pt"})
-    refused(copy, "cannot be loaded")
+    assert re.search("cannot be loaded", refusal(copy))
 
 
 # ---- sampling -------------------------------------------------------------------------------------------------------
@@ -351,9 +354,7 @@ def test_half_precision_is_near_single(pipeline: FourDiffusionPipeline, saved: P
     assert (gradient - expected).norm() < 0.1 * expected.norm()  # seen: 0.042
 
 
-def test_weights_may_lie_in_half_and_compute_in_single_precision(
-    pipeline: FourDiffusionPipeline, saved: Path
-) -> None:
+def test_weights_may_lie_in_half_and_compute_in_single_precision(pipeline: FourDiffusionPipeline, saved: Path) -> None:
     stored = opened(saved, storage="bfloat16")
 
     def share(part: str) -> float:
