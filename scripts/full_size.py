@@ -3,7 +3,7 @@
 python scripts/full_size.py --device cpu      # `generate`: one JSON line with the peak and the seconds of each part
 python scripts/full_size.py --device cuda --task sds --image-chunk 4 --ray-chunk 65536    # steps of `fit`
 python scripts/full_size.py --device cuda --steps 4 --table    # every memory mode, as a Markdown table
-python scripts/full_size.py --device cpu --tiny --table    # the same on a model of no size: that it runs
+python scripts/full_size.py --device cpu --tiny --table    # the same at the small model's sizes: that it runs
 
 The first call writes the pipeline folder (bfloat16, 4.6 GiB), every other loads it as the verbs do. Each measurement is
 a process of its own; its peak is all of the process's memory on the CPU, torch's tensors on a GPU.
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from fourdiffusion import cameras, checkpoints
+from fourdiffusion.config import build, compose, read_schema
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.pipeline import (
@@ -33,11 +34,10 @@ from fourdiffusion.diffusion.pipeline import (
     open_pipeline,
     unconditional,
 )
-from fourdiffusion.fit import DistillationConfig, FitConfig, SceneConfig, _Target, _terms, loss_weights
-from fourdiffusion.ops.hash_grid import HashGridConfig
-from fourdiffusion.scene.field import DynamicField, FieldConfig
+from fourdiffusion.fit import FitConfig, _Target, _terms, loss_weights
+from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.preview import Scene
-from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
+from fourdiffusion.scene.renderer import OccupancyGrid
 
 PROMPT = "a cat that walks"
 CARDS = (12, 16, 24, 40, 80)  # GB
@@ -58,39 +58,19 @@ CASES = {  # what the table compares
         "--task", "sds", "--image-chunk", "4", "--ray-chunk", "65536", "--offload", "model"
     ],
 }  # fmt: skip
-TINY = ModelConfig(
-    image_size=16,
-    channels=[32, 32],
-    attention_levels=[True, True],
-    blocks_per_level=1,
-    head_dim=16,
-    context_dim=32,
-    num_image_tokens=2,
-    resampler_layers=1,
-    resampler_heads=2,
-    resampler_head_dim=16,
-    motion_heads=2,
-    vae_channels=[8, 16],
-    vae_blocks_per_level=1,
-    vae_norm_groups=4,
-    vocabulary=512,
-    text_layers=1,
-    text_heads=2,
-    image_encoder_size=28,
-    image_dim=32,
-    image_layers=2,
-    image_heads=2,
-)
-TINY_GRID = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
-TINY_SCENE = SceneConfig(
-    FieldConfig(space=TINY_GRID, spacetime=TINY_GRID, hidden_width=8),
-    RendererConfig(num_samples=8, occupancy_resolution=8),
-)
+
+
+def settings(tiny: bool) -> FitConfig:
+    """The paper's; with the small model's sizes for a trial."""
+    schema = read_schema("fourdiffusion.fit", "FitConfig")
+    words = ["video=none", "experiment=paper", *(["model=tiny", "scene=tiny", "model.path=null"] if tiny else [])]
+    return build(compose("fit", schema, words), FitConfig)
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Writes the model where there is none, then measures one case, or has all of them measured."""
-    sizes = TINY if arguments.tiny else ModelConfig()
+    config = settings(arguments.tiny)
+    sizes = config.model
     folder = arguments.model or Path("runs/full_size", "tiny" if arguments.tiny else "release")
     if arguments.write:
         write_model(folder, sizes)
@@ -112,14 +92,8 @@ def main(arguments: argparse.Namespace) -> None:
         channels_last=arguments.channels_last,
         compile=arguments.compile,
     )
-    config = FitConfig(
-        prompt=PROMPT,
-        num_frames=arguments.frames,
-        num_views=arguments.views,
-        model=model,
-        scene=TINY_SCENE if arguments.tiny else SceneConfig(),
-        sds=DistillationConfig(image_chunk=arguments.image_chunk, ray_chunk=arguments.ray_chunk),
-    )
+    config.prompt, config.num_frames, config.num_views, config.model = PROMPT, arguments.frames, arguments.views, model
+    config.sds.image_chunk, config.sds.ray_chunk = arguments.image_chunk, arguments.ray_chunk
     config.sds.resolutions = [model.image_size] * len(config.sds.resolution_steps)
     images = torch.rand(arguments.frames, 3, model.image_size, model.image_size)
     measure = measure_generate if arguments.task == "generate" else measure_sds
@@ -248,7 +222,7 @@ if __name__ == "__main__":
     parser.add_argument("--views", type=int, default=4)
     parser.add_argument("--size", type=int, help="of the pictures, in pixels; as the model's")
     parser.add_argument("--model", type=Path, help="pipeline folder; runs/full_size/... where none is named")
-    parser.add_argument("--tiny", action="store_true", help="a model of no size")
+    parser.add_argument("--tiny", action="store_true", help="the small model's sizes")
     parser.add_argument("--table", nargs="*", choices=CASES, help="comes last: these memory modes, or all")
     parser.add_argument("--write", action="store_true", help="only write the model")
     main(parser.parse_args())
