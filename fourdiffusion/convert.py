@@ -10,16 +10,10 @@ from tqdm import tqdm
 
 from fourdiffusion import checkpoints
 from fourdiffusion.diffusion import encoders, release
+from fourdiffusion.diffusion.loading import DTYPES, ModelConfig, fresh_pipeline, load_pipeline, noise_schedule
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
-from fourdiffusion.diffusion.pipeline import (
-    DTYPES,
-    FourDiffusionPipeline,
-    ModelConfig,
-    fresh_pipeline,
-    load_pipeline,
-    noise_schedule,
-)
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fourdiffusion.diffusion.pipeline import ModelConfig
+from fourdiffusion.diffusion.loading import ModelConfig
 from fourdiffusion.ops.backends import INSTALL
 
 OPTIONAL = (  # module, what it is for, the line that installs it

@@ -19,15 +19,9 @@ from fourdiffusion import cameras, checkpoints, media
 from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import distillation, encoders
-from fourdiffusion.diffusion.pipeline import (
-    Denoiser,
-    FourDiffusionPipeline,
-    FrameGroups,
-    ModelConfig,
-    frame_groups,
-    open_pipeline,
-    unconditional,
-)
+from fourdiffusion.diffusion.loading import ModelConfig, open_pipeline
+from fourdiffusion.diffusion.long_video import FrameGroups, frame_groups
+from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline, unconditional
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.ops import hash_grid, volume_rendering
 from fourdiffusion.scene import losses, teaching
@@ -135,7 +129,8 @@ def fit(config: FitConfig) -> None:
     backends = resolve_backends(config.scene, device)
     video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
     pipeline = open_pipeline(config.model, device)
-    groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
+    model = config.model
+    groups = frame_groups(model.long_video, config.num_frames, model.window, pipeline.motion.config.max_frames)
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     output = Path(config.output)

@@ -10,7 +10,9 @@ from fourdiffusion import cameras, checkpoints, media
 from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import ModelConfig, frame_groups, open_pipeline, unconditional
+from fourdiffusion.diffusion.loading import ModelConfig, open_pipeline
+from fourdiffusion.diffusion.long_video import frame_groups
+from fourdiffusion.diffusion.pipeline import unconditional
 from fourdiffusion.errors import check_ranges
 
 
@@ -33,17 +35,18 @@ class GenerateConfig:
 
 def generate(config: GenerateConfig) -> None:
     """Writes the views as mp4, a contact sheet, and the clip in the interchange format."""
+    model = config.model
     check_ranges(
         {
             "num_frames": (config.num_frames, 1, 1000),
             "num_views": (config.num_views, 1, 360),
             "elevation_deg": (config.elevation_deg, -89, 89),
-            "model.sampling_steps": (config.model.sampling_steps, 1, 999),
+            "model.sampling_steps": (model.sampling_steps, 1, 999),
         }
     )
-    video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
-    pipeline = open_pipeline(config.model, resolve_device(config.device))
-    groups = frame_groups(config.model, config.num_frames, pipeline.motion.config.max_frames)
+    video = media.load_video(config.video, config.num_frames, model.image_size, config.alpha, config.crop)
+    pipeline = open_pipeline(model, resolve_device(config.device))
+    groups = frame_groups(model.long_video, config.num_frames, model.window, pipeline.motion.config.max_frames)
     output = Path(config.output)
     checkpoints.open_run(output, config, free=set())
     tqdm.write(f"{config.video}: {video.summary()}")
@@ -51,13 +54,11 @@ def generate(config: GenerateConfig) -> None:
     images = media.composite(video.rgba)
     azimuths = cameras.orthogonal_azimuths(config.num_views)
     c2w = cameras.orbit(azimuths, config.elevation_deg)
-    negative = unconditional(config.model.negative_prompt, config.model.guidance)
+    negative = unconditional(model.negative_prompt, model.guidance)
     denoiser = pipeline.prepare(images, config.prompt, negative)
     generator = torch.Generator().manual_seed(config.seed)
-    with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
-        z = pipeline.sample(
-            denoiser, c2w, config.model.sampling_steps, config.model.guidance, generator, groups, bar.update
-        )
+    with tqdm(total=model.sampling_steps, desc="sampling") as bar:
+        z = pipeline.sample(denoiser, c2w, model.sampling_steps, model.guidance, generator, groups, bar.update)
     views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()  # [V, F, 3, H, W]
 
     media.write_views(output, images, views, azimuths.tolist())

@@ -21,8 +21,9 @@ from fourdiffusion import checkpoints, media
 from fourdiffusion.datasets.batches import Batch, ClipBatches, DataConfig
 from fourdiffusion.datasets.clips import list_clips, read_caption
 from fourdiffusion.diffusion import encoders
+from fourdiffusion.diffusion.loading import ModelConfig, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective, TowersObjective
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, ModelConfig, fresh_pipeline, load_pipeline
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
 
 STAGES = ("vae", "clip", "base", "motion")

@@ -17,7 +17,8 @@ from torch import Tensor
 from fourdiffusion import cameras, config, media
 from fourdiffusion.datasets.clips import list_clips, read_clip
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, load_pipeline, set_sampler
+from fourdiffusion.diffusion.loading import load_pipeline, set_sampler
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 
 FRAMES, VIEWS, GUIDANCE, REFERENCE_STEPS = 1, 4, 2.5, 1000
 STEPS = {"ddim": (10, 15, 25, 50, 100), "dpm++": (10, 15, 25), "unipc": (10, 15, 25), "euler": (10, 15, 25)}

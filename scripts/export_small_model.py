@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from fourdiffusion.diffusion.pipeline import load_pipeline
+from fourdiffusion.diffusion.loading import load_pipeline
 
 
 def main(source: Path, target: Path) -> None:

@@ -25,15 +25,8 @@ from fourdiffusion import cameras, checkpoints
 from fourdiffusion.config import build, compose, read_schema
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import (
-    DTYPES,
-    OFFLOADS,
-    ModelConfig,
-    fresh_pipeline,
-    noise_schedule,
-    open_pipeline,
-    unconditional,
-)
+from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, ModelConfig, fresh_pipeline, noise_schedule, open_pipeline
+from fourdiffusion.diffusion.pipeline import unconditional
 from fourdiffusion.fit import FitConfig, _Target, _terms, loss_weights
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.preview import Scene

@@ -21,7 +21,8 @@ from fourdiffusion import cameras, config
 from fourdiffusion.checkpoints import git_commit, write_atomic
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, frame_groups, unconditional
+from fourdiffusion.diffusion.long_video import frame_groups
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, unconditional
 from fourdiffusion.errors import UserError
 from fourdiffusion.generate import GenerateConfig
 from fourdiffusion.media import composite, write_image
@@ -84,7 +85,7 @@ def sample(
 ) -> Tensor:
     """Videos [V, F, 3, H, W] in [0, 1] as `fourdiffusion generate` makes them; without motion, frame by frame."""
     model = settings.model
-    groups = frame_groups(model, settings.num_frames, pipeline.motion.config.max_frames)
+    groups = frame_groups(model.long_video, settings.num_frames, model.window, pipeline.motion.config.max_frames)
     images = example.truth[0].to(pipeline.device)
     negative = unconditional(model.negative_prompt, model.guidance)
     denoiser = pipeline.prepare(images, example.caption, negative, use_motion)

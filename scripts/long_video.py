@@ -18,7 +18,8 @@ from tqdm import tqdm
 from fourdiffusion import cameras, config, media
 from fourdiffusion.datasets.clips import list_clips, read_clip
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import FrameGroups, interleaved, load_pipeline, set_sampler, windows
+from fourdiffusion.diffusion.loading import load_pipeline, set_sampler
+from fourdiffusion.diffusion.long_video import FrameGroups, interleaved, windows
 
 LENGTH = 8  # frames that the model was trained with
 

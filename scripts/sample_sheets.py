@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from fourdiffusion import cameras
 from fourdiffusion.device import resolve_device
-from fourdiffusion.diffusion.pipeline import open_pipeline
+from fourdiffusion.diffusion.loading import open_pipeline
 from fourdiffusion.media import contact_sheet, write_image
 
 COLUMNS = 3  # frames of a view: the first, the middle one, the last

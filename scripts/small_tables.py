@@ -18,7 +18,8 @@ from tqdm import tqdm
 from fourdiffusion import cameras
 from fourdiffusion.checkpoints import append_log, git_commit, open_run, write_atomic
 from fourdiffusion.device import resolve_device
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, open_pipeline
+from fourdiffusion.diffusion.loading import open_pipeline
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.generate import GenerateConfig
 from fourdiffusion.metrics.video import copied_input, evaluate_views

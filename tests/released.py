@@ -7,7 +7,8 @@ from tiny_model import CAPTIONS
 from torch import Tensor
 
 from fourdiffusion.diffusion import encoders, release
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, ModelConfig, fresh_pipeline
+from fourdiffusion.diffusion.loading import ModelConfig, fresh_pipeline
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 
 
 def release_of(pipeline: FourDiffusionPipeline) -> dict[str, Tensor]:

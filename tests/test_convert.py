@@ -14,7 +14,8 @@ from torch import Tensor
 from fourdiffusion import checkpoints
 from fourdiffusion.convert import ConvertConfig, convert
 from fourdiffusion.diffusion import encoders, release
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, ModelConfig, fresh_pipeline
+from fourdiffusion.diffusion.loading import ModelConfig, fresh_pipeline
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
 
 

@@ -18,7 +18,7 @@ from tiny_model import FRAMES, SIZE, balls, picture, tiny_config, write_model
 
 from fourdiffusion import cameras, media
 from fourdiffusion.diffusion.distillation import draw_window
-from fourdiffusion.diffusion.pipeline import load_pipeline
+from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.fit import (
     DistillationConfig,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.pipeline import ModelConfig, fresh_pipeline
+from fourdiffusion.diffusion.loading import ModelConfig, fresh_pipeline
 
 
 def test_the_release_has_two_and_a_half_billion_parameters() -> None:

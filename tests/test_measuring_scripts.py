@@ -18,7 +18,7 @@ from tiny_model import FRAMES, SIZE, balls, picture, tiny_pipeline
 from fourdiffusion import cameras
 from fourdiffusion.checkpoints import save_tensors
 from fourdiffusion.datasets.clips import Clip, opaque_clip, write_clip
-from fourdiffusion.diffusion.pipeline import load_pipeline
+from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.ops.hash_grid import HashGridConfig
 from fourdiffusion.scene.field import DynamicField, FieldConfig

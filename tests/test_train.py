@@ -19,7 +19,7 @@ from torch import Tensor
 from fourdiffusion import checkpoints, cli
 from fourdiffusion import train as train_module
 from fourdiffusion.datasets.batches import ClipBatches, DataConfig
-from fourdiffusion.diffusion.pipeline import load_pipeline
+from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.train import TrainConfig, learning_rate_factor, train
 

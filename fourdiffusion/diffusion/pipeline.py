@@ -5,31 +5,21 @@ Letters: F frames, V views without the extra view, C h w latent channels and pix
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
-from diffusers.hooks import apply_layerwise_casting
-from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from torch import Tensor
 
 from fourdiffusion import cameras
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.attention import KeysValues
 from fourdiffusion.diffusion.distillation import guide, noise_of_velocity
 from fourdiffusion.diffusion.encoders import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+from fourdiffusion.diffusion.long_video import FrameGroups
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
-from fourdiffusion.errors import UserError
 
 NEGATIVE_PROMPT = (  # the sampler's, method.md section 5
     "uniform low no texture ugly, boring, bad anatomy, blurry, pixelated,  obscure, unnatural colors, "
@@ -40,104 +30,6 @@ DISTILLATION_NEGATIVE_PROMPT = (  # the 4D stage's, likewise
     "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
     "bad proportions"
 )
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-OFFLOADS = ("none", "model")
-
-
-@dataclass
-class ModelConfig:
-    """Where the weights are, and the sizes of a model made from nothing. The sizes' defaults are the release's."""
-
-    path: str | None = None  # pipeline folder; None makes a fresh, untrained model of the sizes below
-    sampler: str = "ddim"  # ddim | dpm++ | unipc | euler, compared in docs/pipeline.md
-    spacing: str | None = None  # of its steps: leading | trailing | linspace; None: the sampler's own
-    sampling_steps: int = 100
-    guidance: float = 5.0  # of the sampler
-    negative_prompt: str = NEGATIVE_PROMPT  # of the sampler
-    distillation_negative: str = DISTILLATION_NEGATIVE_PROMPT  # of the 4D stage
-    window: int = 8  # frames that the model sees together, as many as it was trained with
-    long_video: str = "windows"  # how longer videos are cut: windows | interleaved
-    dtype: str = "float32"  # of all networks in generate and fit: float32 | bfloat16 | float16
-    storage: str | None = None  # generate and fit: UNet, motion layers and towers lie in this, and compute in dtype
-    channels_last: bool = False  # generate and fit: memory layout of UNet and VAE; convolutions may run faster
-    compile: bool = False  # generate and fit: torch.compile of the UNet; minutes at the first step
-    offload: str = "none"  # generate and fit: none | model: towers and UNet wait in the CPU's memory for their turn
-    image_size: int = 256  # pixels
-    channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
-    attention_levels: list[bool] = field(default_factory=lambda: [True, True, True, False])
-    blocks_per_level: int = 2
-    head_dim: int = 64
-    context_dim: int = 1024
-    num_image_tokens: int = 16
-    resampler_layers: int = 4
-    resampler_heads: int = 12
-    resampler_head_dim: int = 64
-    norm_groups: int = 32  # of the UNet's and the motion layers' group normalisation
-    prediction: str = "epsilon"  # what the UNet's output means: epsilon | velocity
-    positions: bool = False  # whether attention is told where in the picture a token stands
-    motion_heads: int = 8
-    max_frames: int = 32
-    latent_channels: int = 4
-    vae_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
-    vae_blocks_per_level: int = 2
-    vae_norm_groups: int = 32
-    vae_attention: bool = True
-    vocabulary: int = 49408
-    text_length: int = 77
-    text_layers: int = 23
-    text_heads: int = 16
-    image_encoder_size: int = 224
-    image_patch: int = 14
-    image_dim: int = 1280
-    image_layers: int = 32
-    image_heads: int = 16
-
-
-FrameGroups = Callable[[int], list[Tensor]]  # number of a sampling step -> groups of frame numbers that cover the video
-
-
-def windows(num_frames: int, length: int) -> FrameGroups:
-    """Runs of ``length`` neighbouring frames that overlap by half; where they overlap, the predictions are averaged.
-
-    The noise that a frame is denoised with is then one for all the windows it lies in (after MultiDiffusion, Bar-Tal
-    et al. 2023), so neighbouring windows agree where they meet.
-    """
-    starts = [*range(0, num_frames - length, max(length // 2, 1)), max(num_frames - length, 0)]
-    groups = [torch.arange(start, min(start + length, num_frames)) for start in starts]
-    return lambda _: groups
-
-
-def interleaved(num_frames: int, length: int) -> FrameGroups:
-    """Every so manieth frame, so that a group spans the whole video (paper Fig. 5), in turn with plain runs.
-
-    Groups that never meet differ from frame to frame; runs at every other step, shifted by half a run each time, join
-    them.
-    """
-    count = -(-num_frames // length)
-    spread = [torch.arange(first, num_frames, count) for first in range(count)]
-
-    def groups(step: int) -> list[Tensor]:
-        if step % 2 == 0:
-            return spread
-        bounds = [0, *range(max(length // 2, 1) if step % 4 == 3 else length, num_frames, length), num_frames]
-        return [torch.arange(low, high) for low, high in pairwise(bounds)]
-
-    return groups
-
-
-def frame_groups(config: ModelConfig, num_frames: int, max_frames: int) -> FrameGroups | None:
-    """What the settings ask for; None where the video fits into one group. ``max_frames``: the motion layers' length.
-
-    UserError for an unknown kind, and for windows longer than the motion layers know.
-    """
-    kinds = {"windows": windows, "interleaved": interleaved}
-    if config.long_video not in kinds:
-        raise UserError(f"model.long_video={config.long_video} is none of {', '.join(kinds)}")
-    if not 1 <= config.window <= max_frames:
-        raise UserError(f"model.window={config.window}: the motion layers know 1 to {max_frames} frames")
-    return kinds[config.long_video](num_frames, config.window) if num_frames > config.window else None
-
-
 def unconditional(negative_prompt: str, guidance: float) -> str | None:
     """The prompt of the unconditional branch; None where guidance does without one."""
     return None if guidance == 1 else negative_prompt
@@ -330,143 +222,3 @@ class FourDiffusionPipeline(DiffusionPipeline):
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)
-
-
-def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPipeline:
-    """The model as ``generate`` and ``fit`` run it: sampler, precision, layout and place as the settings ask.
-
-    The VAE runs in the same precision, as in the release: what its gradient keeps is the largest part of an SDS step.
-
-    Raises:
-        UserError: a setting that is unknown or cannot be had here; or ``load_pipeline``'s.
-    """
-    if config.dtype not in DTYPES:
-        raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
-    if config.storage is not None and config.storage not in DTYPES:
-        raise UserError(f"model.storage={config.storage} is none of {', '.join(DTYPES)}")
-    if config.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.offload} is none of {', '.join(OFFLOADS)}")
-    if config.offload == "model" and device.type == "cpu":
-        raise UserError("model.offload=model needs a GPU, and the device is the CPU: set model.offload=none")
-    pipeline = load_pipeline(config.path, DTYPES[config.dtype])
-    set_sampler(pipeline, config.sampler, config.spacing)
-    if config.storage is not None:  # not the VAE: its gradient needs the weights after the pass
-        for module in (pipeline.unet, pipeline.motion, pipeline.text_encoder, pipeline.image_encoder):
-            apply_layerwise_casting(module, DTYPES[config.storage], DTYPES[config.dtype])
-    if config.channels_last:
-        for module in (pipeline.unet, pipeline.vae):
-            module.to(memory_format=torch.channels_last)
-    if config.offload == "model":
-        pipeline.enable_model_cpu_offload(device=device)
-    else:
-        pipeline.to(device)
-    if config.compile:
-        pipeline.unet.compile()
-    return pipeline
-
-
-def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -> FourDiffusionPipeline:
-    """A pipeline folder from disk, in ``dtype`` at once; UserError where it is missing, foreign or damaged."""
-    if path is None or not (Path(path) / "model_index.json").is_file():
-        raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
-    folder = Path(path)
-    try:
-        pipeline = FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype)
-        _check_whole(folder, pipeline)
-    except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another"
-        ) from error
-    return pipeline
-
-
-def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
-    """ValueError where ``from_pretrained`` only warned: what a file lacks it fills with fresh weights and no words."""
-    if len(pipeline.tokenizer) < 256:  # one for each byte at least
-        raise ValueError(f"tokenizer: its vocabulary has {len(pipeline.tokenizer)} entries")
-    for name, part in pipeline.components.items():
-        if isinstance(part, nn.Module):
-            stored: set[str] = set()
-            for path in (folder / name).glob("*.safetensors"):
-                with safe_open(path, framework="pt") as file:
-                    stored.update(file.keys())
-            if different := sorted(stored ^ part.state_dict().keys()):
-                raise ValueError(f"{name}: the file and the model differ in {', '.join(different[:3])}")
-
-
-SAMPLERS = {
-    "ddim": DDIMScheduler,
-    "dpm++": DPMSolverMultistepScheduler,
-    "unipc": UniPCMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-}
-SPACINGS = ("leading", "trailing", "linspace")
-
-
-def set_sampler(pipeline: FourDiffusionPipeline, name: str, spacing: str | None = None) -> None:
-    """Lets the pipeline sample with another of diffusers' schedulers, on its own noise schedule.
-
-    DDIM's own steps are leading ones, as in the release: few of them begin far from pure noise, where trailing ones
-    begin always (Lin et al. 2023).
-    """
-    if name not in SAMPLERS:
-        raise UserError(f"model.sampler={name} is none of {', '.join(SAMPLERS)}")
-    if spacing not in (None, *SPACINGS):
-        raise UserError(f"model.spacing={spacing} is none of {', '.join(SPACINGS)}")
-    chosen = {} if spacing is None else {"timestep_spacing": spacing}
-    pipeline.register_modules(scheduler=SAMPLERS[name].from_config(pipeline.scheduler.config, **chosen))
-
-
-def noise_schedule() -> DDIMScheduler:
-    """SD's 1000 steps: scaled-linear betas 0.00085 to 0.0120, epsilon prediction (method.md section 1)."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.0120,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
-    )
-
-
-def fresh_pipeline(config: ModelConfig, tokenizer: CLIPTokenizer, seed: int) -> FourDiffusionPipeline:
-    """An untrained model."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        unet = MultiviewUNet(
-            in_channels=config.latent_channels,
-            channels=list(config.channels),
-            attention_levels=list(config.attention_levels),
-            blocks_per_level=config.blocks_per_level,
-            head_dim=config.head_dim,
-            context_dim=config.context_dim,
-            image_dim=config.image_dim,
-            num_image_tokens=config.num_image_tokens,
-            resampler_layers=config.resampler_layers,
-            resampler_heads=config.resampler_heads,
-            resampler_head_dim=config.resampler_head_dim,
-            norm_groups=config.norm_groups,
-            prediction=config.prediction,
-            positions=config.positions,
-        )
-        return FourDiffusionPipeline(
-            unet=unet,
-            motion=MotionModules(unet.block_channels(), config.motion_heads, config.max_frames, config.norm_groups),
-            vae=encoders.fresh_vae(
-                config.vae_channels,
-                config.vae_blocks_per_level,
-                config.vae_norm_groups,
-                config.vae_attention,
-                config.latent_channels,
-            ),
-            tokenizer=tokenizer,
-            text_encoder=encoders.fresh_text_encoder(
-                tokenizer, config.vocabulary, config.context_dim, config.text_layers, config.text_heads
-            ),
-            image_encoder=encoders.fresh_image_encoder(
-                config.image_encoder_size, config.image_patch, config.image_dim, config.image_layers, config.image_heads
-            ),
-            feature_extractor=encoders.image_processor(config.image_encoder_size),
-            scheduler=noise_schedule(),
-        )

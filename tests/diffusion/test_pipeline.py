@@ -15,16 +15,10 @@ from torch import Tensor
 
 from fourdiffusion import cameras, media
 from fourdiffusion.diffusion.encoders import encode_latents
+from fourdiffusion.diffusion.loading import load_pipeline, noise_schedule, open_pipeline, set_sampler
+from fourdiffusion.diffusion.long_video import interleaved, windows
 from fourdiffusion.diffusion.motion import frame_positions
-from fourdiffusion.diffusion.pipeline import (
-    FourDiffusionPipeline,
-    interleaved,
-    load_pipeline,
-    noise_schedule,
-    open_pipeline,
-    set_sampler,
-    windows,
-)
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
 
 PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")

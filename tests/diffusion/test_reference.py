@@ -14,7 +14,8 @@ from torch import Tensor
 from fourdiffusion import cameras
 from fourdiffusion.convert import ConvertConfig, convert
 from fourdiffusion.diffusion import distillation
-from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline, ModelConfig, noise_schedule
+from fourdiffusion.diffusion.loading import ModelConfig, noise_schedule
+from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline
 
 
 def distance(a: Tensor, b: Tensor) -> float:

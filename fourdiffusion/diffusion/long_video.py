@@ -1,0 +1,55 @@
+"""Videos longer than the motion layers know: which frames the model sees together at a sampling step."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from fourdiffusion.errors import UserError
+
+FrameGroups = Callable[[int], list[Tensor]]  # number of a sampling step -> groups of frame numbers that cover the video
+
+
+def windows(num_frames: int, length: int) -> FrameGroups:
+    """Runs of ``length`` neighbouring frames that overlap by half; where they overlap, the predictions are averaged.
+
+    The noise that a frame is denoised with is then one for all the windows it lies in (after MultiDiffusion, Bar-Tal
+    et al. 2023), so neighbouring windows agree where they meet.
+    """
+    starts = [*range(0, num_frames - length, max(length // 2, 1)), max(num_frames - length, 0)]
+    groups = [torch.arange(start, min(start + length, num_frames)) for start in starts]
+    return lambda _: groups
+
+
+def interleaved(num_frames: int, length: int) -> FrameGroups:
+    """Every so manieth frame, so that a group spans the whole video (paper Fig. 5), in turn with plain runs.
+
+    Groups that never meet differ from frame to frame; runs at every other step, shifted by half a run each time, join
+    them.
+    """
+    count = -(-num_frames // length)
+    spread = [torch.arange(first, num_frames, count) for first in range(count)]
+
+    def groups(step: int) -> list[Tensor]:
+        if step % 2 == 0:
+            return spread
+        bounds = [0, *range(max(length // 2, 1) if step % 4 == 3 else length, num_frames, length), num_frames]
+        return [torch.arange(low, high) for low, high in pairwise(bounds)]
+
+    return groups
+
+
+KINDS = {"windows": windows, "interleaved": interleaved}
+
+
+def frame_groups(kind: str, num_frames: int, length: int, max_frames: int) -> FrameGroups | None:
+    """Groups of ``length`` frames of a kind in KINDS; None where the video fits into one.
+
+    UserError for an unknown kind, and for more frames a group than the motion layers know, ``max_frames``.
+    """
+    if kind not in KINDS:
+        raise UserError(f"model.long_video={kind} is none of {', '.join(KINDS)}")
+    if not 1 <= length <= max_frames:
+        raise UserError(f"model.window={length}: the motion layers know 1 to {max_frames} frames")
+    return KINDS[kind](num_frames, length) if num_frames > length else None
