@@ -60,7 +60,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is damaged or not ours ({error}): delete it, or restore a copy") from error
 
 
-FOREIGN = (".safetensors", ".pt", ".ckpt", ".bin")  # what checkpoints of other projects end in
+FOREIGN = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # what checkpoints of other projects end in
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:

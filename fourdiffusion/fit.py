@@ -7,11 +7,14 @@ the anchor loss and, where asked, the generated views themselves. Letters: F fra
 import dataclasses
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as functional
+from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,14 +26,17 @@ from fourdiffusion.diffusion.loading import ModelConfig, open_pipeline
 from fourdiffusion.diffusion.long_video import FrameGroups, frame_groups
 from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline, unconditional
 from fourdiffusion.errors import UserError, check_ranges
+from fourdiffusion.metrics.lpips import load_lpips
 from fourdiffusion.ops import hash_grid, volume_rendering
 from fourdiffusion.scene import losses, teaching
 from fourdiffusion.scene.field import DynamicField, FieldConfig
 from fourdiffusion.scene.preview import Scene, save_scene, write_pictures
 from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
+from fourdiffusion.tracking import check_trackers, trackers
 
 GUIDANCES = ("fourdm", "per_frame", "off")
 EMPTY = 1e-4  # opacity of a single sample
+Perceptual = Callable[[Tensor, Tensor], Tensor]  # two batches of pictures [N, 3, H, W] -> their distance
 
 
 @dataclass
@@ -50,6 +56,7 @@ class DistillationConfig:
     source: str = "fourdm"  # fourdm | per_frame (the frozen image model, "without 4D-SDS") | off
     weight: float = 1.0
     guidance: float = 5.0
+    guidance_end: float | None = None  # linearly towards this over ramp_steps; None: constant
     rescale: float = 0.2  # r
     start: int = 0  # first step with SDS
     every: int = 1  # SDS at each so manieth step
@@ -70,7 +77,8 @@ class LossConfig:
 
     anchor: bool = True
     anchor_view: int | None = None  # None: the generated view most like the input
-    perceptual: float = 200.0  # anchor loss, Eq. 11
+    perceptual: float = 200.0  # anchor loss, Eq. 11: LPIPS; without its weights a distance of VAE latents
+    lpips: str | None = None  # folder of LPIPS' weights; None: where torchvision and the package lpips keep them
     d_ssim: float = 100.0
     views: float = 0.0  # squared error on random rays of all generated views (not in the paper)
     views_rays: int = 4096
@@ -105,6 +113,7 @@ class FitConfig:
     checkpoint_minutes: float = 5.0
     preview_minutes: float = 2.0  # 0: none
     log_every: int = 10  # steps; the log has each term's mean over them
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # and wandb; log.jsonl is always written
     model: ModelConfig = field(default_factory=ModelConfig)
     scene: SceneConfig = field(default_factory=SceneConfig)
     sds: DistillationConfig = field(default_factory=DistillationConfig)
@@ -112,7 +121,7 @@ class FitConfig:
 
 
 @dataclass
-class _Target:
+class Target:
     """What the scene is fitted to: the input and the generated videos, RGB in [0, 1] on white."""
 
     images: Tensor  # [F, 3, S, S]
@@ -122,41 +131,89 @@ class _Target:
     anchor: int
 
 
+@dataclass
+class Stage:
+    """All that a step of the 4D stage needs."""
+
+    config: FitConfig
+    pipeline: FourDiffusionPipeline
+    denoiser: Denoiser
+    perceptual: Perceptual
+    scene: Scene
+    target: Target
+
+    def terms(self, step: int, weights: dict[str, float], generator: torch.Generator) -> dict[str, Tensor]:
+        """The unweighted loss terms of one step, each back-propagated with its weight as soon as it is known."""
+        size, target = self.config.model.image_size, self.target
+        terms: dict[str, Tensor] = {}
+        sds = self.config.sds
+        if sds.source != "off" and sds.weight and step >= sds.start and (step - sds.start) % sds.every == 0:
+            terms |= self._distilled(step, weights, generator)
+        if weights["perceptual"] or weights["d_ssim"]:
+            frame = int(torch.randint(len(target.times), (), generator=generator))
+            camera = target.c2w[target.anchor : target.anchor + 1]
+            rays = teaching.view_rays(camera, target.times[frame : frame + 1], size, generator)
+            image = teaching.render_rays(self.scene, rays).rgb.view(1, size, size, 3).movedim(-1, 1)
+            truth = target.views[target.anchor, frame][None].to(image.device)
+            anchor = {"perceptual": self.perceptual(image, truth), "d_ssim": losses.dssim(image, truth)}
+            terms |= teaching.backward(anchor, weights)
+        if weights["views"]:
+            origins, directions, times, jitter = teaching.view_rays(target.c2w, target.times, size, generator)
+            chosen = torch.randint(len(times), (self.config.loss.views_rays,), generator=generator)
+            rays = (origins[chosen], directions[chosen], times[chosen], jitter[chosen])
+            rgb = teaching.render_rays(self.scene, rays).rgb
+            colours = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)[chosen]  # rays run over F, V, H, W
+            terms |= teaching.backward({"views": functional.mse_loss(rgb, colours.to(rgb.device))}, weights)
+        return terms
+
+    def _distilled(self, step: int, weights: dict[str, float], generator: torch.Generator) -> dict[str, Tensor]:
+        """SDS and the regularisers on V orthogonal views from a random side (Eq. 10), back-propagated."""
+        sds, model, target = self.config.sds, self.config.model, self.target
+        frames = distillation.draw_window(len(target.times), model.window, generator)
+        offset, height, place = torch.rand(3, generator=generator).tolist()
+        azimuths = cameras.orthogonal_azimuths(len(target.views), 360 * offset)
+        c2w = cameras.orbit(azimuths, sds.elevation_max_deg * height)
+        side = max(r for r, at in zip(sds.resolutions, sds.resolution_steps, strict=True) if step >= at)
+        since, length = step - sds.start, sds.ramp_steps
+        low = losses.ramp(since, sds.max_step, sds.min_step_end, length)
+        high = losses.ramp(since, sds.max_step, sds.max_step_end, length)
+        guidance = losses.ramp(
+            since, sds.guidance, sds.guidance if sds.guidance_end is None else sds.guidance_end, length
+        )
+        timestep = int((low + (high - low) * place) * self.pipeline.scheduler.config.num_train_timesteps)
+
+        def teacher(rgb: Tensor) -> tuple[Tensor, Tensor]:
+            images = rgb.view(len(frames), len(c2w), side, side, 3).movedim(-1, 2)
+            clip = self.denoiser.at_frames(frames)
+            loss, gradient = distillation.distil(
+                images, model.image_size, self.pipeline.vae, lambda z_t: clip(z_t, timestep, c2w),
+                self.denoiser.alphas_cumprod[timestep], guidance, sds.rescale, generator, sds.image_chunk,
+            )  # fmt: skip
+            return loss, gradient.movedim(2, -1).reshape(-1, 3)
+
+        rays = teaching.view_rays(c2w, target.times[frames], side, generator)
+        return teaching.teach(self.scene, rays, weights, sds.ray_chunk, teacher)
+
+
 def fit(config: FitConfig) -> None:
     """Fits a scene; run again, it goes on from the last checkpoint, bit for bit on CPU."""
     _check(config)
-    device = resolve_device(config.device)
-    backends = resolve_backends(config.scene, device)
-    video = media.load_video(config.video, config.num_frames, config.model.image_size, config.alpha, config.crop)
-    pipeline = open_pipeline(config.model, device)
-    model = config.model
-    groups = frame_groups(model.long_video, config.num_frames, model.window, pipeline.motion.config.max_frames)
-    for module in (pipeline.unet, pipeline.motion, pipeline.vae):
-        module.requires_grad_(False)
-    output = Path(config.output)
-    free = {"steps", "log_every", "checkpoint_minutes", "preview_minutes", "device"}
-    checkpoints.open_run(output, config, free | {f"scene.{name}" for name in backends}, {"backends": backends})
-    tqdm.write(f"{config.video}: {video.summary()}")
-    tqdm.write("backends: " + ", ".join(f"{name}={value}" for name, value in backends.items()))
-    target = _generate(config, pipeline, video.rgba, groups, output)
-    negative = unconditional(config.model.distillation_negative, config.sds.guidance)
-    denoiser = pipeline.prepare(target.images, config.prompt, negative, config.sds.source == "fourdm")
-
-    scene = Scene(
-        DynamicField(config.scene.field, config.seed, backends["grid_backend"]).to(device),
-        OccupancyGrid(config.scene.renderer, backends["ray_backend"]).to(device),
-        config.scene.renderer,
-    )
+    output, device = Path(config.output), resolve_device(config.device)
+    stage = _stage(config, output, device)
+    scene, target = stage.scene, stage.target
     optimizer = torch.optim.AdamW(
         scene.field.parameter_groups(config.grid_rate, config.mlp_rate), betas=(0.9, 0.99), eps=1e-15
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     start = _resume(output, scene, optimizer)
 
-    bar = tqdm(range(start, config.steps), initial=start, total=config.steps, desc="fit")
+    bar = tqdm(range(start, config.steps), "fit", config.steps, initial=start)
     saved = shown = time.monotonic()
     recent: dict[str, list[Tensor]] = {}  # since the last line of the log; a term may miss at most steps
-    with checkpoints.patient_interrupt() as interrupted:
+    with (
+        checkpoints.patient_interrupt() as interrupted,
+        trackers(config.trackers, output, start, dataclasses.asdict(config)) as track,
+    ):
         for step in bar:
             generator = checkpoints.stream(config.seed, 0, step)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -165,7 +222,7 @@ def fit(config: FitConfig) -> None:
                 scene.occupancy.update(scene.field.density, target.times.to(device), generator)
                 _check_matter(scene.occupancy, step)
             weights = loss_weights(config, step)
-            terms = _terms(config, step, pipeline, denoiser, scene, target, weights, generator)
+            terms = stage.terms(step, weights, generator)
             loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
             if not bool(loss.isfinite()):
                 raise UserError(
@@ -181,6 +238,7 @@ def fit(config: FitConfig) -> None:
             if done % config.log_every == 0 or done == config.steps:
                 means = {name: torch.stack(values).mean().item() for name, values in recent.items()}
                 checkpoints.append_log(output, {"step": done, **means})
+                track(means, done)
                 recent.clear()
             stopping = interrupted()
             if now - saved > 60 * config.checkpoint_minutes or done == config.steps or stopping:
@@ -196,8 +254,48 @@ def fit(config: FitConfig) -> None:
     tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
 
 
+def _stage(config: FitConfig, output: Path, device: torch.device) -> Stage:
+    """Opens the run, says which code was chosen where there is a choice, and makes all that the steps need."""
+    model, sds = config.model, config.sds
+    backends = resolve_backends(config.scene, device)
+    video = media.load_video(config.video, config.num_frames, model.image_size, config.alpha, config.crop)
+    pipeline = open_pipeline(model, device)
+    groups = frame_groups(model.long_video, config.num_frames, model.window, pipeline.motion.config.max_frames)
+    for module in (pipeline.unet, pipeline.motion, pipeline.vae):
+        module.requires_grad_(False)
+    distance, perceptual = _perceptual(config.loss, pipeline.vae, device)
+    free = {"steps", "log_every", "checkpoint_minutes", "preview_minutes", "trackers", "device"}
+    free |= {f"scene.{name}" for name in backends}
+    checkpoints.open_run(output, config, free, {"backends": backends, "perceptual": distance})
+    tqdm.write(f"{config.video}: {video.summary()}")
+    tqdm.write("backends: " + ", ".join(f"{name}={value}" for name, value in backends.items()))
+    tqdm.write(f"perceptual loss: {distance}")
+    target = _generate(config, pipeline, video.rgba, groups, output)
+    guided = sds.guidance if sds.guidance_end in (None, 1) else sds.guidance_end
+    negative = unconditional(model.distillation_negative, guided)
+    denoiser = pipeline.prepare(target.images, config.prompt, negative, sds.source == "fourdm")
+    scene = Scene(
+        DynamicField(config.scene.field, config.seed, backends["grid_backend"]).to(device),
+        OccupancyGrid(config.scene.renderer, backends["ray_backend"]).to(device),
+        config.scene.renderer,
+    )
+    return Stage(config, pipeline, denoiser, perceptual, scene, target)
+
+
+def _perceptual(config: LossConfig, vae: AutoencoderKL, device: torch.device) -> tuple[str, Perceptual]:
+    """The anchor loss's distance (Eq. 11) and what it is: LPIPS, or a substitute where its weights are not here."""
+    if not (config.anchor and config.perceptual):
+        return "none", partial(encoders.latent_distance, vae)
+    lpips = load_lpips(config.lpips)
+    if lpips is None:
+        return "distance of VAE latents, for want of LPIPS' weights", partial(encoders.latent_distance, vae)
+    lpips.to(device)
+    return "LPIPS (VGG-16)", lambda image, truth: lpips(image.clamp(0, 1), truth).mean()
+
+
 def _check(config: FitConfig) -> None:
     """UserError for settings that make no fit."""
+    check_trackers(config.trackers)
     if config.sds.source not in GUIDANCES:
         raise UserError(f"sds.source={config.sds.source} is none of {', '.join(GUIDANCES)}")
     check_ranges(
@@ -246,7 +344,7 @@ def _check_matter(occupancy: OccupancyGrid, step: int) -> None:
 
 def _generate(
     config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, groups: FrameGroups | None, output: Path
-) -> _Target:
+) -> Target:
     """4DM's videos of the input, sampled once and kept in the run folder."""
     images = media.composite(rgba)
     azimuths = cameras.orthogonal_azimuths(config.num_views)
@@ -272,7 +370,7 @@ def _generate(
     anchor = config.loss.anchor_view
     if anchor is None:
         anchor = int((views - images).square().flatten(1).mean(1).argmin())
-    return _Target(images, views, c2w, times, anchor)
+    return Target(images, views, c2w, times, anchor)
 
 
 def loss_weights(config: FitConfig, step: int) -> dict[str, float]:
@@ -287,76 +385,6 @@ def loss_weights(config: FitConfig, step: int) -> dict[str, float]:
         "opacity": loss.opacity if step >= loss.opacity_from else 0.0,
         "sparsity": loss.sparsity if step >= loss.sparsity_from else 0.0,
     }
-
-
-def _terms(
-    config: FitConfig,
-    step: int,
-    pipeline: FourDiffusionPipeline,
-    denoiser: Denoiser,
-    scene: Scene,
-    target: _Target,
-    weights: dict[str, float],
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """The unweighted loss terms of one step, each back-propagated with its weight as soon as it is known."""
-    size = config.model.image_size
-    terms: dict[str, Tensor] = {}
-    sds = config.sds
-    if sds.source != "off" and sds.weight and step >= sds.start and (step - sds.start) % sds.every == 0:
-        terms |= _distilled(config, step, pipeline, denoiser, scene, target, weights, generator)
-    if weights["perceptual"] or weights["d_ssim"]:
-        frame = int(torch.randint(len(target.times), (), generator=generator))
-        camera = target.c2w[target.anchor : target.anchor + 1]
-        rays = teaching.view_rays(camera, target.times[frame : frame + 1], size, generator)
-        image = teaching.render_rays(scene, rays).rgb.view(1, size, size, 3).movedim(-1, 1)
-        truth = target.views[target.anchor, frame][None].to(image.device)
-        anchor = {
-            "perceptual": encoders.latent_distance(pipeline.vae, image, truth),
-            "d_ssim": losses.dssim(image, truth),
-        }
-        terms |= teaching.backward(anchor, weights)
-    if weights["views"]:
-        origins, directions, times, jitter = teaching.view_rays(target.c2w, target.times, size, generator)
-        chosen = torch.randint(len(times), (config.loss.views_rays,), generator=generator)
-        rays = (origins[chosen], directions[chosen], times[chosen], jitter[chosen])
-        rgb = teaching.render_rays(scene, rays).rgb
-        colours = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)[chosen]  # rays run over F, V, H, W
-        terms |= teaching.backward({"views": functional.mse_loss(rgb, colours.to(rgb.device))}, weights)
-    return terms
-
-
-def _distilled(
-    config: FitConfig,
-    step: int,
-    pipeline: FourDiffusionPipeline,
-    denoiser: Denoiser,
-    scene: Scene,
-    target: _Target,
-    weights: dict[str, float],
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """SDS and the regularisers on V orthogonal views from a random side (Eq. 10), back-propagated."""
-    sds = config.sds
-    frames = distillation.draw_window(len(target.times), config.model.window, generator)
-    offset, height, place = torch.rand(3, generator=generator).tolist()
-    c2w = cameras.orbit(cameras.orthogonal_azimuths(len(target.views), 360 * offset), sds.elevation_max_deg * height)
-    side = max(r for r, at in zip(sds.resolutions, sds.resolution_steps, strict=True) if step >= at)
-    low = losses.ramp(step - sds.start, sds.max_step, sds.min_step_end, sds.ramp_steps)
-    high = losses.ramp(step - sds.start, sds.max_step, sds.max_step_end, sds.ramp_steps)
-    timestep = int((low + (high - low) * place) * pipeline.scheduler.config.num_train_timesteps)
-
-    def teacher(rgb: Tensor) -> tuple[Tensor, Tensor]:
-        images = rgb.view(len(frames), len(c2w), side, side, 3).movedim(-1, 2)
-        clip = denoiser.at_frames(frames)
-        loss, gradient = distillation.distil(
-            images, config.model.image_size, pipeline.vae, lambda z_t: clip(z_t, timestep, c2w),
-            denoiser.alphas_cumprod[timestep], sds.guidance, sds.rescale, generator, sds.image_chunk,
-        )  # fmt: skip
-        return loss, gradient.movedim(2, -1).reshape(-1, 3)
-
-    rays = teaching.view_rays(c2w, target.times[frames], side, generator)
-    return teaching.teach(scene, rays, weights, sds.ray_chunk, teacher)
 
 
 def _save(output: Path, scene: Scene, optimizer: torch.optim.Optimizer, step: int) -> None:

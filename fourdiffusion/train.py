@@ -5,6 +5,7 @@ ImageDream; ``stage=motion`` is the paper's training: motion layers alone, on cl
 """
 
 import contextlib
+import dataclasses
 import math
 import time
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
@@ -25,6 +27,7 @@ from fourdiffusion.diffusion.loading import ModelConfig, fresh_pipeline, load_pi
 from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective, TowersObjective
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
+from fourdiffusion.tracking import check_trackers, trackers
 
 STAGES = ("vae", "clip", "base", "motion")
 Objective = AutoencoderObjective | TowersObjective | DiffusionObjective
@@ -61,7 +64,7 @@ class TrainConfig:
     sample_data: str | None = None  # folder of clips for these; None: the training clips
     sample_steps: int = 25
     sample_guidance: float = 3.0
-    trackers: list[str] = field(default_factory=list)  # tensorboard, wandb; log.jsonl is always written
+    trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # and wandb; log.jsonl is always written
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -70,23 +73,28 @@ def train(config: TrainConfig) -> None:
     """Trains one stage until ``steps``; run again, it goes on from the last checkpoint, bit for bit on CPU."""
     if config.stage not in STAGES:
         raise UserError(f"stage={config.stage} is none of {', '.join(STAGES)}")
+    check_trackers(config.trackers)
     output = Path(config.output)
-    accelerator = _accelerator(config, output)
+    accelerator = _accelerator(config)
+    main = accelerator.is_main_process
     num_frames = config.data.num_frames if config.stage == "motion" else 1
     data = ClipBatches(config.data, num_frames, config.batch_size, config.seed, accelerator.process_index, config.steps)
     pipeline = _pipeline(config, data)
     _check(config, pipeline, data)
-    if accelerator.is_main_process:
+    if main:
         checkpoints.open_run(
             output, config, free={"steps", "log_every", "checkpoint_every", "sample_every", "trackers"}
         )
     accelerator.wait_for_everyone()
 
     objective = _objective(config, pipeline)
-    parameters = [p for p in objective.trainable.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    optimizer = torch.optim.AdamW(
+        [p for p in objective.trainable.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+    )
     start = _resume(output, objective, optimizer)
-    if accelerator.is_main_process:
+    if main:
         checkpoints.trim_log(output, start.step)
     ema = {name: value.to(accelerator.device, copy=True) for name, value in start.ema.items()}
     pipeline.to(accelerator.device)
@@ -95,63 +103,71 @@ def train(config: TrainConfig) -> None:
     if config.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     model, optimizer = accelerator.prepare(objective, optimizer)
-    if config.trackers:
-        accelerator.init_trackers("fourdiffusion")
     batches = DataLoader(Subset(data, range(start.step, config.steps)), batch_size=None, num_workers=config.num_workers)
 
-    bar = tqdm(
-        batches,
-        initial=start.step,
-        total=config.steps,
-        desc=f"train {config.stage}",
-        disable=not accelerator.is_main_process,
-    )
+    bar = tqdm(batches, f"train {config.stage}", config.steps, initial=start.step, disable=not main)
     began = time.monotonic()
-    with checkpoints.patient_interrupt() as interrupted:
+    names = config.trackers if main else []
+    with (
+        checkpoints.patient_interrupt() as interrupted,
+        trackers(names, output, start.step, dataclasses.asdict(config)) as track,
+    ):
         for step, batch in enumerate(bar, start=start.step):
-            for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * learning_rate_factor(config, step)
             generator = checkpoints.stream(config.seed + 1, accelerator.process_index, step)
-            with accelerator.autocast():
-                terms = model(*_inputs(config, pipeline, batch, generator, accelerator.device))
-            loss = torch.stack(list(terms.values())).sum()
-            if not bool(loss.isfinite()):
-                raise UserError(
-                    f"the loss is {loss.item()} at step {step}: lower learning_rate; {output} holds the last checkpoint"
-                )
-            accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(parameters, config.grad_clip)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            inputs = _inputs(config, pipeline, batch, generator, accelerator.device)
+            terms = _update(config, step, accelerator, model, optimizer, inputs)
             decay = min(config.ema_decay, (step + 1) / (step + 10))
             trained = objective.trainable.state_dict()
             torch._foreach_lerp_([ema[name] for name in trained], list(trained.values()), 1 - decay)
 
             done = step + 1
-            if accelerator.is_main_process and (done % config.log_every == 0 or done == config.steps):
-                line = {"loss": loss.item(), "grad_norm": float(norm), **{k: v.item() for k, v in terms.items()}}
-                bar.set_postfix(loss=f"{loss.item():.4f}")
+            if main and (done % config.log_every == 0 or done == config.steps):
+                line = {name: float(value) for name, value in terms.items()}
+                bar.set_postfix(loss=f"{line['loss']:.4f}")
                 seconds = round(time.monotonic() - began, 2)
-                checkpoints.append_log(
-                    output, {"step": done, **line, "lr": optimizer.param_groups[0]["lr"], "seconds": seconds}
-                )
-                accelerator.log(line, step=done)
-            stopping = accelerator.is_main_process and interrupted()  # other processes go on until they are stopped
-            if accelerator.is_main_process and (
-                done % config.checkpoint_every == 0 or done == config.steps or stopping
-            ):
+                checkpoints.append_log(output, {"step": done, **line, "seconds": seconds})
+                track(line, done)
+            stopping = main and interrupted()  # other processes go on until they are stopped
+            if main and (done % config.checkpoint_every == 0 or done == config.steps or stopping):
                 _save(output, objective, optimizer, ema, done)
             if stopping:
                 raise KeyboardInterrupt
-            if accelerator.is_main_process and config.sample_every and done % config.sample_every == 0:
+            if main and config.sample_every and done % config.sample_every == 0:
                 with _weights(objective, ema):
                     _sample(config, pipeline, output / f"sample_{done:06d}.png")
             accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
+    if main:
         with _weights(objective, ema):
             _export(config, pipeline, data, output / "model")
         tqdm.write(f"weights (moving average): {output / 'model'}")
     accelerator.end_training()
+
+
+def _update(
+    config: TrainConfig,
+    step: int,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: AcceleratedOptimizer,
+    inputs: tuple[object, ...],
+) -> dict[str, Tensor | float]:
+    """One step of the optimiser; returns the loss, its terms, the gradient's norm and the learning rate."""
+    rate = config.learning_rate * learning_rate_factor(config, step)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    with accelerator.autocast():
+        terms = model(*inputs)
+    loss = torch.stack(list(terms.values())).sum()
+    if not bool(loss.isfinite()):
+        raise UserError(
+            f"the loss is {loss.item()} at step {step}: lower learning_rate; {config.output} holds the last checkpoint"
+        )
+    accelerator.backward(loss)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    norm = accelerator.clip_grad_norm_(parameters, config.grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {"loss": loss, "grad_norm": norm, **terms, "lr": rate}
 
 
 def learning_rate_factor(config: TrainConfig, step: int) -> float:
@@ -167,17 +183,12 @@ class _State:
     ema: dict[str, Tensor]
 
 
-def _accelerator(config: TrainConfig, output: Path) -> Accelerator:
-    """The processes that train. UserError for a precision or a tracker that cannot be had here."""
+def _accelerator(config: TrainConfig) -> Accelerator:
+    """The processes that train. UserError for a precision that cannot be had here."""
     try:
-        accelerator = Accelerator(
-            cpu=config.cpu, mixed_precision=config.mixed_precision, log_with=config.trackers or None, project_dir=output
-        )
+        return Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision)
     except ValueError as error:
-        raise UserError(f"mixed_precision={config.mixed_precision}, trackers={config.trackers}: {error}") from error
-    if absent := set(config.trackers) - {str(tracker) for tracker in accelerator.log_with}:
-        raise UserError(f"trackers: {', '.join(absent)} is not installed; install it, or rely on log.jsonl")
-    return accelerator
+        raise UserError(f"mixed_precision={config.mixed_precision}: {error}") from error
 
 
 def _check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipBatches) -> None:

@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, ModelConfig, fresh_pipeline, noise_schedule, open_pipeline
 from fourdiffusion.diffusion.pipeline import unconditional
-from fourdiffusion.fit import FitConfig, _Target, _terms, loss_weights
+from fourdiffusion.fit import FitConfig, Stage, Target, loss_weights
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.preview import Scene
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -164,13 +165,15 @@ def measure_sds(config: FitConfig, device: torch.device, images: Tensor, steps: 
     optimizer = torch.optim.AdamW(field.parameter_groups(config.grid_rate, config.mlp_rate))
     c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
     times = torch.linspace(0, 1, config.num_frames)
-    target = _Target(images, images.expand(config.num_views, *images.shape), c2w, times, anchor=0)
+    target = Target(images, images.expand(config.num_views, *images.shape), c2w, times, anchor=0)
+    perceptual = partial(encoders.latent_distance, pipeline.vae)
+    stage = Stage(config, pipeline, denoiser, perceptual, scene, target)
     marks = [_now(device)]
     for step in range(config.sds.resolution_steps[-1], config.sds.resolution_steps[-1] + steps):
         generator = checkpoints.stream(config.seed, 0, step)
         scene.occupancy.update(field.density, times.to(device), generator)
         weights = loss_weights(config, step)
-        terms = _terms(config, step, pipeline, denoiser, scene, target, weights, generator)
+        terms = stage.terms(step, weights, generator)
         assert all(bool(term.isfinite()) for term in terms.values()), terms
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -8,16 +8,20 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_model import FRAMES, SIZE, balls, picture, tiny_config, write_model
 
 from fourdiffusion import cameras, media
+from fourdiffusion.diffusion import distillation
 from fourdiffusion.diffusion.distillation import draw_window
+from fourdiffusion.diffusion.encoders import latent_distance
 from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.fit import (
@@ -25,8 +29,8 @@ from fourdiffusion.fit import (
     FitConfig,
     LossConfig,
     SceneConfig,
+    Stage,
     _generate,
-    _terms,
     fit,
     loss_weights,
 )
@@ -111,6 +115,7 @@ def test_the_run_says_which_backends_it_took_and_goes_on_with_others(config, cap
     assert "backends: grid_backend=numba, ray_backend=torch" in capsys.readouterr().out
     content = yaml.safe_load(Path(config.output, "config.yaml").read_text())
     assert content["backends"] == {"grid_backend": "numba", "ray_backend": "torch"}
+    assert content["perceptual"] == "distance of VAE latents, for want of LPIPS' weights"
     assert content["settings"]["scene"]["grid_backend"] == "auto"
     config.steps, config.scene.grid_backend = 2, "torch"
     fit(config)
@@ -118,6 +123,31 @@ def test_the_run_says_which_backends_it_took_and_goes_on_with_others(config, cap
     assert [line["step"] for line in log(config)] == [1, 2]
     for name in ("scene/config.json", "scene/renderer.json"):
         assert "backend" not in Path(config.output, name).read_text()
+
+
+def test_tensorboard_has_the_curves_of_the_log(config):
+    config.steps = 2
+    fit(config)
+    events = EventAccumulator(f"{config.output}/tensorboard").Reload()
+    assert set(events.Tags()["scalars"]) == set().union(*log(config)) - {"step"}
+    values = [(event.step, event.value) for event in events.Scalars("views")]
+    assert values == [(line["step"], pytest.approx(line["views"])) for line in log(config)]
+
+
+def test_guidance_falls_along_the_ramp(config, monkeypatch):
+    """And with an end above 1 there is an unconditional branch from the first step, even where it begins at 1."""
+    seen = []
+    real = distillation.distil
+
+    def spy(images, size, vae, denoise, alpha_bar, guidance, *rest):
+        seen.append((guidance, torch.equal(*denoise(torch.randn(FRAMES, 4, 4, SIZE // 2, SIZE // 2)))))
+        return real(images, size, vae, denoise, alpha_bar, guidance, *rest)
+
+    monkeypatch.setattr(distillation, "distil", spy)
+    config.sds = dataclasses.replace(config.sds, every=1, guidance=1.0, guidance_end=5.0)
+    fit(config)
+    assert [guidance for guidance, _ in seen] == [1.0, 2.0, 3.0, 4.0, 5.0, 5.0]
+    assert not any(same for _, same in seen)
 
 
 def test_a_line_of_the_log_has_the_means_since_the_line_before(config, tmp_path):
@@ -193,6 +223,8 @@ def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, minutes
         ({"model": tiny_config("nowhere")}, "nowhere"),
         ({"scene": SceneConfig(grid_backend="tinycudann")}, "scene.grid_backend=tinycudann (needs|serves)"),
         ({"scene": SceneConfig(ray_backend="nerfacc")}, "scene.ray_backend=nerfacc (needs|serves)"),
+        ({"loss": LossConfig(lpips="nowhere")}, "lpips=nowhere lacks vgg16-397923af.pth or vgg.pth"),
+        ({"trackers": ["abacus"]}, "trackers: abacus is none of tensorboard, wandb"),
         ({"scene": SceneConfig(ray_backend="sun")}, "scene.ray_backend=sun is unknown: choose auto, nerfacc, torch"),
     ],
 )
@@ -245,13 +277,15 @@ def test_gradients_in_chunks_are_the_whole_gradient(config):
     os.makedirs(config.output)
     target = _generate(config, pipeline, rgba, None, Path(config.output))
     denoiser = pipeline.prepare(target.images, "", "")
+    perceptual = partial(latent_distance, pipeline.vae)
     found = []
     for rays, pictures in ((0, 0), (0, 3), (100, 3), (777, 0)):
         config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=pictures)
         renderer = config.scene.renderer
         scene = Scene(DynamicField(config.scene.field, 0), OccupancyGrid(renderer), renderer)
         generator = torch.Generator().manual_seed(0)
-        terms = _terms(config, 0, pipeline, denoiser, scene, target, loss_weights(config, 0), generator)
+        stage = Stage(config, pipeline, denoiser, perceptual, scene, target)
+        terms = stage.terms(0, loss_weights(config, 0), generator)
         values = {name: float(value) for name, value in terms.items()}
         found.append((values, torch.cat([p.grad.flatten() for p in scene.field.parameters()])))
     (terms, gradient), *chunked = found

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fourdiffusion"
 
 # Each layer imports only layers below it, and itself where that is said. Other modules at the top are the verbs.
-FOUNDATION = {"errors", "device", "cameras", "media", "matting", "checkpoints", "ops", "metrics"}
+FOUNDATION = {"errors", "device", "cameras", "media", "matting", "checkpoints", "tracking", "ops", "metrics"}
 NOUNS = {"datasets", "diffusion", "scene"}
 COMMAND = {"cli", "config", "__main__"}
 STRANGERS = {frozenset({"diffusion", "scene"})}  # only a verb knows both
@@ -22,7 +22,8 @@ LAYERS = ["foundation", "noun", "verb", "command"]
 # The one home of each heavy dependency.
 HOMES = {
     "accelerate": {"train.py"},
-    "wandb": {"train.py"},
+    "wandb": {"tracking.py"},
+    "tensorboard": {"tracking.py"},
     "hydra": {"config.py", "cli.py"},
     "omegaconf": {"config.py", "cli.py"},
     "numba": {"ops/hash_grid_cpu.py"},
@@ -35,7 +36,7 @@ HOMES = {
     "av": {"media.py"},
     "bpy": set(),  # only the Blender script beside the package
 }
-HEAVY = {*HOMES, "torch", "numpy", "scipy", "diffusers", "skimage", "PIL", "tensorboard"}
+HEAVY = {*HOMES, "torch", "numpy", "scipy", "diffusers", "skimage", "PIL"}
 
 
 def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[int, str]]:
