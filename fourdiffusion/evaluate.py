@@ -15,6 +15,7 @@ from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
 from fourdiffusion.media import composite, contact_sheet, write_image
+from fourdiffusion.metrics.lpips import Lpips, load_lpips
 from fourdiffusion.metrics.video import copied_input, evaluate_views, group_means
 from fourdiffusion.scene.preview import Scene, load_scene, render_views
 
@@ -29,6 +30,7 @@ class EvaluateConfig:
     truth: str = "???"  # a clip folder: simultaneous views with their cameras
     output: str | None = None  # folder for metrics.json and comparison.png; the prediction's folder if not given
     device: str = "auto"  # auto | cpu | cuda: where a scene is rendered
+    lpips: str | None = None  # folder of LPIPS' weights; None: where torchvision and the package lpips keep them
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -40,6 +42,7 @@ def evaluate(config: EvaluateConfig) -> None:
     folder, truth = Path(config.prediction), read_clip(Path(config.truth))
     if not folder.is_dir():
         raise UserError(f"prediction={folder}: no such folder; give a run folder of fit or generate, or a clip folder")
+    lpips = load_lpips(config.lpips)
     generated = _generated_clip(folder)
     parts: dict[str, tuple[Tensor, list[int]]] = {}  # what is compared: its pictures [V, F, 3, H, W], its truth's views
     if (folder / "scene").is_dir():
@@ -62,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> None:
         images, azimuths = _on_white(truth), _azimuths(truth.c2w[views])
         roles = view_roles(truth.c2w[views], generated_c2w)
         report[name] = {"views": views, "azimuth_deg": azimuths, "role": roles} | compare(
-            prediction, images[views], roles, _input_video(images, truth.c2w)
+            prediction, images[views], roles, _input_video(images, truth.c2w), lpips
         )
         write_image(output / f"comparison_{name}.png", _comparison(prediction, images[views], azimuths, roles))
     write_atomic(output / "metrics.json", lambda path: path.write_text(json.dumps(report, indent=1) + "\n"))
@@ -70,22 +73,25 @@ def evaluate(config: EvaluateConfig) -> None:
     print(f"written: {output / 'metrics.json'}, {', '.join(f'comparison_{name}.png' for name in parts)}")
 
 
-def compare(prediction: Tensor, truth: Tensor, roles: list[str], input_video: Tensor | None) -> dict[str, Any]:
+def compare(
+    prediction: Tensor, truth: Tensor, roles: list[str], input_video: Tensor | None, lpips: Lpips | None = None
+) -> dict[str, Any]:
     """All measures of one comparison, ready for JSON.
 
     Args:
         prediction, truth: [V, F, 3, H, W] in [0, 1], on white.
         roles: what each view is, [V].
         input_video: [F, 3, H, W], what the baseline shows at every view; None if no view shows it.
+        lpips: None leaves that measure out.
     """
     report: dict[str, Any] = {
         "size": list(truth.shape[-2:]),
         "num_frames": truth.shape[1],
         "baseline": None,
     }
-    result = evaluate_views(prediction, truth)
+    result = evaluate_views(prediction, truth, lpips)
     if input_video is not None:
-        baseline = evaluate_views(copied_input(input_video, len(truth)), truth)
+        baseline = evaluate_views(copied_input(input_video, len(truth)), truth, lpips)
         report["baseline"] = {
             "what": "the input frame shown at every view",
             "mean_by_role": group_means(baseline, roles),

@@ -74,9 +74,9 @@ def section(lines: list[report.Line], options: argparse.Namespace) -> str:
             "",
             f"Means over the first {options.objects} test objects (none chosen), one fit each, ± standard deviation "
             "over objects, on white, at the novel views: those of the truth that are neither the input's nor made. "
-            f"{report.LEGEND}",
+            f"{report.legend(lines)}",
             "",
-            report.table(lines, [*VARIANTS, COPIED], ["psnr", "ssim", "gmsd", "temporal_error", "seconds"]),
+            report.table(lines, [*VARIANTS, COPIED], report.measures(lines)),
             "",
             " ".join(NOTES.split()),
             f"In words of `fourdiffusion fit`: {'; '.join(words)}. The words of the command come last.",

@@ -19,13 +19,10 @@ MEASURES = {  # heading and decimals
     "psnr": ("PSNR in dB ↑", 2),
     "ssim": ("SSIM ↑", 3),
     "gmsd": ("GMSD ↓", 3),
+    "lpips": ("LPIPS ↓", 3),
     "temporal_error": ("temporal error ↓", 4),
     "seconds": ("seconds", 0),
 }
-LEGEND = (
-    "GMSD is gradient magnitude similarity deviation, a perceptual measure without weights; LPIPS is not computed. "
-    "The temporal error is the mean absolute error of the differences between neighbouring frames."
-)
 
 
 def run(main: Callable[[], None]) -> None:
@@ -64,6 +61,20 @@ def table(lines: list[Line], rows: list[str], measures: list[str]) -> str:
         cells = [cell(over_objects(lines, row, name), MEASURES[name][1]) for name in measures]
         text.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(text)
+
+
+def measures(lines: list[Line]) -> list[str]:
+    """Those of MEASURES that were taken."""
+    return [name for name in MEASURES if any(line.get(name) is not None for line in lines)]
+
+
+def legend(lines: list[Line]) -> str:
+    """What the less known measures are."""
+    lpips = "" if "lpips" in measures(lines) else "; LPIPS is not computed, for want of its weights"
+    return (
+        f"GMSD is gradient magnitude similarity deviation, a perceptual measure without weights{lpips}. "
+        "The temporal error is the mean absolute error of the differences between neighbouring frames."
+    )
 
 
 def provenance(commits: set[str]) -> str:

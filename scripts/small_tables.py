@@ -22,6 +22,7 @@ from fourdiffusion.diffusion.loading import open_pipeline
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.generate import GenerateConfig
+from fourdiffusion.metrics.lpips import Lpips, load_lpips
 from fourdiffusion.metrics.video import copied_input, evaluate_views
 
 MOTION, FRAMEWISE, UNCURATED = "4DM", "its base model, frame by frame", "4DM, motion layers of uncurated clips"
@@ -48,6 +49,7 @@ def main() -> None:
     settings = sampling_settings(options.clips, options.model, options.frames, options.views, words)
     rows = _rows(settings, options.uncurated, options.seeds)
     read_example(folders[0], settings)  # what does not fit is said before anything is written
+    lpips = load_lpips(None)
     open_run(run, settings, free=set())
     known = {(x["weights"], x["row"], x["object"], x["seed"]): x for x in read_log(run)}
     jobs = [(folder, row, seed) for folder in folders for row in rows for seed in row.seeds]
@@ -56,21 +58,21 @@ def main() -> None:
         key = (row.weights, row.name, folder.name, seed)
         if key not in known:
             known[key] = dict(zip(("weights", "row", "object", "seed"), key, strict=True))
-            known[key] |= {"commit": git_commit()} | measure(settings, folder, row, seed)
+            known[key] |= {"commit": git_commit()} | measure(settings, folder, row, seed, lpips)
             append_log(run, known[key])
         lines.append(known[key])
     name = f"small_tables {options.frames}x{options.views}"
     report.write_section(options.output, name, section(settings, lines, [row.name for row in rows], options))
 
 
-def measure(settings: GenerateConfig, folder: Path, row: Row, seed: int) -> dict[str, float]:
+def measure(settings: GenerateConfig, folder: Path, row: Row, seed: int, lpips: Lpips | None) -> dict[str, float]:
     """Means over the generated views but the input's own."""
     example = read_example(folder, settings)
     if row.pipeline is None:
         prediction = copied_input(example.truth[0], settings.num_views)
     else:
         prediction = sample(row.pipeline, settings, example, seed, row.use_motion)
-    means: dict[str, float] = evaluate_views(prediction[1:], example.truth[1:])["mean"]
+    means: dict[str, float] = evaluate_views(prediction[1:], example.truth[1:], lpips)["mean"]
     return means
 
 
@@ -85,9 +87,9 @@ def section(settings: GenerateConfig, lines: list[report.Line], rows: list[str],
         f"standard deviation over objects, {size} x {size} pixels, on white. The views that count stand {azimuths} "
         "degrees from the input; the generated view at the input's own place does not count. The model got the input "
         f"video and the clip's caption; {model.sampler}, {model.sampling_steps} steps, guidance {model.guidance:g}. "
-        f"{report.LEGEND}",
+        f"{report.legend(lines)}",
         "",
-        report.table(lines, rows, ["psnr", "ssim", "gmsd", "temporal_error"]),
+        report.table(lines, rows, report.measures(lines)),
         "",
         f"*{FRAMEWISE}*: the same network without motion layers, another noise for each frame. *{COPIED}*: the input "
         "video shown at every view.",

@@ -257,6 +257,7 @@ def test_a_run_folder_can_be_moved(tmp_path: Path) -> None:
 
 def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     """It knew fewer settings: those must have their defaults."""
+
     @dataclass
     class Older:
         steps: int = 10

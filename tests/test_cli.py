@@ -66,7 +66,7 @@ def toy(config: ToyConfig) -> None:
     """
     print(json.dumps(asdict(config)))
 ''',
-    "fourdiffusion/toy_model.py": '''
+    "fourdiffusion/toy_model.py": """
 from dataclasses import dataclass
 
 
@@ -74,7 +74,7 @@ from dataclasses import dataclass
 class ModelConfig:
     width: int = 8  # of every layer
     folder: str = ""
-''',
+""",
     "configs/toy.yaml": """
 defaults:
   - toy_schema

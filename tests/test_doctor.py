@@ -14,12 +14,14 @@ def test_present_and_missing_parts(
     monkeypatch.setattr(
         doctor, "OPTIONAL", (("yaml", "settings", "pip install pyyaml"), ("no_such", "magic", "pip install no_such"))
     )
+    monkeypatch.setattr(doctor, "load_lpips", lambda _: None)
     model = write_model(tmp_path / "model")
     doctor.doctor(doctor.DoctorConfig(tiny_config(str(model))))
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("python 3.") and lines[1].startswith("GPU: ")
     assert lines[2] == "yaml: present"
     assert lines[3] == "no_such: missing (magic): pip install no_such"
-    assert lines[4] == f"weights: {model}"
+    assert lines[4] == "LPIPS: no weights; docs/weights.md names the two files"
+    assert lines[5] == f"weights: {model}"
     doctor.doctor(doctor.DoctorConfig(tiny_config(str(tmp_path))))
     assert f"model.path={tmp_path} holds none" in capsys.readouterr().out

@@ -21,6 +21,7 @@ SIZE, FRAMES = 16, 3
 
 def videos(azimuths: list[float], seed: int = 0) -> torch.Tensor:
     """[V, F, 3, S, S] in [0.2, 0.8]; a view's pictures depend on its azimuth only."""
+
     def one(azimuth: float) -> torch.Tensor:
         generator = torch.Generator().manual_seed(1000 * seed + round(azimuth))
         return 0.2 + 0.6 * torch.rand(FRAMES, 3, SIZE, SIZE, generator=generator)

@@ -63,8 +63,6 @@ def _z_to(vector: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(z, x), z], axis=1)
 
 
-
-
 class Builder:
     """Collects the joints and parts of one creature; `u` draws a proportion."""
 

@@ -41,6 +41,7 @@ COLOURS = {
 TEXTURES = ("plain", "stripes", "spots", "belly", "gradient", "checks")
 PLAIN, STRIPES, SPOTS, BELLY, GRADIENT, CHECKS = range(6)
 
+
 @dataclass
 class Creature:
     """Parameters of one creature; all tensors are float64. J joints, P parts, M materials, K spots."""

@@ -30,6 +30,8 @@ DISTILLATION_NEGATIVE_PROMPT = (  # the 4D stage's, likewise
     "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
     "bad proportions"
 )
+
+
 def unconditional(negative_prompt: str, guidance: float) -> str | None:
     """The prompt of the unconditional branch; None where guidance does without one."""
     return None if guidance == 1 else negative_prompt

@@ -1,7 +1,9 @@
 """Measures of whole clips, and the summary that every result table of the project is made from."""
 
+from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fourdiffusion.metrics.image import check_pair, gmsd, psnr, ssim
@@ -24,11 +26,15 @@ def copied_input(video: Tensor, num_views: int) -> Tensor:
     return video[None].expand(num_views, *video.shape)
 
 
-def evaluate_views(prediction: Tensor, truth: Tensor) -> dict[str, Any]:
+@torch.no_grad()
+def evaluate_views(
+    prediction: Tensor, truth: Tensor, lpips: Callable[[Tensor, Tensor], Tensor] | None = None
+) -> dict[str, Any]:
     """Compare clips view by view and frame by frame.
 
     Args:
         prediction, truth: [V, F, 3, H, W] float in [0, 1], composited on the same background.
+        lpips: what ``metrics.lpips.load_lpips`` found; None leaves that measure out.
 
     Returns:
         "mean": {metric: float}; "per_view": {metric: [V]}; "per_frame": {metric: [V][F]}. Means are of the pictures'
@@ -37,6 +43,8 @@ def evaluate_views(prediction: Tensor, truth: Tensor) -> dict[str, Any]:
     if prediction.ndim != 5:
         raise ValueError(f"evaluate_views needs [V, F, 3, H, W], got {list(prediction.shape)}")
     per_frame = {name: measure(prediction, truth) for name, measure in (("psnr", psnr), ("ssim", ssim), ("gmsd", gmsd))}
+    if lpips is not None:
+        per_frame["lpips"] = torch.stack([lpips(a, b) for a, b in zip(prediction, truth, strict=True)])
     per_view = {name: values.mean(dim=1) for name, values in per_frame.items()}
     if prediction.shape[1] > 1:
         per_view["temporal_error"] = temporal_error(prediction, truth)
