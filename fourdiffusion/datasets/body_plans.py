@@ -417,6 +417,83 @@ def _octopus(b: Builder) -> str:
     return "octopus swimming"
 
 
+def _turtle(b: Builder) -> str:
+    length, height = b.u(0.26, 0.34), b.u(0.13, 0.18)
+    width = b.u(0.75, 0.95) * length
+    root = b.root(bob=b.u(0.02, 0.05), multiple=1)
+    b.part(root, (0, 0, 0.03), (length, width, height), BODY)
+    b.part(root, (0, 0, -0.3 * height), (1.05 * length, 1.05 * width, 0.5 * height), ACCENT)
+    neck = b.joint(Joint(root, (0.85 * length, 0, 0), (0, -b.u(5, 30), 0), "y", swing=0.2))
+    b.bone(neck, (0.16, 0, 0), 0.06, LIMB)
+    size = b.u(0.09, 0.12)
+    radii = (1.2 * size, 0.9 * size, 0.8 * size)
+    b.part(neck, (0.16 + 0.6 * size, 0, 0.02), radii, LIMB)
+    b.eyes(neck, (0.16 + 0.6 * size, 0, 0.02), radii, 0.3 * size, 50, 30)
+    b.part(neck, (0.16 + 1.7 * size, 0, 0.0), (0.25 * size, 0.4 * size, 0.2 * size), NOSE)
+    b.tail(root, (-length, 0, 0), 2, 0.08, 0.035, -10)
+    odd, swing = int(b.rng.integers(0, 8)), b.u(0.4, 0.7)
+    for k, (x, side) in enumerate([(0.6, 1), (0.6, -1), (-0.6, 1), (-0.6, -1)]):
+        at = (x * length, side * 0.8 * width, -0.2 * height)
+        fin = b.joint(Joint(root, at, (0, 0, -side * 25 * (1 if x > 0 else -1)), "x", swing=side * swing, phase=x))
+        long = b.u(0.2, 0.28) if x > 0 else 0.14
+        b.part(fin, (-0.03, side * 0.8 * long, 0), (0.09, long, 0.03), ODD if odd == k else LIMB)
+    return "turtle swimming"
+
+
+def _centaur(b: Builder) -> str:
+    length, width, height = b.u(0.24, 0.30), b.u(0.13, 0.17), b.u(0.13, 0.17)
+    root = b.root(bob=b.u(0.01, 0.03))
+    b.part(root, (0, 0, 0), (length, width, height), BODY)
+    chest = b.joint(Joint(root, (0.75 * length, 0, 0.4 * height), (0, -b.u(0, 15), 0), "z", swing=0.25))
+    tall = b.u(0.2, 0.28)
+    b.part(chest, (0, 0, 0.5 * tall), (0.11, 0.15, 0.7 * tall), ACCENT)
+    size = b.u(0.11, 0.14)
+    head = b.joint(Joint(chest, (0, 0, 1.2 * tall + 0.6 * size), axis="z", swing=0.3))
+    radii = (size, size, 1.1 * size)
+    b.part(head, (0, 0, 0), radii, BODY)
+    b.eyes(head, (0, 0, 0), radii, 0.28 * size, 35, 15)
+    b.part(head, (size, 0, -0.2 * size), (0.2 * size, 0.25 * size, 0.2 * size), NOSE)
+    b.ears(head, radii, str(b.rng.choice(["pointed", "round", "horns"])))
+    for side in (1, -1):
+        arm = b.joint(Joint(chest, (0, side * 0.16, 0.95 * tall), (-side * 15, 0, 0), "y", swing=0.7, phase=1.5 * side))
+        b.bone(arm, (0.05, side * 0.02, -0.16), 0.045, LIMB)
+        elbow = b.joint(Joint(arm, (0.05, side * 0.02, -0.16), axis="y", bias=-0.7, swing=0.3))
+        b.bone(elbow, (0, 0, -0.15), 0.04, ACCENT)
+    b.tail(root, (-0.9 * length, 0, 0.3 * height), 3, b.u(0.09, 0.12), 0.05, b.u(-40, 0))
+    radius, upper, lower, swing = b.u(0.05, 0.07), b.u(0.14, 0.19), b.u(0.12, 0.16), b.u(0.4, 0.6)
+    odd = int(b.rng.integers(0, 8))
+    for k, (x, side, phase) in enumerate([(0.75, 1, 0.0), (0.75, -1, math.pi), (-0.7, 1, math.pi), (-0.7, -1, 0.0)]):
+        at = (x * length, side * 0.65 * width, -0.5 * height)
+        b.leg(root, at, upper, lower, radius, (swing, phase, 0.5 if x < 0 else -0.3), odd == k)
+    return "centaur walking"
+
+
+def _dragonfly(b: Builder) -> str:
+    radius, step = b.u(0.05, 0.07), b.u(0.11, 0.14)
+    root = b.root(bob=b.u(0.02, 0.05), multiple=1)
+    b.part(root, (0, 0, 0), (1.3 * step, 2 * radius, 2 * radius), BODY)
+    joint, offset = root, (-1.1 * step, 0.0, 0.0)
+    for k in range(4):
+        joint = b.joint(Joint(joint, offset, (0, b.u(-6, 6), 0), "y", swing=0.12, phase=-0.7 * k))
+        b.part(joint, (-0.5 * step, 0, 0), (0.65 * step, radius, radius), LIMB if k % 2 else BODY)
+        offset = (-step, 0.0, 0.0)
+    size = b.u(0.09, 0.12)
+    head = b.joint(Joint(root, (1.3 * step + 0.4 * size, 0, 0), axis="z", swing=0.2))
+    b.part(head, (0, 0, 0), (0.8 * size, size, 0.8 * size), ACCENT)
+    b.eyes(head, (0, 0, 0), (0.8 * size, size, 0.8 * size), 0.45 * size, 60, 20)
+    span, chord, swing, odd = b.u(0.75, 0.95), b.u(0.07, 0.1), b.u(0.4, 0.7), int(b.rng.integers(0, 8))
+    for k, (x, phase) in enumerate(((0.4, 0.0), (-0.5, math.pi / 2))):
+        for side in (1, -1):
+            at = (x * step, side * radius, 1.5 * radius)
+            wing = b.joint(Joint(root, at, (0, 0, side * 12 * (0.5 - k)), "x", swing=side * swing, phase=phase))
+            b.part(wing, (0, side * 0.5 * span, 0), (chord, 0.5 * span, 0.025), ODD if odd == k else ACCENT)
+    for side in (1, -1):
+        for x in (0.6, 0.1, -0.4):
+            leg = b.joint(Joint(root, (x * step, side * radius, -radius), (side * 25, 0, 0), "y", swing=0.2, phase=x))
+            b.bone(leg, (0, 0, -0.13), 0.025, LIMB)
+    return "dragonfly flying"
+
+
 PLANS = {
     "quadruped": _quadruped,
     "biped": _biped,
@@ -428,3 +505,4 @@ PLANS = {
     "octopus": _octopus,
 }
 PLAN_SHARES = (0.25, 0.15, 0.13, 0.12, 0.08, 0.08, 0.11, 0.08)
+UNSEEN_PLANS = {"turtle": _turtle, "centaur": _centaur, "dragonfly": _dragonfly}  # for tests alone, equally often

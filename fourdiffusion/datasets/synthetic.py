@@ -17,7 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourdiffusion.datasets.body_plans import AXES, BODY, LIMB, ODD, PLAN_SHARES, PLANS, Builder, Joint, euler
+from fourdiffusion.datasets.body_plans import (
+    AXES,
+    BODY,
+    LIMB,
+    ODD,
+    PLAN_SHARES,
+    PLANS,
+    UNSEEN_PLANS,
+    Builder,
+    Joint,
+    euler,
+)
 
 TEST_SEED_START = 1_000_000  # training seeds: [0, TEST_SEED_START); test seeds: [TEST_SEED_START, ...)
 BALL_RADIUS = 0.39  # what the creature is scaled to; leaves a margin below the promised 0.40
@@ -77,14 +88,17 @@ class Creature:
 # From a seed to a creature.
 
 
-def make_creature(seed: int) -> Creature:
-    """The creature of a seed: the same on every machine, whatever was made before."""
+def make_creature(seed: int, unseen: bool = False) -> Creature:
+    """The creature of a seed: the same on every machine, whatever was made before.
+
+    ``unseen``: of a body plan that no training clip has.
+    """
     if seed < 0:
         raise ValueError(f"seed is {seed}: give a non-negative integer")
     rng = np.random.default_rng(seed)
-    plan = str(rng.choice(list(PLANS), p=PLAN_SHARES))
+    plan = str(rng.choice(list(UNSEEN_PLANS)) if unseen else rng.choice(list(PLANS), p=PLAN_SHARES))
     builder = Builder(rng)
-    action = PLANS[plan](builder)
+    action = (UNSEEN_PLANS if unseen else PLANS)[plan](builder)
     colours, kinds, words = _paint(rng)
     parts = builder.parts
     creature = Creature(
