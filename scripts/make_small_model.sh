@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to data/models/tiny and data/sample: the data, the five training runs, the export.
+# From nothing to data/models/tiny and data/sample: the data, the training runs, the export.
 #
 #   scripts/make_small_model.sh [FOLDER OF DATA]
 #
@@ -10,7 +10,8 @@ cd "$(dirname "$0")/.."
 data=${1:-.cache/synth}
 export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 
-train() { torchrun --nproc_per_node 2 -m fourdiffusion train data.path="$data/train" sample_data="$data/test" cpu=true "$@"; }
+clips=$data/train
+train() { torchrun --nproc_per_node 2 -m fourdiffusion train data.path="$clips" sample_data="$data/test" cpu=true "$@"; }
 
 fourdiffusion data synth output="$data/train" num_clips=1500 num_workers=2
 fourdiffusion data synth output="$data/test" split=test num_clips=60 rig=orbit num_workers=2
@@ -20,6 +21,10 @@ train experiment=tiny_vae_crops output=runs/tiny_vae_crops
 train experiment=tiny_clip output=runs/tiny_clip
 train experiment=tiny_base output=runs/tiny_base
 train experiment=tiny_motion output=runs/tiny_motion
+
+# What curation is worth: the same last stage on the same clips and as many faulty ones.
+fourdiffusion data synth output="$data/whole" num_clips=1500 num_faulty=1500 num_workers=2
+clips=$data/whole train experiment=tiny_motion output=runs/tiny_motion_whole
 
 python scripts/export_small_model.py runs/tiny_motion/model data/models/tiny
 python scripts/make_sample.py data/sample

@@ -44,7 +44,8 @@ def main() -> None:
     """Samples what is not measured yet and writes the section."""
     options = _options()
     folders = first_clips(options.clips, options.objects)
-    run = options.run or Path(f"runs/small_tables_{options.frames}x{options.views}")
+    name = f"{options.frames}x{options.views}" + (f" {options.set}" if options.set else "")
+    run = options.run or Path("runs", f"small_tables_{name}".replace(" ", "_"))
     words = [*options.words, f"output={run}"]
     settings = sampling_settings(options.clips, options.model, options.frames, options.views, words)
     rows = _rows(settings, options.uncurated, options.seeds)
@@ -61,8 +62,9 @@ def main() -> None:
             known[key] |= {"commit": git_commit()} | measure(settings, folder, row, seed, lpips)
             append_log(run, known[key])
         lines.append(known[key])
-    name = f"small_tables {options.frames}x{options.views}"
-    report.write_section(options.output, name, section(settings, lines, [row.name for row in rows], options))
+    report.write_section(
+        options.output, f"small_tables {name}", section(settings, lines, [row.name for row in rows], options)
+    )
 
 
 def measure(settings: GenerateConfig, folder: Path, row: Row, seed: int, lpips: Lpips | None) -> dict[str, float]:
@@ -81,7 +83,8 @@ def section(settings: GenerateConfig, lines: list[report.Line], rows: list[str],
     azimuths = ", ".join(f"{azimuth:g}" for azimuth in cameras.orthogonal_azimuths(settings.num_views).tolist()[1:])
     size, model = settings.model.image_size, settings.model
     text = [
-        f"## Videos from new sides: {settings.num_frames} frames, {settings.num_views} views",
+        f"## Videos from new sides: {options.set + ', ' if options.set else ''}{settings.num_frames} frames, "
+        f"{settings.num_views} views",
         "",
         f"Means over the first {options.objects} test objects (none chosen) and {options.seeds} sampling seeds ± "
         f"standard deviation over objects, {size} x {size} pixels, on white. The views that count stand {azimuths} "
@@ -133,7 +136,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=8, help="of the clips")
     parser.add_argument("--views", type=int, default=4, help="that the model generates")
-    parser.add_argument("--run", type=Path, help="folder of the measurements; runs/small_tables_FRAMESxVIEWS")
+    parser.add_argument("--set", default="", help="what the clips are, where they are not the usual ones: a few words")
+    parser.add_argument("--run", type=Path, help="folder of the measurements; runs/small_tables_FRAMESxVIEWS_SET")
     parser.add_argument("--output", type=Path, default=Path("docs/results.md"))
     return parser.parse_intermixed_args()
 
