@@ -1,6 +1,6 @@
 """Clips of meshes that are no ellipsoids: what the small model makes of objects from outside its world.
 
-    pip install panda3d==1.10.16    # its software renderer and the models inside the package (BSD)
+    pip install -e '.[scripts]'    # panda3d: its software renderer, and the models inside the package (BSD)
     python scripts/asset_clips.py .cache/assets
 
 A panda that walks (skinned and textured, seen from four sides), and three rigid objects that rock and turn. Every clip
@@ -42,7 +42,7 @@ def main(output: Path) -> None:
         from direct.showbase.ShowBase import ShowBase
         from panda3d.core import loadPrcFileData
     except ImportError as error:
-        raise UserError("panda3d is not installed: pip install panda3d==1.10.16") from error
+        raise UserError("panda3d is not installed: pip install -e '.[scripts]'") from error
     settings = (
         "load-display p3tinydisplay",
         "window-type offscreen",
@@ -68,7 +68,7 @@ def main(output: Path) -> None:
         times = torch.linspace(0, 1, FRAMES)
         write_clip(
             output / name,
-            Clip(name, rgba, c2w, FOVY_DEG, times, caption, "BSD-3-Clause", f"panda3d 1.10.16, models/{model}"),
+            Clip(name, rgba, c2w, FOVY_DEG, times, caption, "BSD-3-Clause", f"panda3d, models/{model}"),
         )
 
 

@@ -49,7 +49,7 @@ def main() -> None:
         writer.writerows(points)
     print(f"{report.machine()}; written: {path}")
     if importlib.util.find_spec("matplotlib") is None:
-        print("matplotlib is not installed: no picture; pip install matplotlib, then run the same command again")
+        print("matplotlib is not installed: no picture; pip install -e '.[scripts]', then run the same command again")
     else:
         plot(points, options.run / "curves.png")
 
