@@ -253,6 +253,7 @@ def test_a_run_folder_can_be_moved(tmp_path: Path) -> None:
 
     checkpoints.open_run(tmp_path, Placed("here"), free=set())
     checkpoints.open_run(tmp_path, Placed("there"), free=set())
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["settings"] == {"output": "there"}
 
 
 def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:

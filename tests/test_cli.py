@@ -323,10 +323,10 @@ def test_the_settings_that_help_shows_are_the_verbs_own(verb: cli.Verb) -> None:
 @real
 def test_every_option_of_every_group_fits(verb: cli.Verb) -> None:
     schema = config.read_schema(verb.module, verb.settings)
-    config.compose(verb.function, schema, [])
+    names = config.compose(verb.function, schema, []).keys()
     for group in config.groups(verb.function):
         for option in group.options():
-            config.compose(verb.function, schema, [f"{group.name}={option}"])
+            assert config.compose(verb.function, schema, [f"{group.name}={option}"]).keys() == names
 
 
 def test_every_experiment_lies_with_its_verb() -> None:

@@ -12,6 +12,8 @@ import report
 import sample_sheets
 import small_tables
 import torch
+import yaml
+from omegaconf import OmegaConf
 from PIL import Image
 from tiny_model import FRAMES, SIZE, balls, picture, tiny_pipeline
 
@@ -133,7 +135,9 @@ def test_a_sheet_has_two_rows_an_object(
 def test_the_ablations_words_are_settings_of_fit() -> None:
     schema = held_out.config.read_schema("fourdiffusion.fit", "FitConfig")
     for words in ablation.VARIANTS.values():
-        held_out.config.compose("fit", schema, words)
+        settings = held_out.config.compose("fit", schema, words)
+        for key, value in (word.split("=") for word in words):
+            assert OmegaConf.select(settings, key) in (yaml.safe_load(value), value)
 
 
 def test_a_done_fit_is_not_run_again_and_other_words_are_refused(tmp_path: Path) -> None:
