@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from fourdiffusion.diffusion.loading import ModelConfig
-from fourdiffusion.metrics.lpips import load_lpips
+from fourdiffusion.metrics.lpips import lpips_files
 from fourdiffusion.ops.backends import INSTALL
 
 OPTIONAL = (  # module, what it is for, the line that installs it
@@ -39,7 +39,7 @@ def doctor(config: DoctorConfig) -> None:
         print("GPU: none that torch sees; the small model runs on the CPU, the full size needs one")
     for module, purpose, line in OPTIONAL:
         print(f"{module}: {_state(module) or f'missing ({purpose}): {line}'}")
-    found = load_lpips(None) is not None
+    found = lpips_files(None)
     print("LPIPS: its weights are here" if found else "LPIPS: no weights; docs/weights.md names the two files")
     path = config.model.path
     there = path is not None and (Path(path) / "model_index.json").is_file()

@@ -284,11 +284,11 @@ def _stage(config: FitConfig, output: Path, device: torch.device) -> Stage:
 
 def _perceptual(config: LossConfig, vae: AutoencoderKL, device: torch.device) -> tuple[str, Perceptual]:
     """The anchor loss's distance (Eq. 11) and what it is: LPIPS, or a substitute where its weights are not here."""
-    if not (config.anchor and config.perceptual):
-        return "none", partial(encoders.latent_distance, vae)
-    lpips = load_lpips(config.lpips)
+    used = bool(config.anchor and config.perceptual)
+    lpips = load_lpips(config.lpips) if used else None
     if lpips is None:
-        return "distance of VAE latents, for want of LPIPS' weights", partial(encoders.latent_distance, vae)
+        what = "distance of VAE latents, for want of LPIPS' weights" if used else "off"
+        return what, partial(encoders.latent_distance, vae)
     lpips.to(device)
     return "LPIPS (VGG-16)", lambda image, truth: lpips(image.clamp(0, 1), truth).mean()
 

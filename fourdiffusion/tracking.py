@@ -25,7 +25,9 @@ def check_trackers(names: list[str]) -> None:
 
 @contextlib.contextmanager
 def trackers(names: list[str], folder: Path, start: int, settings: dict[str, Any]) -> Iterator[Track]:
-    """A function that sends values to each tracker; what a resumed run makes again replaces what was there.
+    """A function that sends values to each tracker.
+
+    What a resumed run makes again replaces what TensorBoard has; wandb keeps the first.
 
     Args:
         names: of ``check_trackers``.

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import report
 import torch
 import torch.nn.functional as functional
 from torch import Tensor
@@ -43,13 +44,8 @@ def main(output: Path) -> None:
         from panda3d.core import loadPrcFileData
     except ImportError as error:
         raise UserError("panda3d is not installed: pip install -e '.[scripts]'") from error
-    settings = (
-        "load-display p3tinydisplay",
-        "window-type offscreen",
-        "audio-library-name null",
-        "textures-power-2 none",
-    )
-    for line in (*settings, f"win-size {SIDE * FINER} {SIDE * FINER}", "notify-level error"):
+    size = f"win-size {SIDE * FINER} {SIDE * FINER}"
+    for line in ("load-display p3tinydisplay", "window-type offscreen", "audio-library-name null", size):
         loadPrcFileData("", line)
     base = ShowBase()
     base.camLens.setFov(FOVY_DEG, FOVY_DEG)
@@ -138,8 +134,4 @@ def _picture(base: Any, place: Tensor) -> Tensor:
 
 
 if __name__ == "__main__":
-    try:
-        main(Path(sys.argv[1]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    report.run(lambda: main(Path(sys.argv[1])))

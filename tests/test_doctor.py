@@ -14,7 +14,7 @@ def test_present_and_missing_parts(
     monkeypatch.setattr(
         doctor, "OPTIONAL", (("yaml", "settings", "pip install pyyaml"), ("no_such", "magic", "pip install no_such"))
     )
-    monkeypatch.setattr(doctor, "load_lpips", lambda _: None)
+    monkeypatch.setattr(doctor, "lpips_files", lambda _: None)
     model = write_model(tmp_path / "model")
     doctor.doctor(doctor.DoctorConfig(tiny_config(str(model))))
     lines = capsys.readouterr().out.splitlines()

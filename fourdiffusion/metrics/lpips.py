@@ -60,36 +60,43 @@ class Lpips(nn.Module):
 
 
 def load_lpips(folder: str | None) -> Lpips | None:
-    """LPIPS from a folder with BACKBONE and HEADS.
+    """LPIPS from the files of ``lpips_files``; None where there are none.
 
-    Args:
-        folder: None looks where torch keeps torchvision's downloads, and into an installed package lpips.
-
-    Returns:
-        None where folder is None and one of the two files is not there. UserError where a folder that was named lacks
-        one, or a file holds other weights.
+    UserError where a folder that was named lacks one, or a file holds other weights.
     """
-    backbone, heads = _places(folder)
-    if not (backbone.is_file() and heads.is_file()):
-        if folder is None:
-            return None
-        raise UserError(f"lpips={folder} lacks {BACKBONE} or {HEADS}: docs/weights.md says where they come from")
-    tensors = {k: v for k, v in read_foreign(backbone).items() if k.startswith("features.")}
-    for number in range(len(BLOCKS)):
-        tensors |= {f"heads.{number}": v for k, v in read_foreign(heads).items() if k == f"lin{number}.model.1.weight"}
+    files = lpips_files(folder)
+    if files is None:
+        return None
+    tensors = {key: value for key, value in read_foreign(files[0]).items() if key.startswith("features.")}
+    heads = read_foreign(files[1])
+    tensors |= {f"heads.{n}": heads[key] for n in range(len(BLOCKS)) if (key := f"lin{n}.model.1.weight") in heads}
     measure = Lpips()
     try:
         measure.load_state_dict(tensors)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip()
-        raise UserError(f"{backbone} and {heads} are not the weights of LPIPS with VGG-16 ({reason})") from error
+        raise UserError(f"{files[0]} and {files[1]} are not the weights of LPIPS with VGG-16 ({reason})") from error
     return measure
 
 
-def _places(folder: str | None) -> tuple[Path, Path]:
-    """Where the two files should be."""
+def lpips_files(folder: str | None) -> tuple[Path, Path] | None:
+    """Where backbone and heads lie.
+
+    Args:
+        folder: with both; None looks where torch keeps torchvision's downloads, and into an installed package lpips.
+
+    Returns:
+        None where folder is None and one of the two is not there. UserError where a named folder lacks one.
+    """
     if folder is not None:
-        return Path(folder, BACKBONE), Path(folder, HEADS)
-    package = importlib.util.find_spec("lpips")
-    places = list(package.submodule_search_locations or []) if package else []
-    return Path(torch.hub.get_dir(), "checkpoints", BACKBONE), Path(places[0] if places else "", "weights/v0.1", HEADS)
+        files = Path(folder, BACKBONE), Path(folder, HEADS)
+    else:
+        package = importlib.util.find_spec("lpips")
+        places = list(package.submodule_search_locations or []) if package else []
+        heads = Path(places[0] if places else "", "weights/v0.1", HEADS)
+        files = Path(torch.hub.get_dir(), "checkpoints", BACKBONE), heads
+    if all(file.is_file() for file in files):
+        return files
+    if folder is None:
+        return None
+    raise UserError(f"lpips={folder} lacks {BACKBONE} or {HEADS}: docs/weights.md says where they come from")
