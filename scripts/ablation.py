@@ -1,6 +1,6 @@
 """The paper's Table 1 ablations in miniature: scenes fitted to held-out objects, measured at views that nobody made.
 
-    fourdiffusion data synth output=.cache/measure split=test rig=orbit num_clips=5
+    fourdiffusion data synth output=.cache/measure split=test first_seed=60 rig=orbit num_clips=5
     python scripts/ablation.py .cache/measure --output docs/results.md [KEY=VALUE of `fourdiffusion fit` ...]
 
 Every fit is a command of its own with a run folder of its own; a finished one is not run again, a stopped one goes on.

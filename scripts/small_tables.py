@@ -1,6 +1,6 @@
 """The paper's Table 2 in miniature: videos from new sides, sampled by the small model for held-out objects.
 
-    fourdiffusion data synth output=.cache/measure split=test rig=orbit num_clips=30
+    fourdiffusion data synth output=.cache/measure split=test first_seed=60 rig=orbit num_clips=30
     python scripts/small_tables.py .cache/measure --output docs/results.md [KEY=VALUE of `fourdiffusion generate` ...]
 
 Each measurement is written down at once, in log.jsonl of the run folder; a stopped command goes on.
