@@ -17,18 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourdiffusion.datasets.body_plans import (
-    AXES,
-    BODY,
-    LIMB,
-    ODD,
-    PLAN_SHARES,
-    PLANS,
-    UNSEEN_PLANS,
-    Builder,
-    Joint,
-    euler,
-)
+from fourdiffusion.datasets.body_plans import PLAN_SHARES, PLANS, UNSEEN_PLANS
+from fourdiffusion.datasets.skeleton import AXES, BODY, LIMB, ODD, Builder, Joint, euler
 
 TEST_SEED_START = 1_000_000  # training seeds: [0, TEST_SEED_START); test seeds: [TEST_SEED_START, ...)
 BALL_RADIUS = 0.39  # what the creature is scaled to; leaves a margin below the promised 0.40
