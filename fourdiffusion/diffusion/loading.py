@@ -62,6 +62,7 @@ class ModelConfig:
     resampler_head_dim: int = 64
     norm_groups: int = 32  # of the UNet's and the motion layers' group normalisation
     prediction: str = "epsilon"  # what the UNet's output means: epsilon | velocity
+    beta_end: float = 0.0120  # of the noise schedule; the release's leaves a little of the clip at its last level
     positions: bool = False  # whether attention is told where in the picture a token stands
     motion_heads: int = 8
     max_frames: int = 32
@@ -158,11 +159,11 @@ def set_sampler(pipeline: FourDiffusionPipeline, name: str, spacing: str | None 
     pipeline.register_modules(scheduler=SAMPLERS[name].from_config(pipeline.scheduler.config, **chosen))
 
 
-def noise_schedule() -> DDIMScheduler:
-    """SD's 1000 steps: scaled-linear betas 0.00085 to 0.0120, epsilon prediction (method.md section 1)."""
+def noise_schedule(beta_end: float = 0.0120) -> DDIMScheduler:
+    """SD's 1000 steps: scaled-linear betas from 0.00085 to 0.0120, or else to ``beta_end`` (method.md section 1)."""
     return DDIMScheduler(
         beta_start=0.00085,
-        beta_end=0.0120,
+        beta_end=beta_end,
         beta_schedule="scaled_linear",
         clip_sample=False,
         set_alpha_to_one=False,
@@ -208,5 +209,5 @@ def fresh_pipeline(config: ModelConfig, tokenizer: CLIPTokenizer, seed: int) -> 
                 config.image_encoder_size, config.image_patch, config.image_dim, config.image_layers, config.image_heads
             ),
             feature_extractor=encoders.image_processor(config.image_encoder_size),
-            scheduler=noise_schedule(),
+            scheduler=noise_schedule(config.beta_end),
         )

@@ -10,12 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_model import FRAMES, SIZE, tiny_clip, tiny_config, tiny_pipeline
+from tiny_model import CAPTIONS, FRAMES, SIZE, tiny_clip, tiny_config, tiny_pipeline
 from torch import Tensor
 
 from fourdiffusion import cameras, media
-from fourdiffusion.diffusion.encoders import encode_latents
-from fourdiffusion.diffusion.loading import load_pipeline, noise_schedule, open_pipeline, set_sampler
+from fourdiffusion.diffusion.encoders import encode_latents, train_tokenizer
+from fourdiffusion.diffusion.loading import (
+    SAMPLERS,
+    fresh_pipeline,
+    load_pipeline,
+    noise_schedule,
+    open_pipeline,
+    set_sampler,
+)
 from fourdiffusion.diffusion.long_video import interleaved, windows
 from fourdiffusion.diffusion.motion import frame_positions
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
@@ -65,6 +72,18 @@ def test_round_trip(pipeline: FourDiffusionPipeline, saved: Path) -> None:
     torch.testing.assert_close(loaded.scheduler.alphas_cumprod, noise_schedule().alphas_cumprod)
     # Kernels round by where weights lie in memory: equal weights, almost equal samples.
     torch.testing.assert_close(sample(loaded, video()), sample(pipeline, video()), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_sampler_keeps_the_noise_schedule_of_the_model(tmp_path: Path, sampler: str) -> None:
+    config = dataclasses.replace(tiny_config(), beta_end=0.03)
+    fresh_pipeline(config, train_tokenizer(CAPTIONS, 512, 12), seed=0).save_whole(tmp_path / "steep")
+    loaded = load_pipeline(tmp_path / "steep")
+    set_sampler(loaded, sampler, "trailing")
+    betas = torch.linspace(0.00085**0.5, 0.03**0.5, 1000, dtype=torch.float64).square()
+    expected = (1 - betas).cumprod(0)
+    assert expected[-1] ** 0.5 < 0.0025 < 0.06 < noise_schedule().alphas_cumprod[-1] ** 0.5
+    torch.testing.assert_close(loaded.scheduler.alphas_cumprod.double(), expected, rtol=1e-4, atol=1e-9)
 
 
 def test_files_are_safetensors_and_small_text(saved: Path) -> None:
