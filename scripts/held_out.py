@@ -27,6 +27,9 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.generate import GenerateConfig
 from fourdiffusion.media import composite, write_image
 
+# The words of `fourdiffusion fit` for the sample that ships.
+SAMPLE = ["video=data/sample/input.mp4", "crop=frame", "prompt=a pink bird with a purple belly flying"]
+
 
 def first_clips(folder: Path, count: int) -> list[Path]:
     """The first clips by name: none is chosen. UserError where there are fewer."""

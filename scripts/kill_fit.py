@@ -15,12 +15,11 @@ from pathlib import Path
 
 import report
 import torch
+from held_out import SAMPLE
 from safetensors.torch import load_file
 
 from fourdiffusion.checkpoints import git_commit, load_tensors
 from fourdiffusion.errors import UserError
-
-SAMPLE = ["video=data/sample/input.mp4", "crop=frame", "prompt=a pink bird with a purple belly flying"]
 
 
 def main() -> None:
