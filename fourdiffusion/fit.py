@@ -58,6 +58,7 @@ class DistillationConfig:
     guidance: float = 5.0
     guidance_end: float | None = None  # linearly towards this over ramp_steps; None: constant
     rescale: float = 0.2  # r
+    in_pixels: bool = False  # compare renders with decoded clean pictures, not latents with latents (not in the paper)
     start: int = 0  # first step with SDS
     every: int = 1  # SDS at each so manieth step
     max_step: float = 0.98  # t is uniform between two ramps, in fractions of the schedule
@@ -188,6 +189,7 @@ class Stage:
             loss, gradient = distillation.distil(
                 images, model.image_size, self.pipeline.vae, lambda z_t: clip(z_t, timestep, c2w),
                 self.denoiser.alphas_cumprod[timestep], guidance, sds.rescale, generator, sds.image_chunk,
+                sds.in_pixels,
             )  # fmt: skip
             return loss, gradient.movedim(2, -1).reshape(-1, 3)
 

@@ -270,7 +270,8 @@ def test_an_empty_scene_stops_with_a_reason(config):
         fit(config)
 
 
-def test_gradients_in_chunks_are_the_whole_gradient(config):
+@pytest.mark.parametrize("in_pixels", [False, True])
+def test_gradients_in_chunks_are_the_whole_gradient(config, in_pixels):
     """Memory must not grow with the number of rays; nothing else may change."""
     pipeline = load_pipeline(config.model.path)
     rgba = media.load_video(config.video, FRAMES, SIZE, crop="frame").rgba
@@ -280,7 +281,7 @@ def test_gradients_in_chunks_are_the_whole_gradient(config):
     perceptual = partial(latent_distance, pipeline.vae)
     found = []
     for rays, pictures in ((0, 0), (0, 3), (100, 3), (777, 0)):
-        config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=pictures)
+        config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=pictures, in_pixels=in_pixels)
         renderer = config.scene.renderer
         scene = Scene(DynamicField(config.scene.field, 0), OccupancyGrid(renderer), renderer)
         generator = torch.Generator().manual_seed(0)

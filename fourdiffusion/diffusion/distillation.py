@@ -72,6 +72,7 @@ def distil(
     rescale: float,
     generator: torch.Generator,
     chunk: int = 0,
+    in_pixels: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The SDS loss of renders and its gradient with respect to them.
 
@@ -83,34 +84,41 @@ def distil(
         generator: of the noise.
         chunk: pictures encoded with gradient at a time; 0: all. The VAE's activations are what overflows; in chunks
             a picture is encoded twice.
+        in_pixels: the loss compares the renders with x0' decoded, in RGB, where Eq. 10 compares latents: no gradient
+            goes through the VAE (not in the paper; like ReconFusion's sampled views, Wu et al. 2024).
 
     Returns:
         The loss, and its gradient [F, V, 3, side, side].
     """
     flat = images.flatten(0, 1).detach().contiguous().requires_grad_()
     parts = flat.split(chunk or len(flat))
-    whole = len(parts) == 1
+    whole = len(parts) == 1 and not in_pixels
     with torch.set_grad_enabled(whole):
-        latents = torch.cat([_encode(part, size, vae) for part in parts])
+        latents = torch.cat([encoders.encode_latents(vae, _resize(part, size)) for part in parts])
     z = latents.detach().unflatten(0, images.shape[:2]).requires_grad_()
     noise = torch.randn(z.shape, generator=generator).to(z.device)
     z_t = add_noise(z.detach(), noise, alpha_bar)
-    loss = sds_loss(z, sds_target(z_t, *denoise(z_t), alpha_bar, guidance, rescale))
-    (slope,) = torch.autograd.grad(loss, z)
-    if whole:
-        latents.backward(slope.flatten(0, 1))
+    target = sds_target(z_t, *denoise(z_t), alpha_bar, guidance, rescale)
+    if in_pixels:
+        loss = sds_loss(_resize(flat, size).unflatten(0, images.shape[:2]), encoders.decode_latents(vae, target))
+        loss.backward()
     else:
-        for part, part_slope in zip(parts, slope.flatten(0, 1).split(chunk), strict=True):
-            _encode(part, size, vae).backward(part_slope)
+        loss = sds_loss(z, target)
+        (slope,) = torch.autograd.grad(loss, z)
+        if whole:
+            latents.backward(slope.flatten(0, 1))
+        else:
+            for part, part_slope in zip(parts, slope.flatten(0, 1).split(chunk), strict=True):
+                encoders.encode_latents(vae, _resize(part, size)).backward(part_slope)
     assert flat.grad is not None
     return loss.detach(), flat.grad.view_as(images)
 
 
-def _encode(images: Tensor, size: int, vae: AutoencoderKL) -> Tensor:
-    """Latents of renders [N, 3, side, side], brought to the model's size."""
-    if images.shape[-1] != size:
-        images = functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
-    return encoders.encode_latents(vae, images)
+def _resize(images: Tensor, size: int) -> Tensor:
+    """Renders [N, 3, side, side], brought to the model's size."""
+    if images.shape[-1] == size:
+        return images
+    return functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def draw_window(num_frames: int, length: int, generator: torch.Generator) -> Tensor:
