@@ -31,8 +31,8 @@ code with full size, and no weight with anybody's model.
   of the real world, no human being, nothing of others.
 - **Recipe**: `scripts/make_small_model.sh`, five runs; the weights are moving averages, rounded to half precision.
 - **Compute**: four and a half hours of two AMD EPYC cores, no GPU; steps, hours and what failed: `docs/small_model.md`.
-- **Measures**: on 30 objects that training never saw, three views of 8 frames, mean of 5 seeds, two sampling steps: PSNR
-  16.50 dB, 3.3 dB above the input video shown there and 0.1 above the model without its motion layers (16.40); temporal
+- **Measures**: on 30 objects that training never saw, three views of 8 frames, mean of 5 seeds, two steps of sampling:
+  PSNR 16.50 dB, 3.3 dB above the input video and 0.1 above the model without its motion layers (16.40); temporal
   error 0.0609 against 0.0682. One step: 16.93 against 16.91 dB, 0.0550 against 0.0563. All tables, with the commands
   that made them: `docs/results.md`.
 - **Limits**: it blurs what the input does not show, and gets it wrong. It knows white backgrounds, one object,
