@@ -39,8 +39,7 @@ recipe `experiment=tiny`: squared error on all generated views, the input in pla
 tiny recipe has this in place of the paper's anchor loss, which it turns off), later 4D-aware SDS. *without 4D-SDS*: SDS
 of the base model, frame by frame; the generated videos stay 4DM's. *without anchor*: SDS alone, at every step, for as
 many steps as its words say. *without SDS*: the generated views alone. *copied input*: the input video shown at
-every view. Seconds are those of the whole command, sampling included; fits that were stopped in between or ran
-beside others have none.
+every view. Seconds are those of the whole command, sampling included; fits that were stopped in between have none.
 """
 
 
