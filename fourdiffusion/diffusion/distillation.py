@@ -95,15 +95,15 @@ def distil(
     whole = len(parts) == 1 and not in_pixels
     with torch.set_grad_enabled(whole):
         latents = torch.cat([encoders.encode_latents(vae, _resize(part, size)) for part in parts])
-    z = latents.detach().unflatten(0, images.shape[:2]).requires_grad_()
+    z = latents.detach().unflatten(0, images.shape[:2])
     noise = torch.randn(z.shape, generator=generator).to(z.device)
-    z_t = add_noise(z.detach(), noise, alpha_bar)
+    z_t = add_noise(z, noise, alpha_bar)
     target = sds_target(z_t, *denoise(z_t), alpha_bar, guidance, rescale)
     if in_pixels:
         loss = sds_loss(_resize(flat, size).unflatten(0, images.shape[:2]), encoders.decode_latents(vae, target))
         loss.backward()
     else:
-        loss = sds_loss(z, target)
+        loss = sds_loss(z.requires_grad_(), target)
         (slope,) = torch.autograd.grad(loss, z)
         if whole:
             latents.backward(slope.flatten(0, 1))
