@@ -4,8 +4,8 @@
         --fit "experiment=tiny" --fit "experiment=tiny sds.source=off" --objects 1
 
 The fits run one after the other, each in one go and with its own learning rates to the end: what it saves on its way is
-set aside and measured afterwards. Leave the machine alone meanwhile. The run folder gets curves.csv, and curves.png
-where matplotlib is installed.
+set aside and measured afterwards. Leave the machine alone meanwhile. A table is printed that holds all recipes
+against the last one; the run folder gets curves.csv, and curves.png where matplotlib is installed.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import EvaluateConfig, evaluate
 from fourdiffusion.scene.preview import load_scene, save_scene
 
+NEAR = 0.2  # dB
 Point = dict[str, Any]  # "fit", "object", "step", "seconds", "psnr" and the other measures, "copied_psnr"
 
 
@@ -47,6 +48,7 @@ def main() -> None:
         writer = csv.DictWriter(file, list(points[0]))
         writer.writeheader()
         writer.writerows(points)
+    print(table(points))
     print(f"{report.machine()}; written: {path}")
     if importlib.util.find_spec("matplotlib") is None:
         print("matplotlib is not installed: no picture; pip install -e '.[scripts]', then run the same command again")
@@ -93,6 +95,26 @@ def curve(place: Path, truth: Path) -> list[Point]:
         means, copied = novel_means(folder / "metrics.json")
         points.append({"step": metadata["step"], "seconds": float(path.stem), **means, "copied_psnr": copied["psnr"]})
     return points
+
+
+def table(points: list[Point]) -> str:
+    """Markdown: means over objects of each recipe's last point, and when its curve first came near the last one's."""
+    curves: dict[str, dict[str, list[Point]]] = {}
+    for point in points:
+        curves.setdefault(point["fit"], {}).setdefault(point["object"], []).append(point)
+    goals = {name: line[-1]["psnr"] - NEAR for name, line in curves[points[-1]["fit"]].items()}
+    rows = [
+        f"| recipe | PSNR in dB | seconds | seconds to the last recipe's PSNR less {NEAR} dB |",
+        "|---|---|---|---|",
+    ]
+    for fit, lines in curves.items():
+        psnr, seconds = (sum(line[-1][key] for line in lines.values()) / len(lines) for key in ("psnr", "seconds"))
+        near = [[p["seconds"] for p in line if p["psnr"] >= goals[name]][:1] for name, line in lines.items()]
+        reached = [first[0] for first in near if first]
+        when = f"{sum(reached) / len(reached):.0f}" if reached else "never"
+        never = f" ({len(near) - len(reached)} of {len(near)} never)" if 0 < len(reached) < len(near) else ""
+        rows.append(f"| `{fit}` | {psnr:.2f} | {seconds:.0f} | {when}{never} |")
+    return "\n".join(rows)
 
 
 def plot(points: list[Point], path: Path) -> None:
