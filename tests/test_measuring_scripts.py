@@ -181,18 +181,20 @@ def test_a_curve_has_a_point_for_each_checkpoint_in_order_of_time(tmp_path: Path
         quality_time.keep_checkpoints(tmp_path / "place", [], "")
 
 
-def test_the_table_of_curves_says_when_a_recipe_came_near_the_last_ones_end() -> None:
+def test_the_table_of_curves_says_when_a_recipe_came_near_the_last_ones_best() -> None:
     points = [
         {"fit": fit, "object": name, "seconds": seconds, "psnr": psnr}
         for fit, name, seconds, psnr in (
             ("quick", "a", 10.0, 16.0),
             ("quick", "a", 30.0, 17.0),
             ("quick", "b", 10.0, 15.0),
-            ("slow", "a", 50.0, 15.0),
-            ("slow", "a", 90.0, 16.1),
+            ("slow", "a", 50.0, 16.1),
+            ("slow", "a", 90.0, 15.3),
             ("slow", "b", 70.0, 15.5),
         )
     ]
     quick, slow = quality_time.table(points).splitlines()[2:]
-    assert quick == "| `quick` | 16.00 | 20 | 10 (1 of 2 never) |"  # a: 16.0 is near 16.1; b: 15.0 is not near 15.5
-    assert slow == "| `slow` | 15.80 | 80 | 80 |"
+    assert (
+        quick == "| `quick` | 16.00 | 16.00 | 20 | 10 (1 of 2 never) |"
+    )  # a: 16.0 is near 16.1; b: 15.0 is not near 15.5
+    assert slow == "| `slow` | 15.40 | 15.80 | 80 | 60 |"
