@@ -60,6 +60,7 @@ class TrainConfig:
     num_workers: int = 0  # data loading processes
     log_every: int = 20
     checkpoint_every: int = 500
+    keep_every: int = 0  # steps between checkpoints that stay, in kept/; 0: none. scripts/training_curve.py reads them
     sample_every: int = 1000  # validation pictures; 0: none
     sample_data: str | None = None  # folder of clips for these; None: the training clips
     sample_steps: int = 25
@@ -83,7 +84,7 @@ def train(config: TrainConfig) -> None:
     _check(config, pipeline, data)
     if main:
         checkpoints.open_run(
-            output, config, free={"steps", "log_every", "checkpoint_every", "sample_every", "trackers"}
+            output, config, free={"steps", "log_every", "checkpoint_every", "keep_every", "sample_every", "trackers"}
         )
     accelerator.wait_for_everyone()
 
@@ -129,7 +130,9 @@ def train(config: TrainConfig) -> None:
                 track(line, done)
             stopping = main and interrupted()  # other processes go on until they are stopped
             if main and (done % config.checkpoint_every == 0 or done == config.steps or stopping):
-                _save(output, objective, optimizer, ema, done)
+                _save(output / "checkpoint.safetensors", objective, optimizer, ema, done)
+            if main and config.keep_every and done % config.keep_every == 0:
+                _save(output / "kept" / f"{done:06d}.safetensors", objective, optimizer, ema, done)
             if stopping:
                 raise KeyboardInterrupt
             if main and config.sample_every and done % config.sample_every == 0:
@@ -269,7 +272,7 @@ def _inputs(
 
 
 def _save(
-    output: Path,
+    path: Path,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     ema: dict[str, Tensor],
@@ -278,7 +281,7 @@ def _save(
     tensors = {f"weights.{name}": value for name, value in objective.trainable.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in ema.items()}
     tensors |= checkpoints.optimizer_tensors(getattr(optimizer, "optimizer", optimizer))
-    checkpoints.save_tensors(output / "checkpoint.safetensors", tensors, {"step": step})
+    checkpoints.save_tensors(path, tensors, {"step": step})
 
 
 def _resume(output: Path, objective: Objective, optimizer: torch.optim.Optimizer) -> _State:

@@ -12,6 +12,7 @@ import report
 import sample_sheets
 import small_tables
 import torch
+import training_curve
 import yaml
 from omegaconf import OmegaConf
 from PIL import Image
@@ -19,13 +20,15 @@ from tiny_model import FRAMES, SIZE, balls, picture, tiny_pipeline
 
 from fourdiffusion import cameras
 from fourdiffusion.checkpoints import save_tensors
+from fourdiffusion.datasets.batches import DataConfig
 from fourdiffusion.datasets.clips import Clip, opaque_clip, write_clip
-from fourdiffusion.diffusion.loading import load_pipeline
+from fourdiffusion.diffusion.loading import load_pipeline, open_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.ops.hash_grid import HashGridConfig
 from fourdiffusion.scene.field import DynamicField, FieldConfig
 from fourdiffusion.scene.preview import Scene, render_views, save_scene
 from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
+from fourdiffusion.train import TrainConfig, train
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +122,35 @@ def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, mo
         call(monkeypatch, small_tables, *words, "model.sampling_steps=2")
     with pytest.raises(UserError, match="has 4 frames: give --frames 4"):
         call(monkeypatch, small_tables, *words, "--frames", 8)
+
+
+def test_a_training_curve_measures_the_moving_averages(
+    model: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 0 is the base model frame by frame, the last step what the run exported; a second call measures nothing."""
+    data = DataConfig(str(clips), num_views=4, num_frames=FRAMES)
+    config = TrainConfig("motion", str(tmp_path), steps=4, batch_size=1, learning_rate=1e-2, data=data, keep_every=2)
+    config.model.path, config.sample_every, config.trackers, config.cpu = str(model), 0, [], True
+    train(config)
+    words = [clips, tmp_path, "--objects", 2, "--frames", FRAMES]
+    words += ["model.sampling_steps=1", f"model.image_size={SIZE}", "device=cpu"]
+    call(monkeypatch, training_curve, *words)
+    log = (tmp_path / "curve/log.jsonl").read_text()
+    points = training_curve.means([json.loads(line) for line in log.splitlines()], {"clip-0", "clip-1"}, 1)
+    assert list(points) == [0, 2, 4]
+
+    for step, folder, use_motion in ((0, model, False), (4, tmp_path / "model", True)):
+        settings = held_out.sampling_settings(clips, str(folder), FRAMES, 4, words[6:])
+        pipeline = open_pipeline(settings.model, torch.device("cpu"))
+        row = small_tables.Row("", pipeline, use_motion, "", range(0))
+        both = [small_tables.measure(settings, clips / f"clip-{index}", row, 0, None)["psnr"] for index in range(2)]
+        assert points[step]["psnr"] == pytest.approx(sum(both) / 2, abs=1e-6)
+    assert len({point["psnr"] for point in points.values()}) == 3
+    call(monkeypatch, training_curve, *words)
+    assert (tmp_path / "curve/log.jsonl").read_text() == log
+    with pytest.raises(UserError, match="train with keep_every=STEPS"):
+        (tmp_path / "kept").rename(tmp_path / "gone")
+        call(monkeypatch, training_curve, *words)
 
 
 def test_a_sheet_has_two_rows_an_object(
