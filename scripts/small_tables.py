@@ -23,7 +23,7 @@ from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.generate import GenerateConfig
 from fourdiffusion.metrics.lpips import Lpips, load_lpips
-from fourdiffusion.metrics.video import copied_input, evaluate_views
+from fourdiffusion.metrics.video import copied_input, evaluate_views, temporal_error
 
 MOTION, FRAMEWISE, UNCURATED = "4DM", "its base model, frame by frame", "4DM, motion layers of uncurated clips"
 COPIED = "copied input"
@@ -68,20 +68,21 @@ def main() -> None:
 
 
 def measure(settings: GenerateConfig, folder: Path, row: Row, seed: int, lpips: Lpips | None) -> dict[str, float]:
-    """Means over the generated views but the input's own."""
+    """Means over the generated views but the input's own; beside the copied input, a still video's temporal error."""
     example = read_example(folder, settings)
-    if row.pipeline is None:
-        prediction = copied_input(example.truth[0], settings.num_views)
-    else:
-        prediction = sample(row.pipeline, settings, example, seed, row.use_motion)
-    means: dict[str, float] = evaluate_views(prediction[1:], example.truth[1:], lpips)["mean"]
-    return means
+    truth = example.truth[1:]
+    if row.pipeline is not None:
+        prediction = sample(row.pipeline, settings, example, seed, row.use_motion)[1:]
+        return dict(evaluate_views(prediction, truth, lpips)["mean"])
+    copied = evaluate_views(copied_input(example.truth[0], len(truth)), truth, lpips)["mean"]
+    return copied | {"still": float(temporal_error(truth[:, :1].expand_as(truth), truth).mean())}
 
 
 def section(settings: GenerateConfig, lines: list[report.Line], rows: list[str], options: argparse.Namespace) -> str:
     """The table and all that one must know to read it."""
     azimuths = ", ".join(f"{azimuth:g}" for azimuth in cameras.orthogonal_azimuths(settings.num_views).tolist()[1:])
     size, model = settings.model.image_size, settings.model
+    still = report.over_objects(lines, COPIED, "still")
     text = [
         f"## Videos from new sides: {options.set + ', ' if options.set else ''}{settings.num_frames} frames, "
         f"{settings.num_views} views",
@@ -90,7 +91,7 @@ def section(settings: GenerateConfig, lines: list[report.Line], rows: list[str],
         f"standard deviation over objects, {size} x {size} pixels, on white. The views that count stand {azimuths} "
         "degrees from the input; the generated view at the input's own place does not count. The model got the input "
         f"video and the clip's caption; {model.sampler}, {model.sampling_steps} steps, guidance {model.guidance:g}. "
-        f"{report.legend(lines)}",
+        f"{report.legend(lines)} A still video would have {report.cell(still, 4)}.",
         "",
         report.table(lines, rows, report.measures(lines)),
         "",

@@ -110,6 +110,8 @@ def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, mo
     assert len(lines) == 2 * (3 * 2 + 1)
     values = {(line["row"], line["object"], line["seed"]): line["psnr"] for line in lines}
     assert len(set(values.values())) == 2 * (2 * 2 + 1)  # "uncurated" is the same model here, all others differ
+    still = [line["still"] for line in lines if line["row"] == small_tables.COPIED]
+    assert f"still video would have {report.cell(still, 4)}." in text and 0.01 < min(still) < max(still) < 0.5
     assert "stand 90, 180, 270 degrees" in text and "left out" not in text and "2 test objects" in text
     for row in (small_tables.MOTION, small_tables.FRAMEWISE, small_tables.UNCURATED, small_tables.COPIED):
         assert f"| {row} | {report.cell(report.over_objects(lines, row, 'psnr'), 2)} |" in text
