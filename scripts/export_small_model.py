@@ -29,8 +29,8 @@ code with full size, and no weight with anybody's model.
 - **Parts**: {parts}.
 - **Data**: 1500 clips of 8 views x 8 frames that `fourdiffusion data synth` renders (seeds 0 to 1499). No picture
   of the real world, no human being, nothing of others.
-- **Recipe**: `scripts/make_small_model.sh`, five runs; the weights are moving averages, rounded to half precision.
-- **Compute**: four and a half hours of two AMD EPYC cores, no GPU; steps, hours and what failed: `docs/small_model.md`.
+- **Recipe**: `scripts/make_small_model.sh`, six runs; the weights are moving averages, rounded to half precision.
+- **Compute**: five hours of two AMD EPYC cores, no GPU; steps, hours and what failed: `docs/small_model.md`.
 - **Measures**: on 30 objects that training never saw, three views of 8 frames, mean of 5 seeds, two steps of sampling:
   PSNR 16.50 dB, 3.3 dB above the input video and 0.1 above the model without its motion layers (16.40); temporal
   error 0.0609 against 0.0682. One step: 16.93 against 16.91 dB, 0.0550 against 0.0563. All tables, with the commands

@@ -20,6 +20,7 @@ train experiment=tiny_vae output=runs/tiny_vae
 train experiment=tiny_vae_crops output=runs/tiny_vae_crops
 train experiment=tiny_clip output=runs/tiny_clip
 train experiment=tiny_base output=runs/tiny_base
+train experiment=tiny_base_more output=runs/tiny_base_more
 train experiment=tiny_motion output=runs/tiny_motion
 
 # What curation is worth: the same last stage on the same clips and as many faulty ones.
