@@ -123,7 +123,7 @@ def train(config: TrainConfig) -> None:
 
             done = step + 1
             if main and (done % config.log_every == 0 or done == config.steps):
-                line = {name: float(value) for name, value in terms.items()}
+                line = {name: torch.as_tensor(value).item() for name, value in terms.items()}
                 bar.set_postfix(loss=f"{line['loss']:.4f}")
                 seconds = round(time.monotonic() - began, 2)
                 checkpoints.append_log(output, {"step": done, **line, "seconds": seconds})
