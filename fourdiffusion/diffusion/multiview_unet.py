@@ -74,7 +74,6 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         blocks_per_level: int = 2,
         head_dim: int = 64,
         context_dim: int = 1024,
-        camera_dim: int = 16,
         image_dim: int = 1280,
         num_image_tokens: int = 16,
         resampler_layers: int = 4,
@@ -91,7 +90,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         self.gradient_checkpointing = False
         self.timesteps = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(channels[0], embedding_dim)
-        self.camera_embedding = TimestepEmbedding(camera_dim, embedding_dim)
+        self.camera_embedding = TimestepEmbedding(16, embedding_dim)  # a 4 x 4 pose, flattened
         self.resampler = Resampler(
             image_dim, context_dim, num_image_tokens, resampler_layers, resampler_heads, resampler_head_dim
         )
