@@ -3,11 +3,13 @@
 import difflib
 import errno
 import importlib
+import inspect
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fourdiffusion import __version__, config
 from fourdiffusion.errors import UserError
@@ -15,7 +17,7 @@ from fourdiffusion.errors import UserError
 
 @dataclass(frozen=True)
 class Verb:
-    """A function of one settings dataclass. configs/<function>.yaml is its root file."""
+    """A function of one settings dataclass (``settings`` is module:Class). configs/<function>.yaml is its root file."""
 
     words: str
     module: str
@@ -28,17 +30,17 @@ class Verb:
 VERBS = (
     Verb(
         "data synth",
-        "fourdiffusion.data",
+        "fourdiffusion.prepare.synth",
         "synth",
-        "SynthConfig",
+        "fourdiffusion.prepare.settings:SynthConfig",
         "make clips of animated creatures with known geometry, seen from several cameras at once",
         ("fourdiffusion data synth output=cache/clips",),
     ),
     Verb(
         "train",
-        "fourdiffusion.train",
+        "fourdiffusion.train.loop",
         "train",
-        "TrainConfig",
+        "fourdiffusion.train.settings:TrainConfig",
         "train the multi-view video model, one stage after the other: vae, clip, base (images), motion (videos)",
         (
             "fourdiffusion train stage=motion data.path=cache/clips model.path=data/models/tiny",
@@ -51,7 +53,7 @@ VERBS = (
         "convert",
         "fourdiffusion.convert",
         "convert",
-        "ConvertConfig",
+        "fourdiffusion.settings:ConvertConfig",
         "make a model folder of released checkpoints, or a checkpoint of trained motion layers",
         (
             "fourdiffusion convert imagedream=sd-v2.1-base-4view-ipmv.pt motion=4dm.ckpt output=models/4dm",
@@ -63,15 +65,15 @@ VERBS = (
         "generate",
         "fourdiffusion.generate",
         "generate",
-        "GenerateConfig",
+        "fourdiffusion.settings:GenerateConfig",
         "turn a video into videos of the same motion seen from four sides",
         ("fourdiffusion generate video=clip.mp4",),
     ),
     Verb(
         "fit",
-        "fourdiffusion.fit",
+        "fourdiffusion.fit.loop",
         "fit",
-        "FitConfig",
+        "fourdiffusion.fit.settings:FitConfig",
         "turn a video into a 4-D scene",
         ("fourdiffusion fit video=clip.mp4", "fourdiffusion fit video='frames/*.png'"),
     ),
@@ -79,7 +81,7 @@ VERBS = (
         "render",
         "fourdiffusion.render",
         "render",
-        "RenderConfig",
+        "fourdiffusion.settings:RenderConfig",
         "draw a fitted scene from any camera at any time",
         ("fourdiffusion render scene=runs/clip",),
     ),
@@ -87,7 +89,7 @@ VERBS = (
         "evaluate",
         "fourdiffusion.evaluate",
         "evaluate",
-        "EvaluateConfig",
+        "fourdiffusion.settings:EvaluateConfig",
         "measure a run against ground truth",
         ("fourdiffusion evaluate prediction=runs/clip truth=data/sample/truth",),
     ),
@@ -95,7 +97,7 @@ VERBS = (
         "doctor",
         "fourdiffusion.doctor",
         "doctor",
-        "DoctorConfig",
+        "fourdiffusion.settings:DoctorConfig",
         "say what is installed, what is missing, and the line that installs it",
         ("fourdiffusion doctor",),
     ),
@@ -138,13 +140,13 @@ def _run(words: list[str]) -> None:
     if verb is None:
         print(overview(tuple(each for each in VERBS if each.words.startswith(f"{words[0]} "))))
         return
-    schema = config.read_schema(verb.module, verb.settings)
+    schema = config.load_settings_class(verb.settings)
     if HELP & set(rest):
         print(explain(verb, schema, [word for word in rest if word not in HELP]))
         return
     composed = config.compose(verb.function, schema, rest)
-    module = importlib.import_module(verb.module)
-    getattr(module, verb.function)(config.build(composed, getattr(module, verb.settings)))
+    built: Any = config.build(composed, schema)
+    getattr(importlib.import_module(verb.module), verb.function)(built)
 
 
 def _find(words: list[str]) -> tuple[Verb | None, list[str]]:
@@ -200,7 +202,7 @@ def explain(verb: Verb, schema: type, words: list[str]) -> str:
             choices.append((f"{group.name}={option}", description + " (default)" * (option == group.default)))
     blocks = [
         [f"fourdiffusion {verb.words}: {verb.summary}"],
-        config.read_docstring(verb.module, verb.function).splitlines(),
+        (inspect.getdoc(schema) or "").splitlines(),
         ["examples:", *(f"  {example}" for example in verb.examples)],
         ["config groups, each fills many settings at once:", *_table(choices)] if choices else [],
         ["settings and their defaults; with other words before --help, the values after those:", *_table(rows)],

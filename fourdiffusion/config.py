@@ -1,27 +1,24 @@
 """From `KEY=VALUE` words to one typed dataclass: with cli.py the only home of Hydra.
 
-A verb's settings are a dataclass beside the verb: the schema. configs/<verb>.yaml and the files of its groups hold
-differences from it, and the words of the command line come last. The schema is read from the verb's source text, so
-that help and mistakes answer at once, before torch is imported.
+A verb's settings are a dataclass in a module that imports no torch: the schema. configs/<verb>.yaml and the files of
+its groups hold differences from it, and the words of the command line come last.
 
-What a settings dataclass may hold: fields of types that OmegaConf knows (str, int, float, bool, None, lists and dicts
-of them, nested dataclasses); defaults made of literals, constants of a module and `field(default_factory=...)`, and
-"???" where the user must give a value. The comment behind a field, or else above it, documents it.
+A settings dataclass holds fields of types that OmegaConf knows (str, int, float, bool, None, lists and dicts of them,
+nested dataclasses), with "???" where the user must give a value. The comment behind a field, or else above it,
+documents it.
 """
 
-import ast
-import builtins
 import dataclasses
 import difflib
 import importlib
-import io
+import inspect
 import re
 import tokenize
+import typing
 from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from fourdiffusion.errors import UserError
 
@@ -39,95 +36,36 @@ def shipped(path: str) -> Path:
     return inside if inside.exists() else PACKAGE.parent / path
 
 
-# ---- the schema, read without importing it --------------------------------------------------------------------------
+# ---- the schema -----------------------------------------------------------------------------------------------------
 
 
-def read_schema(module: str, name: str) -> type:
-    """A dataclass with the fields of `module.name`, their types, defaults and, as metadata "doc", their comments.
-
-    Only modules of this package are read; what a field takes from elsewhere (typing, math) is imported.
-    """
-    schema = _evaluate(module, name)
+def load_settings_class(path: str) -> type:
+    """Import the settings dataclass at ``module:Class``; such modules import no torch, so that help answers at once."""
+    module, _, name = path.partition(":")
+    schema = getattr(importlib.import_module(module), name)
     if not dataclasses.is_dataclass(schema):
-        raise ValueError(f"{module}.{name} is not a dataclass")
+        raise ValueError(f"{path} is not a dataclass")
     assert isinstance(schema, type)
     return schema
 
 
-def read_docstring(module: str, function: str) -> str:
-    """The docstring of a top-level function of a module of this package."""
-    node = _read(module).names.get(function)
-    if not isinstance(node, ast.FunctionDef):
-        raise ValueError(f"{module} has no function {function}")
-    return ast.get_docstring(node) or ""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Source:
-    """One module of the package as text."""
-
-    names: dict[str, ast.stmt]  # the statement that defines or imports each top-level name
-    lines: list[str]
-    comments: dict[int, str]  # by line number
-
-
 @cache
-def _read(module: str) -> _Source:
-    path = PACKAGE.parent.joinpath(*module.split("."))
-    text = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
-    names: dict[str, ast.stmt] = {}
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            names.update((alias.asname or alias.name, node) for alias in node.names)
-        elif isinstance(node, ast.Assign):
-            names.update((target.id, node) for target in node.targets if isinstance(target, ast.Name))
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            names[node.target.id] = node
-        elif isinstance(node, ast.ClassDef | ast.FunctionDef):
-            names[node.name] = node
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+def field_comments(schema: type) -> dict[str, str]:
+    """Return {field: comment} of a dataclass: the comment behind each field in its source, or else above it."""
+    lines = inspect.getsource(schema).splitlines(keepends=True)
+    tokens = list(tokenize.generate_tokens(iter(lines).__next__))
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    return _Source(names, text.splitlines(), comments)
-
-
-@cache
-def _evaluate(module: str, name: str) -> Any:
-    """The value of a top-level name of a module of this package, with as little of the module run as that needs."""
-    source = _read(module)
-    node = source.names.get(name)
-    if isinstance(node, ast.Import):
-        return importlib.import_module(next(alias.name for alias in node.names if name in (alias.asname, alias.name)))
-    if isinstance(node, ast.ImportFrom) and node.module:
-        origin = next(alias.name for alias in node.names if name in (alias.asname, alias.name))
-        if node.module.split(".")[0] == __package__:
-            return _evaluate(node.module, origin)
-        return getattr(importlib.import_module(node.module), origin)
-    docs = {}
-    if isinstance(node, ast.ClassDef):
-        fields = [entry for entry in node.body if isinstance(entry, ast.AnnAssign)]
-        docs = {ast.unparse(entry.target): _comment(source, entry) for entry in fields}
-        node = ast.ClassDef(node.name, node.bases, node.keywords, [*fields, ast.Pass()], node.decorator_list)
-    elif not isinstance(node, ast.Assign | ast.AnnAssign):
-        raise ValueError(f"{module}.{name} is neither a class nor a constant; settings are made of these alone")
-    used = {entry.id for entry in ast.walk(node) if isinstance(entry, ast.Name) and isinstance(entry.ctx, ast.Load)}
-    scope = {each: _evaluate(module, each) for each in used - set(dir(builtins))}
-    scope["__name__"] = module
-    exec(compile(ast.fix_missing_locations(ast.Module([node], [])), module, "exec", dont_inherit=True), scope)
-    for field in dataclasses.fields(scope[name]) if docs else ():
-        if field.name in docs:  # others are inherited and have theirs
-            field.metadata = MappingProxyType({"doc": docs[field.name]})
-    return scope[name]
-
-
-def _comment(source: _Source, field: ast.AnnAssign) -> str:
-    """The comment behind a field, or else the comment lines above it."""
-    behind = [source.comments.get(line) for line in range(field.lineno, (field.end_lineno or field.lineno) + 1)]
-    above: list[str] = []
-    line = field.lineno - 1
-    while source.lines[line - 1].lstrip().startswith("#"):
-        above.insert(0, source.comments[line])
-        line -= 1
-    return " ".join(filter(None, behind)) or " ".join(above)
+    found = {}
+    for name in (field.name for field in dataclasses.fields(schema)):
+        number = next((n for n, line in enumerate(lines, 1) if re.match(rf"\s+{name}\s*:", line)), None)
+        if number is None:  # inherited
+            found[name] = next((field_comments(base).get(name, "") for base in schema.__mro__[1:-1]), "")
+            continue
+        above = number - 1
+        while lines[above - 1].lstrip().startswith("#"):
+            above -= 1
+        found[name] = comments.get(number) or " ".join(comments[n] for n in range(above + 1, number))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,13 +79,16 @@ class Setting:
 
 def settings(schema: type, prefix: str = "") -> Iterator[Setting]:
     """The leaves of a schema in the order of its source, nested dataclasses opened."""
+    types = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
-        key = prefix + field.name
-        if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-            yield from settings(field.type, f"{key}.")
+        key, of = prefix + field.name, types[field.name]
+        if isinstance(of, type) and dataclasses.is_dataclass(of):
+            yield from settings(of, f"{key}.")
         else:
-            kind = field.type.__name__ if isinstance(field.type, type) else str(field.type)
-            yield Setting(key, re.sub(r"typing.Optional\[(.*)\]", r"\1 | None", kind), field.metadata.get("doc", ""))
+            kind = of.__name__ if type(of) is type else str(of)
+            yield Setting(
+                key, re.sub(r"typing.Optional\[(.*)\]", r"\1 | None", kind), field_comments(schema)[field.name]
+            )
 
 
 # ---- groups ---------------------------------------------------------------------------------------------------------

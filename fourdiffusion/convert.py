@@ -1,33 +1,21 @@
 """``convert``: released checkpoints become a pipeline folder, and trained motion layers a file as 4DM released it."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fourdiffusion import checkpoints
 from fourdiffusion.diffusion import encoders, release
-from fourdiffusion.diffusion.loading import DTYPES, ModelConfig, fresh_pipeline, load_pipeline, noise_schedule
+from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline, noise_schedule
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.settings import ModelConfig
 from fourdiffusion.errors import UserError
-
-
-@dataclass
-class ConvertConfig:
-    """``imagedream`` (and ``motion``) go into a pipeline folder, the motion layers of ``model.path`` into a file."""
-
-    imagedream: str | None = None  # sd-v2.1-base-4view-ipmv.pt or .safetensors, or an ImageDream diffusers folder
-    motion: str | None = None  # 4dm.ckpt or .safetensors; null: untrained motion layers, for training
-    output: str = "???"  # the pipeline folder to make; on the way back a .ckpt or .safetensors file
-    tokenizer: str | None = None  # folder of CLIP's vocab.json and merges.txt; null: looked for beside the file
-    dtype: str = "float32"  # of the written weights: float32 | bfloat16 | float16
-    # Sizes of the release; on the way back model.path is the pipeline folder whose motion layers are written.
-    model: ModelConfig = field(default_factory=ModelConfig)
+from fourdiffusion.files import FOREIGN, read_foreign, write_foreign
+from fourdiffusion.settings import ConvertConfig
 
 
 def convert(config: ConvertConfig) -> None:
@@ -61,7 +49,7 @@ def read_release(
         UserError: a file that cannot be read safely, a key that is missing or unknown, a shape of another
             architecture, no vocabulary.
     """
-    tensors = {} if imagedream.is_dir() else checkpoints.read_foreign(imagedream)
+    tensors = {} if imagedream.is_dir() else read_foreign(imagedream)
     if tensors and all(key.startswith(release.MOTION_PREFIX) for key in tensors):
         raise UserError(f"imagedream={imagedream} holds motion layers: give it as motion=")
     beside = [imagedream / "tokenizer", imagedream.parent / "tokenizer"]
@@ -95,7 +83,7 @@ def read_release(
 
 def read_motion(path: Path, unet: MultiviewUNet, motion: MotionModules) -> dict[str, Tensor]:
     """The state of ``motion`` that a file with 4DM's key names holds."""
-    tensors = checkpoints.read_foreign(path)
+    tensors = read_foreign(path)
     if not any(key.startswith(release.MOTION_PREFIX) for key in tensors):
         raise UserError(f"motion={path} holds no motion layers (keys that begin with {release.MOTION_PREFIX})")
     places = release.motion_places(unet, motion)
@@ -108,13 +96,13 @@ def read_motion(path: Path, unet: MultiviewUNet, motion: MotionModules) -> dict[
 
 
 def _write_motion(folder: str | None, output: Path, dtype: torch.dtype) -> None:
-    if output.suffix not in checkpoints.FOREIGN:
-        raise UserError(f"output={output}: give a file that ends in {' or '.join(checkpoints.FOREIGN)}")
+    if output.suffix not in FOREIGN:
+        raise UserError(f"output={output}: give a file that ends in {' or '.join(FOREIGN)}")
     pipeline = load_pipeline(folder)
     state = release.to_release(
         release.motion_places(pipeline.unet, pipeline.motion), pipeline.motion.state_dict()
     ) | release.position_tables(pipeline.unet, pipeline.motion)
-    checkpoints.write_foreign(output, {key: value.to(dtype).contiguous() for key, value in state.items()})
+    write_foreign(output, {key: value.to(dtype).contiguous() for key, value in state.items()})
     tqdm.write(f"{output}: {len(state)} tensors under 4DM's names")
 
 
@@ -127,7 +115,7 @@ def _read_folder(folder: Path, places: dict[str, dict[str, release.Place]]) -> d
             raise UserError(f"imagedream={folder}: {name} holds no .safetensors and no .bin file")
         state: dict[str, Tensor] = {}
         for file in files:
-            state |= checkpoints.read_foreign(file)
+            state |= read_foreign(file)
         if name == "unet":
             tensors |= {release.UNET_PREFIX + key: value for key, value in state.items()}
             continue

@@ -2,15 +2,14 @@
 
 import importlib.util
 import platform
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from fourdiffusion.diffusion.loading import ModelConfig
 from fourdiffusion.metrics.lpips import lpips_files
 from fourdiffusion.ops.backends import INSTALL
+from fourdiffusion.settings import DoctorConfig
 
 OPTIONAL = (  # module, what it is for, the line that installs it
     ("numba", "fast hash grids on the CPU", INSTALL["numba"]),
@@ -20,13 +19,6 @@ OPTIONAL = (  # module, what it is for, the line that installs it
     ("tensorboard", "training curves", "pip install tensorboard"),
     ("wandb", "training curves on the web", "pip install -e '.[wandb]'"),
 )
-
-
-@dataclass
-class DoctorConfig:
-    """Whose weights to look for."""
-
-    model: ModelConfig = field(default_factory=ModelConfig)
 
 
 def doctor(config: DoctorConfig) -> None:

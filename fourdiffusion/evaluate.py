@@ -2,7 +2,6 @@
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,27 +9,18 @@ import torch
 from torch import Tensor
 
 from fourdiffusion.cameras import azimuth_deg, find, orbit, orthogonal_azimuths
-from fourdiffusion.checkpoints import write_atomic
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.media import composite, contact_sheet, write_image
+from fourdiffusion.files import write_atomic
+from fourdiffusion.media.image import composite
+from fourdiffusion.media.write import contact_sheet, write_image
 from fourdiffusion.metrics.lpips import Lpips, load_lpips
 from fourdiffusion.metrics.video import copied_input, evaluate_views, group_means
-from fourdiffusion.scene.preview import Scene, load_scene, render_views
+from fourdiffusion.scene.scene import Scene, load_scene, render_views
+from fourdiffusion.settings import EvaluateConfig
 
 SAME_VIEW_DEG = 2.0
-
-
-@dataclass
-class EvaluateConfig:
-    """Generated videos are compared at their own views, a scene at all views of the truth; a run of fit holds both."""
-
-    prediction: str = "???"  # a run folder of fit or generate, or a clip folder
-    truth: str = "???"  # a clip folder: simultaneous views with their cameras
-    output: str | None = None  # folder for metrics.json and comparison.png; the prediction's folder if not given
-    device: str = "auto"  # auto | cpu | cuda: where a scene is rendered
-    lpips: str | None = None  # folder of LPIPS' weights; None: where torchvision and the package lpips keep them
 
 
 def evaluate(config: EvaluateConfig) -> None:

@@ -1,36 +1,23 @@
 """``generate``: a monocular video becomes V videos of the same object from evenly spaced sides."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from fourdiffusion import cameras, checkpoints, media
+from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.loading import ModelConfig, open_pipeline
+from fourdiffusion.diffusion.loading import open_pipeline
 from fourdiffusion.diffusion.long_video import frame_groups
 from fourdiffusion.diffusion.pipeline import unconditional
 from fourdiffusion.errors import check_ranges
-
-
-@dataclass
-class GenerateConfig:
-    """Settings of one sampling run."""
-
-    video: str = "???"  # mp4, gif, webm, a folder or a glob of frames
-    output: str = "runs/generate"
-    prompt: str = ""  # what the object is
-    num_frames: int = 8
-    num_views: int = 4
-    elevation_deg: float = 0.0  # of the generated views
-    seed: int = 0
-    device: str = "auto"  # auto | cpu | cuda
-    alpha: str = "auto"  # what tells the object from the background: auto | file | plain | rembg
-    crop: str = "object"  # object: framed as in the training data | frame: the frame as it is
-    model: ModelConfig = field(default_factory=ModelConfig)
+from fourdiffusion.media.image import composite
+from fourdiffusion.media.read import load_video
+from fourdiffusion.media.write import write_views
+from fourdiffusion.runs import open_run
+from fourdiffusion.settings import GenerateConfig
 
 
 def generate(config: GenerateConfig) -> None:
@@ -44,14 +31,14 @@ def generate(config: GenerateConfig) -> None:
             "model.sampling_steps": (model.sampling_steps, 1, 999),
         }
     )
-    video = media.load_video(config.video, config.num_frames, model.image_size, config.alpha, config.crop)
+    video = load_video(config.video, config.num_frames, model.image_size, config.alpha, config.crop)
     pipeline = open_pipeline(model, resolve_device(config.device))
     groups = frame_groups(model.long_video, config.num_frames, model.window, pipeline.motion.config.max_frames)
     output = Path(config.output)
-    checkpoints.open_run(output, config, free=set())
+    open_run(output, config, free=set())
     tqdm.write(f"{config.video}: {video.summary()}")
 
-    images = media.composite(video.rgba)
+    images = composite(video.rgba)
     azimuths = cameras.orthogonal_azimuths(config.num_views)
     c2w = cameras.orbit(azimuths, config.elevation_deg)
     negative = unconditional(model.negative_prompt, model.guidance)
@@ -61,7 +48,7 @@ def generate(config: GenerateConfig) -> None:
         z = pipeline.sample(denoiser, c2w, model.sampling_steps, model.guidance, generator, groups, bar.update)
     views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()  # [V, F, 3, H, W]
 
-    media.write_views(output, images, views, azimuths.tolist())
+    write_views(output, images, views, azimuths.tolist())
     if not (output / "clip").exists():
         source = f"generated from {config.video}"
         write_clip(output / "clip", opaque_clip("clip", views, c2w, cameras.FOVY_DEG, config.prompt, source))

@@ -1,30 +1,17 @@
 """Verb `render`: pictures of a fitted scene."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from fourdiffusion.checkpoints import load_tensors
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.media import composite
-from fourdiffusion.scene.preview import load_scene, scene_folder, write_pictures
-
-
-@dataclass
-class RenderConfig:
-    """Which pictures of a scene to make."""
-
-    scene: str = "???"  # the run folder of a fit, or its scene/
-    output: str | None = None  # folder for the pictures; the run folder if not given
-    size: int = 128  # side of a picture in pixels
-    orbit_pictures: int = 72  # of the orbit video, over one turn
-    num_azimuths: int = 8  # rows of the contact sheet
-    elevation_deg: float = 0.0  # from where the orbit and the contact sheet look
-    num_frames: int = 8  # moments shown, where the run does not hold its input's
-    device: str = "auto"  # auto | cpu | cuda
+from fourdiffusion.files import load_tensors
+from fourdiffusion.media.image import composite
+from fourdiffusion.scene.pictures import write_pictures
+from fourdiffusion.scene.scene import load_scene, scene_folder
+from fourdiffusion.settings import RenderConfig
 
 
 def render(config: RenderConfig) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fourdiffusion.checkpoints import write_atomic
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import write_atomic
 
 INSTALL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
 Track = Callable[[dict[str, float], int], None]  # a name and value of each curve, and the step

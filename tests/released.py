@@ -7,8 +7,9 @@ from tiny_model import CAPTIONS
 from torch import Tensor
 
 from fourdiffusion.diffusion import encoders, release
-from fourdiffusion.diffusion.loading import ModelConfig, fresh_pipeline
+from fourdiffusion.diffusion.loading import fresh_pipeline
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.settings import ModelConfig
 
 
 def release_of(pipeline: FourDiffusionPipeline) -> dict[str, Tensor]:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fourdiffusion import media
 from fourdiffusion.cli import main
+from fourdiffusion.media.write import write_image
 
 
 @pytest.fixture
@@ -14,9 +14,9 @@ def bad(tmp_path):
     (tmp_path / "corrupt.mp4").write_bytes(b"\0\0\0 ftypisom" + bytes(range(256)) * 8)
     (tmp_path / "notes.txt").write_text("not a picture")
     (tmp_path / "notes.png").write_text("not a picture")
-    media.write_image(tmp_path / "one" / "0.png", torch.rand(3, 16, 16))
+    write_image(tmp_path / "one" / "0.png", torch.rand(3, 16, 16))
     for index in range(3):
-        media.write_image(tmp_path / "busy" / f"{index}.png", torch.rand(3, 32, 32))
+        write_image(tmp_path / "busy" / f"{index}.png", torch.rand(3, 32, 32))
     (tmp_path / "scene").mkdir()
     (tmp_path / "scene" / "config.json").write_text('{"_class_name": "Somebody", "else": 1}')
     return tmp_path
@@ -65,7 +65,7 @@ def test_a_folder_that_is_no_model_is_named(bad, capsys, monkeypatch):
     for index in range(3):
         frame = torch.ones(3, 32, 32)
         frame[:, 10:20, 10 + index : 20 + index] = 0.3
-        media.write_image(bad / "plain" / f"{index}.png", frame)
+        write_image(bad / "plain" / f"{index}.png", frame)
     assert main(["fit", f"video={bad}/plain", f"model.path={bad}/empty"]) == 2
     assert "empty" in capsys.readouterr().err
     assert not (bad / "runs").exists()

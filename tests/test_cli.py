@@ -108,7 +108,14 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cli.Verb:
         path = tmp_path / "home" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.lstrip("\n"))
-    verb = cli.Verb("toy box", "fourdiffusion.toy", "toy", "ToyConfig", "play", ("fourdiffusion toy box video=a.mp4",))
+    verb = cli.Verb(
+        "toy box",
+        "fourdiffusion.toy",
+        "toy",
+        "fourdiffusion.toy:ToyConfig",
+        "play",
+        ("fourdiffusion toy box video=a.mp4",),
+    )
     package = tmp_path / "home" / "fourdiffusion"
     monkeypatch.setattr(cli, "VERBS", (*cli.VERBS, verb))
     monkeypatch.setattr(config, "PACKAGE", package)
@@ -119,8 +126,6 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cli.Verb:
     assert list((tmp_path / "cwd").iterdir()) == []  # composing leaves no folder and no log behind
     for module in ("fourdiffusion.toy", "fourdiffusion.toy_model"):
         sys.modules.pop(module, None)
-    config._read.cache_clear()
-    config._evaluate.cache_clear()
 
 
 @pytest.fixture
@@ -202,7 +207,7 @@ def test_a_mistake_gives_one_line_and_code_2(toy, capsys: pytest.CaptureFixture[
 
 
 def test_a_section_is_no_setting(toy, monkeypatch: pytest.MonkeyPatch) -> None:
-    schema = config.read_schema("fourdiffusion.toy", "ToyConfig")
+    schema = config.load_settings_class("fourdiffusion.toy:ToyConfig")
     monkeypatch.setattr(config, "groups", lambda name: [])
     with pytest.raises(UserError, match="it is a section, set one of model.width, model.folder"):
         config.compose("toy", schema, ["model=3"])
@@ -235,10 +240,9 @@ def test_other_errors_keep_their_traceback(toy, monkeypatch: pytest.MonkeyPatch)
         cli.main(["toy", "box", "video=a"])
 
 
-def test_help_and_mistakes_do_not_import_the_verb(toy, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_mistakes_answer_without_the_verb(toy, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["toy", "box", "--help"]) == 0
     assert cli.main(["toy", "box", "steps=x"]) == 2
-    assert "fourdiffusion.toy" not in sys.modules
     assert capsys.readouterr().out.startswith("fourdiffusion toy box: play")
 
 
@@ -246,7 +250,6 @@ def test_help_explains_the_verb(toy, capsys: pytest.CaptureFixture[str]) -> None
     assert cli.main(["toy", "box", "experiment=paper", "-h"]) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for expected in [
-        "Nothing else.",  # the verb's docstring
         "fourdiffusion toy box video=a.mp4",
         "model=large a thousand wide",
         "model=small eight wide (default)",
@@ -309,20 +312,8 @@ real = pytest.mark.parametrize("verb", cli.VERBS, ids=lambda verb: verb.words)
 
 
 @real
-def test_the_settings_that_help_shows_are_the_verbs_own(verb: cli.Verb) -> None:
-    read = config.read_schema(verb.module, verb.settings)
-    own = getattr(importlib.import_module(verb.module), verb.settings)
-    assert OmegaConf.to_yaml(OmegaConf.structured(read)) == OmegaConf.to_yaml(OmegaConf.structured(own))
-    assert [(field.name) for field in dataclasses.fields(read)] == [field.name for field in dataclasses.fields(own)]
-    types = typing.get_type_hints(own)
-    for field in dataclasses.fields(read):
-        if not dataclasses.is_dataclass(field.type):
-            assert field.type == types[field.name], field.name
-
-
-@real
 def test_every_option_of_every_group_fits(verb: cli.Verb) -> None:
-    schema = config.read_schema(verb.module, verb.settings)
+    schema = config.load_settings_class(verb.settings)
     names = config.compose(verb.function, schema, []).keys()
     for group in config.groups(verb.function):
         for option in group.options():
@@ -336,7 +327,7 @@ def test_every_experiment_lies_with_its_verb() -> None:
 
 @real
 def test_the_examples_in_the_help_are_well_formed(verb: cli.Verb) -> None:
-    schema = config.read_schema(verb.module, verb.settings)
+    schema = config.load_settings_class(verb.settings)
     for example in verb.examples:
         words = shlex.split(example.split("fourdiffusion ", 1)[1])
         found, rest = cli._find(words)
@@ -345,10 +336,10 @@ def test_the_examples_in_the_help_are_well_formed(verb: cli.Verb) -> None:
 
 
 def test_the_presets_are_the_papers_numbers_and_the_releases_where_they_differ() -> None:
-    from fourdiffusion.fit import FitConfig
+    from fourdiffusion.fit.settings import FitConfig
 
     def settings(*words: str) -> dict[str, object]:
-        schema = config.read_schema("fourdiffusion.fit", "FitConfig")
+        schema = config.load_settings_class("fourdiffusion.fit.settings:FitConfig")
         return flat(dataclasses.asdict(config.build(config.compose("fit", schema, ["video=x", *words]), FitConfig)))
 
     def flat(tree: dict, prefix: str = "") -> dict[str, object]:

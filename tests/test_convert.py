@@ -11,12 +11,14 @@ from safetensors.torch import load_file, save_file
 from tiny_model import CAPTIONS, tiny_config, write_model
 from torch import Tensor
 
-from fourdiffusion import checkpoints
-from fourdiffusion.convert import ConvertConfig, convert
+from fourdiffusion.convert import convert
 from fourdiffusion.diffusion import encoders, release
-from fourdiffusion.diffusion.loading import ModelConfig, fresh_pipeline
+from fourdiffusion.diffusion.loading import fresh_pipeline
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.settings import ModelConfig
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import read_foreign
+from fourdiffusion.settings import ConvertConfig
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_motion_layers_travel_alone(released: Path, tmp_path: Path) -> None:
     model = write_model(tmp_path / "model")
     convert(ConvertConfig(output=str(tmp_path / "motion.ckpt"), model=tiny_config(str(model))))
-    tensors = checkpoints.read_foreign(tmp_path / "motion.ckpt")
+    tensors = read_foreign(tmp_path / "motion.ckpt")
     assert all(key.startswith("module.") for key in tensors)
     config = ConvertConfig(
         str(released / "ipmv.pt"), str(tmp_path / "motion.ckpt"), str(tmp_path / "again"), model=tiny_config()

@@ -10,11 +10,13 @@ from PIL import Image
 from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit
 from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.errors import UserError
-from fourdiffusion.evaluate import EvaluateConfig, evaluate, view_roles
-from fourdiffusion.ops.hash_grid import HashGridConfig
-from fourdiffusion.scene.field import DynamicField, FieldConfig
-from fourdiffusion.scene.preview import Scene, render_views, save_scene
-from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
+from fourdiffusion.evaluate import evaluate, view_roles
+from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.renderer import OccupancyGrid
+from fourdiffusion.scene.scene import Scene, render_views, save_scene
+from fourdiffusion.scene.settings import FieldConfig, RendererConfig
+from fourdiffusion.settings import EvaluateConfig
 
 SIZE, FRAMES = 16, 3
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.loading import ModelConfig, fresh_pipeline
+from fourdiffusion.diffusion.loading import fresh_pipeline
+from fourdiffusion.diffusion.settings import ModelConfig
 
 
 def test_the_release_has_two_and_a_half_billion_parameters() -> None:

@@ -13,7 +13,8 @@ from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import read_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.generate import GenerateConfig, generate
+from fourdiffusion.generate import generate
+from fourdiffusion.settings import GenerateConfig
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,18 @@ from PIL import Image
 from tiny_model import FRAMES, SIZE, balls, picture, tiny_pipeline
 
 from fourdiffusion import cameras
-from fourdiffusion.checkpoints import save_tensors
-from fourdiffusion.datasets.batches import DataConfig
 from fourdiffusion.datasets.clips import Clip, opaque_clip, write_clip
+from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion.loading import load_pipeline, open_pipeline
 from fourdiffusion.errors import UserError
-from fourdiffusion.ops.hash_grid import HashGridConfig
-from fourdiffusion.scene.field import DynamicField, FieldConfig
-from fourdiffusion.scene.preview import Scene, render_views, save_scene
-from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
-from fourdiffusion.train import TrainConfig, train
+from fourdiffusion.files import save_tensors
+from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.renderer import OccupancyGrid
+from fourdiffusion.scene.scene import Scene, render_views, save_scene
+from fourdiffusion.scene.settings import FieldConfig, RendererConfig
+from fourdiffusion.train.loop import train
+from fourdiffusion.train.settings import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +169,7 @@ def test_a_sheet_has_two_rows_an_object(
 
 
 def test_the_ablations_words_are_settings_of_fit() -> None:
-    schema = held_out.config.read_schema("fourdiffusion.fit", "FitConfig")
+    schema = held_out.config.load_settings_class("fourdiffusion.fit.settings:FitConfig")
     for words in ablation.VARIANTS.values():
         settings = held_out.config.compose("fit", schema, words)
         for key, value in (word.split("=") for word in words):

@@ -6,13 +6,15 @@ import av
 import pytest
 import torch
 
-from fourdiffusion.checkpoints import save_tensors
 from fourdiffusion.errors import UserError
-from fourdiffusion.ops.hash_grid import HashGridConfig
-from fourdiffusion.render import RenderConfig, render
-from fourdiffusion.scene.field import DynamicField, FieldConfig
-from fourdiffusion.scene.preview import Scene, save_scene
-from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig
+from fourdiffusion.files import save_tensors
+from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.render import render
+from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.renderer import OccupancyGrid
+from fourdiffusion.scene.scene import Scene, save_scene
+from fourdiffusion.scene.settings import FieldConfig, RendererConfig
+from fourdiffusion.settings import RenderConfig
 
 
 @pytest.fixture

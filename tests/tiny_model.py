@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import Clip, write_clip
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.loading import ModelConfig, fresh_pipeline
+from fourdiffusion.diffusion.loading import fresh_pipeline
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.settings import ModelConfig
 
 SIZE = 16  # pixels
 FRAMES = 4

@@ -20,16 +20,7 @@ from fourdiffusion.diffusion.encoders import CLIPImageProcessorPil, CLIPTextMode
 from fourdiffusion.diffusion.long_video import FrameGroups
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
-
-NEGATIVE_PROMPT = (  # the sampler's, method.md section 5
-    "uniform low no texture ugly, boring, bad anatomy, blurry, pixelated,  obscure, unnatural colors, "
-    "poor lighting, dull, and unclear."
-)
-DISTILLATION_NEGATIVE_PROMPT = (  # the 4D stage's, likewise
-    "ugly, bad anatomy, blurry, pixelated obscure, unnatural colors, poor lighting, dull, and unclear, cropped, "
-    "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
-    "bad proportions"
-)
+from fourdiffusion.diffusion.settings import NEGATIVE_PROMPT
 
 
 def unconditional(negative_prompt: str, guidance: float) -> str | None:

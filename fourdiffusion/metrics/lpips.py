@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from fourdiffusion.checkpoints import read_foreign
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import read_foreign
 from fourdiffusion.metrics.image import check_pair
 
 BACKBONE = "vgg16-397923af.pth"  # as torchvision names it

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from fourdiffusion.checkpoints import save_tensors, write_atomic
 from fourdiffusion.errors import UserError
-from fourdiffusion.ops.hash_grid import HashGrid, HashGridConfig, summed_encodings
+from fourdiffusion.files import save_tensors, write_atomic
+from fourdiffusion.ops.hash_grid import HashGrid, summed_encodings
 from fourdiffusion.ops.mlp import perceptron
+from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.scene.settings import FieldConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 CLASS_NAME = "DynamicField"
-
-
-@dataclass
-class FieldConfig:
-    """Sizes of a scene; defaults as published (16 levels, 2^19 entries, 16 -> 4096, 64 wide)."""
-
-    radius: float = 1.0  # of the cube [-radius, radius]^3
-    space: HashGridConfig = field(default_factory=HashGridConfig)
-    spacetime: HashGridConfig = field(default_factory=HashGridConfig)
-    hidden_width: int = 64
-    blob_scale: float = 10.0  # raw density gets blob_scale * (1 - |x| / blob_std): matter starts at the origin
-    blob_std: float = 0.5
 
 
 class DynamicField(nn.Module):

@@ -12,30 +12,13 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from fourdiffusion.ops.volume_rendering import accumulate, march, render_weights
+from fourdiffusion.scene.settings import RendererConfig
 
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Density = Callable[[Tensor, Tensor], Tensor]
 
 # Corners of a tetrahedron: four densities give a gradient.
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
-
-
-@dataclass
-class RendererConfig:
-    """How rays are sampled; defaults as published where the paper says anything."""
-
-    num_samples: int = 256  # across the ball's diameter: the step is 2 * radius / num_samples everywhere
-    radius: float = 1.0
-    occupancy_resolution: int = 32
-    occupancy_threshold: float = 0.01  # opacity of one step below which a cell counts as empty (instant-ngp, nerfacc)
-    occupancy_decay: float = 0.95  # of a cell's remembered density at each update
-    early_stop: float = 0.0  # drop samples that less than this share of the light reaches; 0 keeps all
-    normal_epsilon: float = 0.01  # offset of the finite differences, scene units
-
-    @property
-    def step(self) -> float:
-        """Length of a sample's interval, scene units."""
-        return 2 * self.radius / self.num_samples
 
 
 @dataclass

@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fourdiffusion import data
 from fourdiffusion.cameras import orbit
-from fourdiffusion.data import SynthConfig, make_clip, rig_azimuths, synth
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip, write_clip
 from fourdiffusion.datasets.synthetic import TEST_SEED_START
 from fourdiffusion.errors import UserError
+from fourdiffusion.prepare.settings import SynthConfig
+from fourdiffusion.prepare.synth import make_clip, rig_azimuths, synth
 
 
 def small_clip(views: int = 2, frames: int = 3, size: int = 8) -> Clip:
@@ -197,7 +197,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         write_clip(folder, clip)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "write_clip", stop_at_the_second)
+        patch.setattr("fourdiffusion.prepare.synth.write_clip", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
             synth(config(tmp_path / "cut"))
     kept = (tmp_path / "cut" / written[0] / "transforms.json").stat().st_mtime_ns

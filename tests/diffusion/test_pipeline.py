@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from tiny_model import CAPTIONS, FRAMES, SIZE, tiny_clip, tiny_config, tiny_pipeline
 from torch import Tensor
 
-from fourdiffusion import cameras, media
+from fourdiffusion import cameras
 from fourdiffusion.diffusion.encoders import encode_latents, train_tokenizer
 from fourdiffusion.diffusion.loading import (
     SAMPLERS,
@@ -27,6 +27,7 @@ from fourdiffusion.diffusion.long_video import interleaved, windows
 from fourdiffusion.diffusion.motion import frame_positions
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.image import composite
 
 PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")
 
@@ -52,7 +53,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 def video(index: int = 0) -> Tensor:
     """[F, 3, H, W]."""
-    return media.composite(tiny_clip(index).rgba[0] / 255)
+    return composite(tiny_clip(index).rgba[0] / 255)
 
 
 # ---- the folder -----------------------------------------------------------------------------------------------------

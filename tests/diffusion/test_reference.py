@@ -12,10 +12,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fourdiffusion import cameras
-from fourdiffusion.convert import ConvertConfig, convert
+from fourdiffusion.convert import convert
 from fourdiffusion.diffusion import distillation
-from fourdiffusion.diffusion.loading import ModelConfig, noise_schedule
+from fourdiffusion.diffusion.loading import noise_schedule
 from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline
+from fourdiffusion.diffusion.settings import ModelConfig
+from fourdiffusion.settings import ConvertConfig
 
 
 def distance(a: Tensor, b: Tensor) -> float:

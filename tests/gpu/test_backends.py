@@ -7,10 +7,13 @@ from torch.nn.functional import normalize
 
 from fourdiffusion import cameras
 from fourdiffusion.ops.backends import installed
-from fourdiffusion.ops.hash_grid import HashGrid, HashGridConfig
-from fourdiffusion.ops.volume_rendering import accumulate, ball_interval, march, render_weights
-from fourdiffusion.scene.field import DynamicField, FieldConfig
-from fourdiffusion.scene.renderer import OccupancyGrid, RendererConfig, RenderOutput, render
+from fourdiffusion.ops.geometry import ball_interval
+from fourdiffusion.ops.hash_grid import HashGrid
+from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.ops.volume_rendering import accumulate, march, render_weights
+from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.renderer import OccupancyGrid, RenderOutput, render
+from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 
 pytestmark = pytest.mark.gpu
 needs_tinycudann = pytest.mark.skipif(not installed("tinycudann"), reason="tinycudann is not installed")

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from fourdiffusion.ops.backends import INSTALL, installed
-from fourdiffusion.ops.hash_grid import PRIMES, HashGrid, HashGridConfig, levels, resolve_backend, summed_encodings
+from fourdiffusion.ops.hash_grid import HashGrid, resolve_backend, summed_encodings
+from fourdiffusion.ops.hash_grid.layout import PRIMES, levels
+from fourdiffusion.ops.settings import HashGridConfig
 
 DENSE = HashGridConfig(num_levels=3, log2_hashmap_size=18, base_resolution=3, per_level_scale=1.6)
 BOTH = HashGridConfig(num_levels=5, log2_hashmap_size=10, base_resolution=3, per_level_scale=2.0)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from fourdiffusion.ops import volume_rendering
-from fourdiffusion.ops.volume_rendering import accumulate, ball_interval, march, render_weights, resolve_backend
+from fourdiffusion.ops.geometry import ball_interval
+from fourdiffusion.ops.volume_rendering import accumulate, march, render_weights, resolve_backend, torch_backend
 
 RAYS = 12
 
@@ -91,7 +91,7 @@ def test_skipping_drops_intervals_and_changes_no_other() -> None:
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     origins, directions = some_rays()
     whole = march(origins, directions, 0.05, 1.0, None, None)
-    monkeypatch.setitem(volume_rendering.BLOCK, "cpu", 100)
+    monkeypatch.setitem(torch_backend.BLOCK, "cpu", 100)
     for ours, theirs in zip(whole, march(origins, directions, 0.05, 1.0, None, None), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -120,7 +120,7 @@ def test_on_a_cpu_rays_go_to_torch() -> None:
 def test_sums_equal_nerfacc() -> None:
     """What nerfacc does without a GPU: sums of packed samples, and weights where all rays have as many."""
     nerfacc = pytest.importorskip("nerfacc")
-    from fourdiffusion.ops import volume_rendering_cuda
+    from fourdiffusion.ops.volume_rendering import nerfacc_backend
 
     rays, samples = 4, 6
     generator = torch.Generator().manual_seed(7)
@@ -132,7 +132,7 @@ def test_sums_equal_nerfacc() -> None:
         sigma = torch.rand(rays, samples, generator=torch.Generator().manual_seed(8)).requires_grad_()
         if native:
             weights, transmittance, _ = nerfacc.render_weight_from_density(edges[:, :-1], edges[:, 1:], sigma)
-            sums = volume_rendering_cuda.accumulate
+            sums = nerfacc_backend.accumulate
         else:
             t_start, t_end = edges[:, :-1].flatten(), edges[:, 1:].flatten()
             weights, transmittance = render_weights(sigma.flatten(), t_start, t_end, ray_index, rays)

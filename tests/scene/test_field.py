@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 from fourdiffusion.errors import UserError
-from fourdiffusion.ops.hash_grid import HashGridConfig
-from fourdiffusion.scene.field import CONFIG_FILE, WEIGHTS_FILE, DynamicField, FieldConfig
+from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.scene.field import CONFIG_FILE, WEIGHTS_FILE, DynamicField
+from fourdiffusion.scene.settings import FieldConfig
 
 GRID = HashGridConfig(num_levels=3, log2_hashmap_size=8, base_resolution=4, per_level_scale=1.5)
 

@@ -5,15 +5,10 @@ import torch
 from torch import Tensor
 
 from fourdiffusion import cameras
-from fourdiffusion.ops.hash_grid import HashGridConfig
-from fourdiffusion.scene.field import DynamicField, FieldConfig
-from fourdiffusion.scene.renderer import (
-    OccupancyGrid,
-    RendererConfig,
-    finite_difference_normals,
-    render,
-    render_image,
-)
+from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.renderer import OccupancyGrid, finite_difference_normals, render, render_image
+from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 
 CONFIG = RendererConfig(num_samples=64, occupancy_resolution=16)
 WHITE = torch.ones(3)

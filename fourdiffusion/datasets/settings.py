@@ -1,0 +1,15 @@
+"""Settings of the training data. This module imports no torch."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class DataConfig:
+    """Which clips, and how samples are cut out of them."""
+
+    path: str = "???"  # folder of clips in the interchange format
+    num_views: int = 4
+    num_frames: int = 8
+    frame_stride: int = 1  # between the frames of a sample (the paper: 4)
+    augment: bool = False  # mirror half of the samples, shuffle the colour channels of half
+    cache_clips: int = 4096  # decoded clips kept in memory

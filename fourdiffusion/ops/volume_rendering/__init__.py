@@ -1,0 +1,104 @@
+"""Marching, weighting and summing of samples along rays, packed: the samples of all rays stand in one list.
+
+A sample n belongs to ray ``ray_index[n]``; ray_index is sorted, and within a ray the samples go from near to far. Rays
+may have no sample at all. Two backends: "torch" (any device and float type) and "nerfacc" (GPU, float32; its march
+differs at the ends of a ray, see nerfacc). "auto" takes nerfacc where it applies and torch elsewhere; a
+backend asked for by name raises ValueError where it does not apply.
+"""
+
+from functools import cache
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from fourdiffusion.ops.backends import INSTALL, choose, installed
+from fourdiffusion.ops.volume_rendering import torch_backend
+
+BACKENDS = ("nerfacc", "torch")  # "auto" takes the first that can
+
+
+def obstacle(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
+    """Why a backend cannot serve rays of that type on that device; None where it can."""
+    if backend == "torch":
+        return None
+    if not installed(backend):
+        return f"needs {backend}, which is not installed: {INSTALL[backend]}"
+    if device.type != "cuda" or dtype != torch.float32:
+        return f"serves float32 on cuda only, not {dtype} on {device}; torch serves all"
+    return _nerfacc_failure()
+
+
+@cache
+def _nerfacc_failure() -> str | None:
+    """Why the installed nerfacc does not run, None where it does."""
+    try:
+        from fourdiffusion.ops.volume_rendering import nerfacc_backend
+
+        sums = nerfacc_backend.trial()
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # AttributeError: it found no compiler
+        reason = str(error).partition("\n")[0]
+        return f"has no kernels to load ({reason}): it compiles them with nvcc, of torch's own CUDA version"
+    return None if sums == [0, 1] else f"does not work on this GPU: a sum is {sums} and not [0, 1]"
+
+
+def resolve_backend(setting: str, name: str, device: torch.device) -> str:
+    """The backend that ``name`` means on a device. ValueError where it cannot serve."""
+    return choose(setting, name, BACKENDS, lambda backend: obstacle(backend, device))
+
+
+def _native(backend: str, x: Tensor) -> ModuleType | None:
+    """Where these functions stand for nerfacc, if it serves x; else None."""
+    if choose("backend", backend, BACKENDS, lambda name: obstacle(name, x.device, x.dtype)) == "torch":
+        return None
+    from fourdiffusion.ops.volume_rendering import nerfacc_backend
+
+    return nerfacc_backend
+
+
+def march(
+    origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Cuts the part of each ray inside the ball into intervals of length ``step``; keeps those in occupied cells.
+
+    The lattice of a ray starts ``jitter`` steps before it enters the ball; its first and last interval are clipped to
+    the ball, so that the intervals cover the ray's part exactly. Skipping drops intervals and changes no other: with
+    every cell occupied the result is the one without a grid.
+
+    Args:
+        origins, directions: [R, 3], directions of length 1.
+        step, radius: in scene units.
+        jitter: [R] in [0, 1], or None for 0.
+        occupied: bool [G, G, G] over the cube [-radius, radius]^3, axes x, y, z; None keeps everything. An interval
+            counts by the cell of its middle.
+
+    Returns:
+        ray_index [N] int64, t_start [N], t_end [N].
+    """
+    native = _native(backend, origins) if len(origins) else None
+    return (native or torch_backend).march(origins, directions, step, radius, jitter, occupied)
+
+
+def render_weights(
+    sigma: Tensor, t_start: Tensor, t_end: Tensor, ray_index: Tensor, num_rays: int, backend: str = "auto"
+) -> tuple[Tensor, Tensor]:
+    """Weights and transmittance of the samples (Max 1995; NeRF, Mildenhall et al. 2020, eq. 3).
+
+    T_n = exp(-sum of sigma_m delta_m over the ray's samples m before n), w_n = T_n (1 - exp(-sigma_n delta_n)).
+
+    Args:
+        sigma, t_start, t_end: [N], sigma per scene unit.
+        ray_index: [N] int64, sorted.
+
+    Returns:
+        weights [N] and transmittance [N] (of light that reaches the start of the sample).
+    """
+    return (_native(backend, sigma) or torch_backend).render_weights(sigma, t_start, t_end, ray_index, num_rays)
+
+
+def accumulate(
+    weights: Tensor, values: Tensor | None, ray_index: Tensor, num_rays: int, backend: str = "auto"
+) -> Tensor:
+    """Sums of weights * values over each ray: weights [N], values [N, C] or None for ones -> [R, C], or [R]."""
+    return (_native(backend, weights) or torch_backend).accumulate(weights, values, ray_index, num_rays)

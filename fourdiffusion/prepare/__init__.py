@@ -1,0 +1,1 @@
+"""Data preparation: the verbs `data ...`, from assets to training data."""

@@ -1,0 +1,95 @@
+"""A scene and its files.
+
+    <scene>/config.json, diffusion_pytorch_model.safetensors   the field, see DynamicField.save
+    <scene>/renderer.json                                      RendererConfig
+    <scene>/occupancy.safetensors                              the occupancy grid
+
+Letters: N pictures, S the side of a picture in pixels.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from fourdiffusion.cameras import rays
+from fourdiffusion.errors import UserError
+from fourdiffusion.files import load_tensors, save_tensors, write_atomic
+from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.renderer import OccupancyGrid, render_image
+from fourdiffusion.scene.settings import RendererConfig
+
+
+@dataclass
+class Scene:
+    """What it takes to draw a picture."""
+
+    field: DynamicField
+    occupancy: OccupancyGrid
+    renderer: RendererConfig
+
+
+def save_scene(folder: Path, scene: Scene) -> None:
+    """Writes a scene folder; each file appears whole or not at all."""
+    scene.field.save(folder)
+    text = json.dumps(asdict(scene.renderer), indent=2) + "\n"
+    write_atomic(folder / "renderer.json", lambda partial: partial.write_text(text))
+    save_tensors(folder / "occupancy.safetensors", scene.occupancy.state_dict(), {})
+
+
+def load_scene(folder: Path, device: torch.device | None = None) -> Scene:
+    """Reads a scene folder, or the run folder that has one in scene/. UserError where it is none."""
+    folder = scene_folder(folder)
+    field = DynamicField.load(folder).to(device)
+    path = folder / "renderer.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no complete scene: {path.name} is missing; fit it again")
+    try:
+        renderer = RendererConfig(**json.loads(path.read_text(encoding="utf-8")))
+        occupancy = OccupancyGrid(renderer)
+        occupancy.load_state_dict(load_tensors(folder / "occupancy.safetensors")[0])
+    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        message = f"{folder}: renderer.json and occupancy.safetensors do not fit together ({reason}); fit it again"
+        raise UserError(message) from error
+    return Scene(field, occupancy.to(device), renderer)
+
+
+def scene_folder(folder: Path) -> Path:
+    """The scene folder that a folder is, or has in it as scene/."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder; give the run folder of a fit, or its scene/")
+    for candidate in (folder / "scene", folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    raise UserError(f"{folder} holds no scene (scene/config.json); give the run folder of a finished fit")
+
+
+def render_views(
+    scene: Scene, c2w: Tensor, fovy_deg: float, times: Tensor, size: int, label: str | None = None
+) -> tuple[Tensor, Tensor]:
+    """Square pictures of a scene on white, on CPU whatever the scene is on.
+
+    Args:
+        c2w: [N, 4, 4].
+        fovy_deg: field of view in degrees.
+        times: [N] in [0, 1].
+        size: S.
+        label: shows a progress bar of this name.
+
+    Returns:
+        rgb [N, 3, S, S] in [0, 1] and opacity [N, 1, S, S].
+    """
+    device = scene.occupancy.density.device
+    field, white, pictures = scene.field, torch.ones(3, device=device), []
+    for camera, time in zip(tqdm(c2w, desc=label, disable=label is None, leave=False), times, strict=True):
+        origins, directions = (value.to(device) for value in rays(camera, fovy_deg, size, size))
+        rgb, opacity, _ = render_image(
+            field, scene.occupancy, origins, directions, time.to(device), white, scene.renderer, field.density
+        )
+        pictures.append(torch.cat([rgb, opacity]).cpu())
+    rgb, opacity = torch.stack(pictures).clamp(0, 1).split([3, 1], dim=1)
+    return rgb, opacity

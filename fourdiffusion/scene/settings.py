@@ -1,0 +1,46 @@
+"""Settings of a scene. This module imports no torch."""
+
+import dataclasses
+from dataclasses import dataclass, field
+
+from fourdiffusion.ops.settings import HashGridConfig
+
+
+@dataclass
+class FieldConfig:
+    """Sizes of a scene; defaults as published (16 levels, 2^19 entries, 16 -> 4096, 64 wide)."""
+
+    radius: float = 1.0  # of the cube [-radius, radius]^3
+    space: HashGridConfig = field(default_factory=HashGridConfig)
+    spacetime: HashGridConfig = field(default_factory=HashGridConfig)
+    hidden_width: int = 64
+    blob_scale: float = 10.0  # raw density gets blob_scale * (1 - |x| / blob_std): matter starts at the origin
+    blob_std: float = 0.5
+
+
+@dataclass
+class RendererConfig:
+    """How rays are sampled; defaults as published where the paper says anything."""
+
+    num_samples: int = 256  # across the ball's diameter: the step is 2 * radius / num_samples everywhere
+    radius: float = 1.0
+    occupancy_resolution: int = 32
+    occupancy_threshold: float = 0.01  # opacity of one step below which a cell counts as empty (instant-ngp, nerfacc)
+    occupancy_decay: float = 0.95  # of a cell's remembered density at each update
+    early_stop: float = 0.0  # drop samples that less than this share of the light reaches; 0 keeps all
+    normal_epsilon: float = 0.01  # offset of the finite differences, scene units
+
+    @property
+    def step(self) -> float:
+        """Length of a sample's interval, scene units."""
+        return 2 * self.radius / self.num_samples
+
+
+@dataclass
+class SceneConfig:
+    """The dynamic NeRF and how it is rendered."""
+
+    field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
+    renderer: RendererConfig = dataclasses.field(default_factory=RendererConfig)
+    grid_backend: str = "auto"  # of the hash grids: auto | torch | numba | tinycudann. No part of the scene
+    ray_backend: str = "auto"  # of sampling and rendering: auto | torch | nerfacc. No part of the scene

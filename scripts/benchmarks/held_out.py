@@ -1,0 +1,168 @@
+"""What the measuring scripts share: held-out clips, samples of the model, and fits through the command line.
+
+Clips are those of `fourdiffusion data synth split=test rig=orbit`: V views evenly spaced from azimuth 0, where the
+input is. Letters: F frames, V views.
+"""
+
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fourdiffusion import cameras, config
+from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
+from fourdiffusion.diffusion import encoders
+from fourdiffusion.diffusion.long_video import frame_groups
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, unconditional
+from fourdiffusion.errors import UserError
+from fourdiffusion.files import write_atomic
+from fourdiffusion.media.image import composite
+from fourdiffusion.media.write import write_image
+from fourdiffusion.runs import git_commit
+from fourdiffusion.settings import GenerateConfig
+
+# The words of `fourdiffusion fit` for the sample that ships.
+SAMPLE = ["video=data/sample/input.mp4", "crop=frame", "prompt=a pink bird with a purple belly flying"]
+
+
+def first_clips(folder: Path, count: int) -> list[Path]:
+    """The first clips by name: none is chosen. UserError where there are fewer."""
+    found = list_clips(folder)
+    if not 1 <= count <= len(found):
+        raise UserError(f"--objects {count}: {folder} holds {len(found)} clips, give 1 to {len(found)}")
+    return found[:count]
+
+
+def choose_views(c2w: Tensor, num_views: int) -> list[int]:
+    """Numbers of the cameras [N, 4, 4] that stand where 4DM puts its ``num_views``, the input's own first."""
+    chosen = []
+    for azimuth in cameras.orthogonal_azimuths(num_views).tolist():
+        found = cameras.find(c2w, cameras.orbit(azimuth))
+        if found is None:
+            raise UserError(
+                f"the clip has no camera at azimuth {azimuth:g}: make clips with `fourdiffusion data synth split=test "
+                f"rig=orbit` and a num_views that is a multiple of {num_views}"
+            )
+        chosen.append(found)
+    return chosen
+
+
+# ---- samples --------------------------------------------------------------------------------------------------------
+
+
+def sampling_settings(clips: Path, model: str, frames: int, views: int, words: list[str]) -> GenerateConfig:
+    """The settings that `fourdiffusion generate` would have; ``words`` are more of its KEY=VALUE."""
+    schema = config.load_settings_class("fourdiffusion.settings:GenerateConfig")
+    given = [f"video={clips}", f"model.path={model}", f"num_frames={frames}", f"num_views={views}"]
+    return config.build(config.compose("generate", schema, [*given, *words]), GenerateConfig)
+
+
+@dataclass
+class Example:
+    """One held-out object: its true videos, RGB in [0, 1] on white, from where the model puts its views."""
+
+    caption: str
+    truth: Tensor  # [V, F, 3, H, W], view 0 is the input
+
+
+def read_example(folder: Path, settings: GenerateConfig) -> Example:
+    """UserError where the clip has other frames, pictures or cameras than the settings want."""
+    clip = read_clip(folder)
+    frames, size = clip.rgba.shape[1], list(clip.rgba.shape[-2:])
+    if frames != settings.num_frames:
+        raise UserError(f"{folder} has {frames} frames: give --frames {frames}, or other clips")
+    if size != [settings.model.image_size] * 2:
+        raise UserError(f"{folder} is {size[1]} x {size[0]} pixels, the model wants {settings.model.image_size} square")
+    return Example(clip.caption, composite(clip.rgba[choose_views(clip.c2w, settings.num_views)].float() / 255))
+
+
+@torch.no_grad()
+def sample(
+    pipeline: FourDiffusionPipeline, settings: GenerateConfig, example: Example, seed: int, use_motion: bool = True
+) -> Tensor:
+    """Videos [V, F, 3, H, W] in [0, 1] as `fourdiffusion generate` makes them; without motion, frame by frame."""
+    model = settings.model
+    groups = frame_groups(model.long_video, settings.num_frames, model.window, pipeline.motion.config.max_frames)
+    images = example.truth[0].to(pipeline.device)
+    negative = unconditional(model.negative_prompt, model.guidance)
+    denoiser = pipeline.prepare(images, example.caption, negative, use_motion)
+    c2w = cameras.orbit(cameras.orthogonal_azimuths(settings.num_views))
+    generator = torch.Generator().manual_seed(seed)
+    z = pipeline.sample(denoiser, c2w, model.sampling_steps, model.guidance, generator, groups)
+    return encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()
+
+
+def fingerprint(folder: Path) -> str:
+    """Of all weights in a folder, so that figures of two models never mix."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
+
+
+# ---- fits -----------------------------------------------------------------------------------------------------------
+
+
+def write_input(folder: Path, clip: Clip) -> list[str]:
+    """Writes the clip's view at azimuth 0 as frames; the words that make `fourdiffusion fit` read them as they are."""
+    for number, frame in enumerate(clip.rgba[choose_views(clip.c2w, 1)[0]]):
+        write_image(folder / f"{number:02d}.png", frame.float() / 255)
+    return [f"video={folder}", "crop=frame", f"num_frames={clip.rgba.shape[1]}", f"prompt={clip.caption}"]
+
+
+def fit_once(run: Path, words: list[str], weights: str, watch: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Runs `fourdiffusion fit` into ``run`` unless that is done; a stopped fit goes on.
+
+    Args:
+        words: its KEY=VALUE, all but output.
+        weights: the model's fingerprint.
+        watch: called now and then while it runs.
+
+    Returns:
+        The note kept beside the run: words, weights, commit, and the seconds that the whole command took, None where it
+        was stopped in between. UserError where the run is of other words or weights.
+    """
+    path = run.with_name(run.name + ".json")
+    wanted = {"words": words, "weights": weights}
+    note: dict[str, Any] | None = json.loads(path.read_text()) if path.is_file() else None
+    if note is not None and {key: note[key] for key in wanted} != wanted:
+        raise UserError(f"{run} was fitted with other settings or another model: delete it and {path}")
+    if note is not None and "seconds" in note:
+        return note
+    _write_json(path, wanted)
+    commit, began = git_commit(), time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "fourdiffusion", "fit", *words, f"output={run}"])
+    try:
+        while process.poll() is None:
+            time.sleep(0.2)
+            watch()
+    except KeyboardInterrupt:
+        process.wait()  # it got the signal too, and saves its step first
+        raise
+    if process.returncode:
+        raise UserError(f"the fit in {run} ended with code {process.returncode}, see above; the same command goes on")
+    seconds = round(time.monotonic() - began, 1) if note is None else None
+    done = wanted | {"commit": commit, "seconds": seconds}
+    _write_json(path, done)
+    return done
+
+
+def novel_means(metrics: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Of a fit's metrics.json: the scene's means over novel views, and those of the copied input."""
+    scene = json.loads(metrics.read_text())["scene"]
+    if "novel" not in scene["mean_by_role"]:
+        raise UserError(f"{metrics}: the truth has no view between the generated ones; use clips of 8 views")
+    return scene["mean_by_role"]["novel"], scene["baseline"]["mean_by_role"]["novel"]
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomic(path, lambda partial: partial.write_text(json.dumps(content, indent=1) + "\n"))

@@ -1,0 +1,115 @@
+"""What the measuring scripts share: tables, where their figures come from, and sections of the results page."""
+
+import os
+import platform
+import shlex
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fourdiffusion.errors import UserError
+from fourdiffusion.files import write_atomic
+
+Line = dict[str, Any]  # one measurement: "row", "object", and a value for each measure that was taken
+MEASURES = {  # heading and decimals
+    "psnr": ("PSNR in dB ↑", 2),
+    "ssim": ("SSIM ↑", 3),
+    "gmsd": ("GMSD ↓", 3),
+    "lpips": ("LPIPS ↓", 3),
+    "temporal_error": ("temporal error ↓", 4),
+    "seconds": ("seconds", 0),
+}
+
+
+def run(main: Callable[[], None]) -> None:
+    """Ends the program as the command line does: 2 after a mistake of the user's, 130 after Ctrl-C."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted: the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def over_objects(lines: list[Line], row: str, measure: str) -> list[float]:
+    """One value an object: the mean over the row's measurements of it (its seeds), those without the measure aside."""
+    found: dict[str, list[float]] = {}
+    for line in lines:
+        if line["row"] == row and line.get(measure) is not None:
+            found.setdefault(line["object"], []).append(line[measure])
+    return [statistics.fmean(values) for values in found.values()]
+
+
+def cell(values: list[float], digits: int) -> str:
+    """Mean and sample standard deviation; the mean alone of a single value, a dash of none."""
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def table(lines: list[Line], rows: list[str], measures: list[str]) -> str:
+    """Markdown: a line for each row, a column for each measure, means ± standard deviations over objects."""
+    text = ["| | " + " | ".join(MEASURES[name][0] for name in measures) + " |", "|---" * (len(measures) + 1) + "|"]
+    for row in rows:
+        cells = [cell(over_objects(lines, row, name), MEASURES[name][1]) for name in measures]
+        text.append(f"| {row} | " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
+def measures(lines: list[Line]) -> list[str]:
+    """Those of MEASURES that were taken."""
+    return [name for name in MEASURES if any(line.get(name) is not None for line in lines)]
+
+
+def legend(lines: list[Line]) -> str:
+    """What the less known measures are."""
+    lpips = "" if "lpips" in measures(lines) else "; LPIPS is not computed, for want of its weights"
+    return (
+        f"GMSD is gradient magnitude similarity deviation, a perceptual measure without weights{lpips}. "
+        "The temporal error is the mean absolute error of the differences between neighbouring frames."
+    )
+
+
+def provenance(commits: set[str]) -> str:
+    """How the figures were made: this command, the source's commits ("+" where files differed) and the machine."""
+    command = shlex.join(["python", f"scripts/benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return f"`{command}`; commit {', '.join(sorted(commits))}; {machine()}."
+
+
+def machine() -> str:
+    """Processor, cores, GPU if there is one, torch's version."""
+    names = []
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{name}, {os.cpu_count()} cores, {gpu}torch {torch.__version__}"
+
+
+def write_section(path: Path, name: str, body: str) -> None:
+    """Puts a section into the page at ``path``, which is made if it is not there."""
+    page = path.read_text(encoding="utf-8") if path.is_file() else "# Results\n"
+    page = replace_section(page, name, body)
+    write_atomic(path, lambda partial: partial.write_text(page, encoding="utf-8"))
+    print(f"{body}\n\nwritten: section {name} of {path}")
+
+
+def replace_section(page: str, name: str, body: str) -> str:
+    """The page with ``body`` between the two comments that mark the section, which is added at the end if it is new."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    section = f"{begin}\n{body.strip()}\n{end}"
+    before, begun, rest = page.partition(begin)
+    if not begun:
+        return f"{page.rstrip()}\n\n{section}\n"
+    _, ended, after = rest.partition(end)
+    if not ended:
+        raise UserError(f"the page has '{begin}' and no '{end}' behind it: restore that line, or delete the first")
+    return before + section + after

@@ -1,0 +1,71 @@
+"""Write a trained small model as it ships: half-precision safetensors in a diffusers folder, with its model card.
+
+python scripts/build/export_small_model.py runs/tiny_motion/model data/models/tiny
+"""
+
+import hashlib
+import sys
+from pathlib import Path
+
+import torch
+
+from fourdiffusion.diffusion.loading import load_pipeline
+
+CARD = """---
+license: apache-2.0
+pipeline_tag: image-to-3d
+library_name: diffusers
+---
+
+# The small model of fourdiffusion
+
+A multi-view video diffusion model (4DM, "4Diffusion: Multi-view Video Diffusion Model for 4D Generation", NeurIPS
+2024) of a small world: creatures made of ellipsoids, 64 x 64 pixels, 8 frames, 4 views. It runs on two CPU cores, so
+that the method can be tried, tested and taken apart without a GPU and a download. It shares the architecture and the
+code with full size, and no weight with anybody's model.
+
+- **Use**: `fourdiffusion fit video=...` and `generate` take it unless other weights are named. Say what the object is:
+  `prompt='a pink bird with a purple belly flying'`; its captions are `a COLOUR PLAN with COLOUR TEXTURE ACTION`.
+- **Parts**: {parts}.
+- **Data**: 1500 clips of 8 views x 8 frames that `fourdiffusion data synth` renders (seeds 0 to 1499). No picture
+  of the real world, no human being, nothing of others.
+- **Recipe**: `scripts/build/make_small_model.sh`, six runs; the weights are moving averages, rounded to half precision.
+- **Compute**: five hours of two AMD EPYC cores, no GPU; steps, hours and what failed: `docs/small_model.md`.
+- **Measures**: on 30 objects that training never saw, three views of 8 frames, mean of 5 seeds, two steps of sampling:
+  PSNR 16.93 dB, 3.8 dB above the input video and 0.1 above the model without its motion layers (16.82); temporal
+  error 0.0584 against 0.0649. One step: 17.35 against 17.30 dB, 0.0540 against 0.0555. All tables, with the commands
+  that made them: `docs/results.md`.
+- **Limits**: it blurs what the input does not show, and gets it wrong. It knows white backgrounds, one object,
+  level cameras, and nothing of the real world; it proves the code, not the method.
+- **Licence**: Apache-2.0, weights and data.
+
+SHA-256 of the weights:
+
+{hashes}
+"""
+
+
+def main(source: Path, target: Path) -> None:
+    """Round the weights of the pipeline folder ``source`` to float16 and save them as ``target``."""
+    pipeline = load_pipeline(str(source))
+    parts = [
+        f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M parameters"
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+    ]
+    pipeline.to(torch.float16)
+    pipeline.save_whole(target)
+    hashes = [f"- `{path.relative_to(target)}`: `{sha256(path)}`" for path in sorted(target.rglob("*.safetensors"))]
+    (target / "README.md").write_text(CARD.format(parts=", ".join(parts), hashes="\n".join(hashes)))
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"{target}: {size / 1e6:.1f} MB")
+
+
+def sha256(path: Path) -> str:
+    """In hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

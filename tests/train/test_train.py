@@ -1,0 +1,320 @@
+"""Training: what each stage touches, resuming after SIGKILL, several processes, mistakes."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_model import FRAMES, tiny_config, write_clips, write_model
+from torch import Tensor
+
+from fourdiffusion import cli
+from fourdiffusion.datasets.sampling import ClipBatches
+from fourdiffusion.datasets.settings import DataConfig
+from fourdiffusion.diffusion.loading import load_pipeline
+from fourdiffusion.errors import UserError
+from fourdiffusion.files import load_tensors
+from fourdiffusion.randomness import stream
+from fourdiffusion.runs import open_run
+from fourdiffusion.train import loop as train_module
+from fourdiffusion.train.loop import learning_rate_factor, train
+from fourdiffusion.train.settings import TrainConfig
+
+PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("base") / "model")
+
+
+def settings(stage: str, base: Path, clips: Path, output: Path, /, **changes: object) -> TrainConfig:
+    values: dict[str, object] = {
+        "stage": stage,
+        "output": str(output),
+        "steps": 2,
+        "batch_size": 1,
+        "learning_rate": 1e-3,
+        "cpu": True,
+        "log_every": 1,
+        "sample_every": 0,
+        "model": tiny_config(str(base)),
+        "data": DataConfig(str(clips), num_views=2, num_frames=3),
+    }
+    return TrainConfig(**values | changes)  # type: ignore[arg-type]
+
+
+def weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a pipeline folder."""
+    return {
+        f"{part}.{name}": value
+        for part in PARTS
+        for path in sorted((folder / part).glob("*.safetensors"))
+        for name, value in load_file(path).items()
+    }
+
+
+def equal(a: Path, b: Path) -> bool:
+    """Are all weights of two pipeline folders the same to the last bit?"""
+    first, second = weights(a), weights(b)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def logged_steps(output: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+# ---- what a stage touches -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "stage, trained",
+    [
+        ("vae", {"vae"}),
+        ("clip", {"text_encoder", "image_encoder"}),
+        ("base", {"unet", "text_encoder", "image_encoder"}),
+        ("motion", {"motion"}),
+    ],
+)
+def test_a_stage_changes_its_own_tensors_only(
+    base: Path, clips: Path, tmp_path: Path, stage: str, trained: set[str]
+) -> None:
+    train(settings(stage, base, clips, tmp_path / "run", steps=3, batch_size=4 if stage == "clip" else 1))
+    before, after = weights(base), weights(tmp_path / "run/model")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        idle = ".layers.1." in name or "post_layernorm" in name  # behind the image tower's second-to-last block
+        learns = name.split(".")[0] in trained and not (name.startswith("image_encoder") and idle)
+        assert torch.equal(after[name], value) != learns, name
+    assert logged_steps(tmp_path / "run") == [1, 2, 3]
+    scale = [load_pipeline(folder).vae.config.scaling_factor for folder in (base, tmp_path / "run/model")]
+    assert (scale[0] == scale[1]) == (stage != "vae")  # measured on the data after stage=vae
+
+
+def test_gradient_checkpointing_and_workers_change_nothing(base: Path, clips: Path, tmp_path: Path) -> None:
+    train(settings("motion", base, clips, tmp_path / "plain"))
+    train(settings("motion", base, clips, tmp_path / "other", gradient_checkpointing=True, num_workers=1))
+    first, second = weights(tmp_path / "plain/model"), weights(tmp_path / "other/model")
+    for name, value in first.items():
+        torch.testing.assert_close(second[name], value, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_model_from_nothing(clips: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        config = settings("base", tmp_path, clips, tmp_path / name, steps=1, model=tiny_config())
+        train(config)
+    assert equal(tmp_path / "one/model", tmp_path / "two/model")
+    texts = [(tmp_path / name / "model/tokenizer/tokenizer.json").read_text() for name in ("one", "two")]
+    assert texts[0] == texts[1]
+
+
+def test_learning_rate() -> None:
+    config = TrainConfig(steps=100, warmup_steps=10, decay_steps=20)
+    factors = [learning_rate_factor(config, step) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1) and factors[9:81] == [1.0] * 72 and factors[99] == pytest.approx(0.05)
+    assert factors[:10] == sorted(factors[:10]) and factors[80:] == sorted(factors[80:], reverse=True)
+    assert {learning_rate_factor(TrainConfig(steps=5), step) for step in range(5)} == {1.0}
+
+
+# ---- going on -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["vae", "base"])
+def test_resumed_equals_uninterrupted(base: Path, clips: Path, tmp_path: Path, stage: str) -> None:
+    train(settings(stage, base, clips, tmp_path / "whole", steps=4))
+    config = settings(stage, base, clips, tmp_path / "parts", sample_every=1, sample_steps=1)
+    train(config)
+    assert load_tensors(tmp_path / "parts/checkpoint.safetensors")[1] == {"step": 2}
+    config.steps = 4
+    train(config)
+    first, second = (load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts"))
+    assert first[1] == second[1] == {"step": 4} and first[0].keys() == second[0].keys()
+    assert not [name for name in first[0] if not torch.equal(first[0][name], second[0][name])]
+    assert equal(tmp_path / "whole/model", tmp_path / "parts/model")
+    assert logged_steps(tmp_path / "parts") == [1, 2, 3, 4]
+    assert [path.name for path in sorted((tmp_path / "parts").glob("sample_*.png"))] == [
+        f"sample_{step:06d}.png" for step in (1, 2, 3, 4)
+    ]
+
+
+def command(base: Path, clips: Path, output: Path, *more: str) -> list[str]:
+    words = ["train", "stage=motion", f"model.path={base}", f"data.path={clips}", f"output={output}", "cpu=true"]
+    words += ["batch_size=1", "data.num_views=2", "data.num_frames=3", "log_every=1", "sample_every=0"]
+    return [*words, "checkpoint_every=1", *more]
+
+
+def test_killed_run_goes_on_bit_for_bit(base: Path, clips: Path, tmp_path: Path) -> None:
+    arguments = command(base, clips, tmp_path / "killed", "steps=12")
+    checkpoint = tmp_path / "killed/checkpoint.safetensors"
+    with open(tmp_path / "output.txt", "w") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "fourdiffusion", *arguments],
+            stdout=log,
+            stderr=log,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        try:
+            while not checkpoint.exists() or load_tensors(checkpoint)[1]["step"] < 2:
+                assert process.poll() is None, (tmp_path / "output.txt").read_text()
+                time.sleep(0.002)
+        finally:
+            process.kill()
+        assert process.wait() == -signal.SIGKILL
+    step = load_tensors(checkpoint)[1]["step"]
+    assert 2 <= step < 12 and not (tmp_path / "killed/model").exists()
+    (tmp_path / "killed/checkpoint.safetensors.partial").write_bytes(b"half")  # killed while it wrote
+    with open(tmp_path / "killed/log.jsonl", "a") as file:
+        file.write('{"step": 11, "lo')
+
+    assert cli.main(arguments) == 0
+    assert cli.main(command(base, clips, tmp_path / "whole", "steps=12")) == 0
+    assert equal(tmp_path / "killed/model", tmp_path / "whole/model")
+    first, second = (load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("killed", "whole"))
+    assert first[0].keys() == second[0].keys()
+    assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
+    assert logged_steps(tmp_path / "killed") == logged_steps(tmp_path / "whole") == list(range(1, 13))
+    assert not list((tmp_path / "killed").glob("*.partial"))
+
+
+def test_killed_before_the_first_checkpoint(base: Path, clips: Path, tmp_path: Path) -> None:
+    """The log has lines of steps that nothing remembers; the next run writes them again, once."""
+    config = settings("motion", base, clips, tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml.partial").write_text("settings: {st")  # killed at the very beginning
+    open_run(tmp_path / "run", config, free=set())
+    (tmp_path / "run/log.jsonl").write_text('{"step": 1, "loss": 9.0}\n{"step": 2, "lo')
+    train(config)
+    assert logged_steps(tmp_path / "run") == [1, 2]
+    train(config)  # a run that has ended: nothing left to do
+    assert logged_steps(tmp_path / "run") == [1, 2]
+
+
+def test_damaged_checkpoint_is_named(base: Path, clips: Path, tmp_path: Path) -> None:
+    config = settings("motion", base, clips, tmp_path / "run")
+    train(config)
+    path = tmp_path / "run/checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="checkpoint.safetensors is damaged"):
+        train(config)
+
+
+# ---- several processes ----------------------------------------------------------------------------------------------
+
+
+def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path: Path) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    result = subprocess.run(
+        [*launch, "-m", "fourdiffusion", *command(base, clips, tmp_path / "run", "steps=2", "grad_clip=1e9")],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stderr
+    assert logged_steps(tmp_path / "run") == [1, 2]  # one of the two writes
+    assert load_pipeline(tmp_path / "run/model").motion.layers[0].proj_out.weight.any()
+
+    config = settings("motion", base, clips, tmp_path)
+    pipeline = load_pipeline(base)
+    objective = train_module._objective(config, pipeline)
+    for rank in range(2):
+        batch = ClipBatches(config.data, 3, 1, 0, rank, 2)[0]
+        inputs = train_module._inputs(config, pipeline, batch, stream(1, rank, 0), torch.device("cpu"))
+        (sum(objective(*inputs).values()) / 2).backward()
+    gradients = [p.grad for p in objective.parameters()]
+    norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+    first = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
+    assert first["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+
+
+# ---- mistakes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction="sharp")},
+            "model: prediction=sharp is neither epsilon nor velocity",
+        ),
+        ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocabulary=3)}, "model: vocabulary=3: give at"),
+        ({"stage": "moton"}, "stage=moton is none of vae, clip, base, motion"),
+        ({"model": tiny_config()}, "stage=motion needs a trained base: set model.path"),
+        ({"model": tiny_config("/no/such/folder")}, "model.path=/no/such/folder holds no model"),
+        ({"data": DataConfig("/no/such/folder")}, "/no/such/folder: no such folder"),
+        ({"data": {"num_frames": FRAMES + 1}}, "has 4 frames; 5 at stride 1 need 5"),
+        ({"data": {"num_frames": 9}}, "data.num_frames=9: the motion layers know 8 frames"),
+        ({"data": {"num_frames": 0}}, "data.num_frames=0: give at least 1"),
+        ({"data": {"num_views": 0}}, "data.num_views=0: give at least 1"),
+        ({"data": {"num_views": 3}}, "no 3 evenly spaced views"),
+        ({"batch_size": 0}, "batch_size=0: give at least 1"),
+        ({"timestep_shift": 0.0}, "timestep_shift=0.0: give a number above 0"),
+        ({"log_every": 0}, "log_every=0: give at least 1"),
+        ({"model": {"dtype": "bfloat16"}}, "model.dtype=bfloat16: training keeps float32 weights"),
+        ({"checkpoint_every": -1}, "checkpoint_every=-1: give at least 1"),
+        ({"sample_data": "/no/such/pictures", "sample_every": 1}, "/no/such/pictures: no such folder"),
+        ({"stage": "clip"}, "batch_size=1: stage=clip tells captions apart"),
+        ({"stage": "clip", "batch_size": 2, "sample_every": 1}, "set sample_every=0"),
+        ({"mixed_precision": "fp12"}, "mixed_precision=fp12"),
+        ({"trackers": ["paper"]}, "paper"),
+    ],
+)
+def test_mistakes_are_named_before_anything_is_written(
+    base: Path, clips: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    config = settings("motion", base, clips, tmp_path / "run")
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            vars(getattr(config, key)).update(value)
+        else:
+            setattr(config, key, value)
+    with pytest.raises(UserError, match=message) as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_pictures_of_a_size_that_does_not_fit(base: Path, clips: Path, tmp_path: Path) -> None:
+    """16 x 16 pixels are 8 x 8 latents, which four levels can halve three times and no more."""
+    model = tiny_config()
+    model.channels, model.attention_levels = [32] * 5, [False] * 5
+    with pytest.raises(UserError, match="clips of 16 x 16 pixels: this model needs multiples of 32"):
+        train(settings("base", base, clips, tmp_path / "run", model=model))
+    assert not (tmp_path / "run").exists()
+
+
+def test_damaged_clip_of_a_fresh_model(base: Path, clips: Path, tmp_path: Path) -> None:
+    shutil.copytree(clips, tmp_path / "clips")
+    (tmp_path / "clips/clip-1/transforms.json").write_text("{")
+    with pytest.raises(UserError, match="clip-1/transforms.json: not valid JSON"):
+        train(settings("vae", base, tmp_path / "clips", tmp_path / "run", model=tiny_config()))
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_settings_are_refused(base: Path, clips: Path, tmp_path: Path) -> None:
+    train(settings("motion", base, clips, tmp_path / "run", steps=1))
+    with pytest.raises(UserError, match="holds a run with learning_rate=0.001, this one has learning_rate=0.002"):
+        train(settings("motion", base, clips, tmp_path / "run", learning_rate=2e-3))
+    train(settings("motion", base, clips, tmp_path / "run", steps=2, log_every=5, checkpoint_every=7))
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(base: Path, clips: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the loss is (nan|inf) at step [12]: lower learning_rate"):
+        train(settings("motion", base, clips, tmp_path / "run", steps=3, learning_rate=1e25))
+    assert not (tmp_path / "run/model").exists()
