@@ -46,12 +46,16 @@ def train(config: TrainConfig) -> None:
     accelerator = _accelerator(config)
     main = accelerator.is_main_process
     num_frames = config.data.num_frames if config.stage == "motion" else 1
-    data = ClipBatches(config.data, num_frames, config.batch_size, config.seed, accelerator.process_index, config.steps)
+    data = ClipBatches(
+        config.data, num_frames, config.batch_size, config.seed, accelerator.process_index, config.max_steps
+    )
     pipeline = _pipeline(config, data)
     _check(config, pipeline, data)
     if main:
         open_run(
-            output, config, free={"steps", "log_every", "checkpoint_every", "keep_every", "sample_every", "trackers"}
+            output,
+            config,
+            free={"max_steps", "log_every", "checkpoint_every", "keep_every", "validation_every", "trackers"},
         )
     accelerator.wait_for_everyone()
 
@@ -71,9 +75,11 @@ def train(config: TrainConfig) -> None:
     if config.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     model, optimizer = accelerator.prepare(objective, optimizer)
-    batches = DataLoader(Subset(data, range(start.step, config.steps)), batch_size=None, num_workers=config.num_workers)
+    batches = DataLoader(
+        Subset(data, range(start.step, config.max_steps)), batch_size=None, num_workers=config.num_workers
+    )
 
-    bar = tqdm(batches, f"train {config.stage}", config.steps, initial=start.step, disable=not main)
+    bar = tqdm(batches, f"train {config.stage}", config.max_steps, initial=start.step, disable=not main)
     began = time.monotonic()
     names = config.trackers if main else []
     with (
@@ -89,20 +95,20 @@ def train(config: TrainConfig) -> None:
             torch._foreach_lerp_([ema[name] for name in trained], list(trained.values()), 1 - decay)
 
             done = step + 1
-            if main and (done % config.log_every == 0 or done == config.steps):
+            if main and (done % config.log_every == 0 or done == config.max_steps):
                 line = {name: torch.as_tensor(value).item() for name, value in terms.items()}
                 bar.set_postfix(loss=f"{line['loss']:.4f}")
                 seconds = round(time.monotonic() - began, 2)
                 append_log(output, {"step": done, **line, "seconds": seconds})
                 track(line, done)
             stopping = main and interrupted()  # other processes go on until they are stopped
-            if main and (done % config.checkpoint_every == 0 or done == config.steps or stopping):
+            if main and (done % config.checkpoint_every == 0 or done == config.max_steps or stopping):
                 _save(output / "checkpoint.safetensors", objective, optimizer, ema, done)
             if main and config.keep_every and done % config.keep_every == 0:
                 _save(output / "kept" / f"{done:06d}.safetensors", objective, optimizer, ema, done)
             if stopping:
                 raise KeyboardInterrupt
-            if main and config.sample_every and done % config.sample_every == 0:
+            if main and config.validation_every and done % config.validation_every == 0:
                 with _weights(objective, ema):
                     _sample(config, pipeline, output / f"sample_{done:06d}.png")
             accelerator.wait_for_everyone()
@@ -134,7 +140,7 @@ def _update(
         )
     accelerator.backward(loss)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = accelerator.clip_grad_norm_(parameters, config.grad_clip)
+    norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return {"loss": loss, "grad_norm": norm, **terms, "lr": rate}
@@ -142,8 +148,8 @@ def _update(
 
 def learning_rate_factor(config: TrainConfig, step: int) -> float:
     """Linear warm-up, constant, linear decay over the last ``decay_steps``; a pure function of the step."""
-    up = (step + 1) / max(config.warmup_steps, 1)
-    down = (config.steps - step) / max(config.decay_steps, 1)
+    up = (step + 1) / max(config.lr_warmup_steps, 1)
+    down = (config.max_steps - step) / max(config.lr_decay_steps, 1)
     return min(1.0, up, down)
 
 
@@ -175,10 +181,10 @@ def _check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipBatch
         raise UserError(f"data.num_frames={config.data.num_frames}: the motion layers know {longest} frames at most")
     if config.stage == "clip" and config.batch_size < 2:
         raise UserError(f"batch_size={config.batch_size}: stage=clip tells captions apart, give at least 2")
-    if config.sample_every and config.stage == "clip":
-        raise UserError("stage=clip has no pictures to show: set sample_every=0")
-    if config.sample_every and config.sample_data is not None:
-        list_clips(Path(config.sample_data))
+    if config.validation_every and config.stage == "clip":
+        raise UserError("stage=clip has no pictures to show: set validation_every=0")
+    if config.validation_every and config.validation_data is not None:
+        list_clips(Path(config.validation_data))
     halvings = len(pipeline.vae.config.block_out_channels) - 1
     halvings += len(pipeline.unet.config.channels) - 1 if config.stage != "vae" else 0
     height, width = data[0].target.shape[-2:]
@@ -197,7 +203,7 @@ def _pipeline(config: TrainConfig, data: ClipBatches) -> FourDiffusionPipeline:
     if config.stage == "base":
         tqdm.write("model.path=null: VAE and towers are untrained; set it to what the stages vae and clip made")
     try:
-        tokenizer = encoders.train_tokenizer(captions, config.model.vocabulary, config.model.text_length)
+        tokenizer = encoders.train_tokenizer(captions, config.model.vocab_size, config.model.text_length)
         return fresh_pipeline(config.model, tokenizer, config.seed)
     except ValueError as error:
         raise UserError(f"model: {error}") from error
@@ -209,7 +215,7 @@ def _objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> Objectiv
     if config.stage == "clip":
         return TowersObjective(pipeline)
     stage: Literal["base", "motion"] = "base" if config.stage == "base" else "motion"
-    return DiffusionObjective(pipeline, stage, config.drop_probability, config.drop_camera, config.min_snr_gamma)
+    return DiffusionObjective(pipeline, stage, config.cond_drop_prob, config.cond_drop_camera, config.min_snr_gamma)
 
 
 def _inputs(
@@ -220,7 +226,7 @@ def _inputs(
     factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     latent = (pipeline.vae.config.latent_channels, height // factor, width // factor)
     if config.stage == "vae":
-        images, side = batch.target.flatten(0, 2), config.crop or height
+        images, side = batch.target.flatten(0, 2), config.crop_size or height
         top, left = torch.randint(height - side + 1, (2,), generator=generator).tolist()
         images = images[..., top : top + side, left : left + side]
         latent = (latent[0], side // factor, side // factor)
@@ -279,7 +285,7 @@ def _weights(objective: Objective, ema: dict[str, Tensor]):  # type: ignore[no-u
 @torch.no_grad()
 def _sample(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) -> None:
     """A picture of what the model makes of the first clip: truth above, model below."""
-    folder = list_clips(Path(config.sample_data or config.data.path))[0]
+    folder = list_clips(Path(config.validation_data or config.data.path))[0]
     frames = config.data.num_frames if config.stage == "motion" else 1
     held_out = DataConfig(str(folder.parent), config.data.num_views, config.data.num_frames, config.data.frame_stride)
     batch = ClipBatches(held_out, frames, 1 if config.stage == "motion" else 4, 0, 0, 1)[0]
@@ -293,7 +299,11 @@ def _sample(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) ->
         for i in range(batch.target.shape[0]):
             denoiser = pipeline.prepare(batch.input[i].to(device), batch.captions[i], "", config.stage == "motion")
             z = pipeline.sample(
-                denoiser, batch.c2w[i], config.sample_steps, config.sample_guidance, torch.Generator().manual_seed(i)
+                denoiser,
+                batch.c2w[i],
+                config.validation_num_inference_steps,
+                config.validation_guidance_scale,
+                torch.Generator().manual_seed(i),
             )
             images = encoders.decode_latents(pipeline.vae, z).cpu()  # [F, V, 3, H, W]
             for f in range(0, frames, 2):

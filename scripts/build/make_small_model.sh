@@ -11,7 +11,7 @@ data=${1:-.cache/synth}
 export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 
 clips=$data/train
-train() { torchrun --nproc_per_node 2 -m fourdiffusion train data.path="$clips" sample_data="$data/test" cpu=true "$@"; }
+train() { torchrun --nproc_per_node 2 -m fourdiffusion train data.path="$clips" validation_data="$data/test" cpu=true "$@"; }
 
 fourdiffusion data synth output="$data/train" num_clips=1500 num_workers=2
 fourdiffusion data synth output="$data/test" split=test num_clips=60 rig=orbit num_workers=2

@@ -48,12 +48,12 @@ def settings(stage: str, base: Path, clips: Path, output: Path, /, **changes: ob
     values: dict[str, object] = {
         "stage": stage,
         "output": str(output),
-        "steps": 2,
+        "max_steps": 2,
         "batch_size": 1,
         "learning_rate": 1e-3,
         "cpu": True,
         "log_every": 1,
-        "sample_every": 0,
+        "validation_every": 0,
         "model": tiny_config(str(base)),
         "data": DataConfig(str(clips), num_views=2, num_frames=3),
     }
@@ -95,7 +95,7 @@ def logged_steps(output: Path) -> list[int]:
 def test_a_stage_changes_its_own_tensors_only(
     base: Path, clips: Path, tmp_path: Path, stage: str, trained: set[str]
 ) -> None:
-    train(settings(stage, base, clips, tmp_path / "run", steps=3, batch_size=4 if stage == "clip" else 1))
+    train(settings(stage, base, clips, tmp_path / "run", max_steps=3, batch_size=4 if stage == "clip" else 1))
     before, after = weights(base), weights(tmp_path / "run/model")
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -117,7 +117,7 @@ def test_gradient_checkpointing_and_workers_change_nothing(base: Path, clips: Pa
 
 def test_a_model_from_nothing(clips: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        config = settings("base", tmp_path, clips, tmp_path / name, steps=1, model=tiny_config())
+        config = settings("base", tmp_path, clips, tmp_path / name, max_steps=1, model=tiny_config())
         train(config)
     assert equal(tmp_path / "one/model", tmp_path / "two/model")
     texts = [(tmp_path / name / "model/tokenizer/tokenizer.json").read_text() for name in ("one", "two")]
@@ -125,11 +125,11 @@ def test_a_model_from_nothing(clips: Path, tmp_path: Path) -> None:
 
 
 def test_learning_rate() -> None:
-    config = TrainConfig(steps=100, warmup_steps=10, decay_steps=20)
+    config = TrainConfig(max_steps=100, lr_warmup_steps=10, lr_decay_steps=20)
     factors = [learning_rate_factor(config, step) for step in range(100)]
     assert factors[0] == pytest.approx(0.1) and factors[9:81] == [1.0] * 72 and factors[99] == pytest.approx(0.05)
     assert factors[:10] == sorted(factors[:10]) and factors[80:] == sorted(factors[80:], reverse=True)
-    assert {learning_rate_factor(TrainConfig(steps=5), step) for step in range(5)} == {1.0}
+    assert {learning_rate_factor(TrainConfig(max_steps=5), step) for step in range(5)} == {1.0}
 
 
 # ---- going on -------------------------------------------------------------------------------------------------------
@@ -137,11 +137,11 @@ def test_learning_rate() -> None:
 
 @pytest.mark.parametrize("stage", ["vae", "base"])
 def test_resumed_equals_uninterrupted(base: Path, clips: Path, tmp_path: Path, stage: str) -> None:
-    train(settings(stage, base, clips, tmp_path / "whole", steps=4))
-    config = settings(stage, base, clips, tmp_path / "parts", sample_every=1, sample_steps=1)
+    train(settings(stage, base, clips, tmp_path / "whole", max_steps=4))
+    config = settings(stage, base, clips, tmp_path / "parts", validation_every=1, validation_num_inference_steps=1)
     train(config)
     assert load_tensors(tmp_path / "parts/checkpoint.safetensors")[1] == {"step": 2}
-    config.steps = 4
+    config.max_steps = 4
     train(config)
     first, second = (load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts"))
     assert first[1] == second[1] == {"step": 4} and first[0].keys() == second[0].keys()
@@ -155,12 +155,12 @@ def test_resumed_equals_uninterrupted(base: Path, clips: Path, tmp_path: Path, s
 
 def command(base: Path, clips: Path, output: Path, *more: str) -> list[str]:
     words = ["train", "stage=motion", f"model.path={base}", f"data.path={clips}", f"output={output}", "cpu=true"]
-    words += ["batch_size=1", "data.num_views=2", "data.num_frames=3", "log_every=1", "sample_every=0"]
+    words += ["batch_size=1", "data.num_views=2", "data.num_frames=3", "log_every=1", "validation_every=0"]
     return [*words, "checkpoint_every=1", *more]
 
 
 def test_killed_run_goes_on_bit_for_bit(base: Path, clips: Path, tmp_path: Path) -> None:
-    arguments = command(base, clips, tmp_path / "killed", "steps=12")
+    arguments = command(base, clips, tmp_path / "killed", "max_steps=12")
     checkpoint = tmp_path / "killed/checkpoint.safetensors"
     with open(tmp_path / "output.txt", "w") as log:
         process = subprocess.Popen(
@@ -183,7 +183,7 @@ def test_killed_run_goes_on_bit_for_bit(base: Path, clips: Path, tmp_path: Path)
         file.write('{"step": 11, "lo')
 
     assert cli.main(arguments) == 0
-    assert cli.main(command(base, clips, tmp_path / "whole", "steps=12")) == 0
+    assert cli.main(command(base, clips, tmp_path / "whole", "max_steps=12")) == 0
     assert equal(tmp_path / "killed/model", tmp_path / "whole/model")
     first, second = (load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("killed", "whole"))
     assert first[0].keys() == second[0].keys()
@@ -220,7 +220,7 @@ def test_damaged_checkpoint_is_named(base: Path, clips: Path, tmp_path: Path) ->
 def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     result = subprocess.run(
-        [*launch, "-m", "fourdiffusion", *command(base, clips, tmp_path / "run", "steps=2", "grad_clip=1e9")],
+        [*launch, "-m", "fourdiffusion", *command(base, clips, tmp_path / "run", "max_steps=2", "max_grad_norm=1e9")],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -253,7 +253,7 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
             {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction="sharp")},
             "model: prediction=sharp is neither epsilon nor velocity",
         ),
-        ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocabulary=3)}, "model: vocabulary=3: give at"),
+        ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocab_size=3)}, "model: vocabulary=3: give at"),
         ({"stage": "moton"}, "stage=moton is none of vae, clip, base, motion"),
         ({"model": tiny_config()}, "stage=motion needs a trained base: set model.path"),
         ({"model": tiny_config("/no/such/folder")}, "model.path=/no/such/folder holds no model"),
@@ -268,9 +268,9 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
         ({"log_every": 0}, "log_every=0: give at least 1"),
         ({"model": {"dtype": "bfloat16"}}, "model.dtype=bfloat16: training keeps float32 weights"),
         ({"checkpoint_every": -1}, "checkpoint_every=-1: give at least 1"),
-        ({"sample_data": "/no/such/pictures", "sample_every": 1}, "/no/such/pictures: no such folder"),
+        ({"validation_data": "/no/such/pictures", "validation_every": 1}, "/no/such/pictures: no such folder"),
         ({"stage": "clip"}, "batch_size=1: stage=clip tells captions apart"),
-        ({"stage": "clip", "batch_size": 2, "sample_every": 1}, "set sample_every=0"),
+        ({"stage": "clip", "batch_size": 2, "validation_every": 1}, "set validation_every=0"),
         ({"mixed_precision": "fp12"}, "mixed_precision=fp12"),
         ({"trackers": ["paper"]}, "paper"),
     ],
@@ -308,13 +308,13 @@ def test_damaged_clip_of_a_fresh_model(base: Path, clips: Path, tmp_path: Path) 
 
 
 def test_other_settings_are_refused(base: Path, clips: Path, tmp_path: Path) -> None:
-    train(settings("motion", base, clips, tmp_path / "run", steps=1))
+    train(settings("motion", base, clips, tmp_path / "run", max_steps=1))
     with pytest.raises(UserError, match="holds a run with learning_rate=0.001, this one has learning_rate=0.002"):
         train(settings("motion", base, clips, tmp_path / "run", learning_rate=2e-3))
-    train(settings("motion", base, clips, tmp_path / "run", steps=2, log_every=5, checkpoint_every=7))
+    train(settings("motion", base, clips, tmp_path / "run", max_steps=2, log_every=5, checkpoint_every=7))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(base: Path, clips: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the loss is (nan|inf) at step [12]: lower learning_rate"):
-        train(settings("motion", base, clips, tmp_path / "run", steps=3, learning_rate=1e25))
+        train(settings("motion", base, clips, tmp_path / "run", max_steps=3, learning_rate=1e25))
     assert not (tmp_path / "run/model").exists()
