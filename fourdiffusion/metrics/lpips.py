@@ -27,23 +27,26 @@ class Trunk:
     files: tuple[str, ...]  # names of the trunk, keys with or without the prefix "features."
     taps: tuple[int, ...]  # numbers of the layers whose outputs are compared
     widths: tuple[int, ...]  # channels of those outputs
+    model: str  # torchvision's name of the network
     min_side: int  # the smallest picture that reaches the last tap
 
 
 TRUNKS = {
     "vgg": Trunk(
-        ("vgg16-397923af.pth", "vgg16_features.safetensors"), (3, 8, 15, 22, 29), (64, 128, 256, 512, 512), 16
+        ("vgg16-397923af.pth", "vgg16_features.safetensors"), (3, 8, 15, 22, 29), (64, 128, 256, 512, 512), "vgg16", 16
     ),
     "alex": Trunk(
         ("alexnet-owt-7be5be79.pth", "alexnet-owt-4df8aa71.pth", "alexnet_features.safetensors"),
         (1, 4, 7, 9, 11),
         (64, 192, 384, 256, 256),
+        "alexnet",
         31,
     ),
     "squeeze": Trunk(
         ("squeezenet1_1-b8a52dc0.pth", "squeezenet1_1-f364aa15.pth", "squeezenet1_1_features.safetensors"),
         (1, 4, 7, 9, 10, 11, 12),
         (64, 128, 256, 384, 384, 512, 512),
+        "squeezenet1_1",
         17,
     ),
 }
@@ -165,17 +168,14 @@ def find_lpips(net: str, folders: list[str]) -> tuple[Path, Path] | Missing:
     trunk = find_file(names, folders, [torch_hub_cache()])
     heads = find_file((f"{net}.pth",), folders, package_folder("lpips", "weights/v0.1"))
     if trunk is None:
-        url = f"https://download.pytorch.org/models/{names[0]}"
-        reason, remedy = f"no trunk {names[0]}", f"python -c \"import torch; torch.hub.load_state_dict_from_url('{url}')\""
-        return Missing(f"lpips_{net}", reason, f"{remedy}, or name its folder: weights=[FOLDER]")
+        remedy = f"python -c \"import torchvision; torchvision.models.{TRUNKS[net].model}(weights='DEFAULT')\""
+        return Missing(f"lpips_{net}", f"no trunk {names[0]}", f"{remedy}, or name its folder: weights=FOLDER")
     if heads is None:
-        return Missing(f"lpips_{net}", f"no heads {net}.pth", f"{HEADS_REMEDY}, or name their folder: weights=[FOLDER]")
+        return Missing(f"lpips_{net}", f"no heads {net}.pth", f"{HEADS_REMEDY}, or name their folder: weights=FOLDER")
     return trunk, heads
 
 
-def read_lpips(
-    files: tuple[Path, Path], net: str = "vgg", variant: str = "lpips", spatial: bool = False
-) -> Lpips:
+def read_lpips(files: tuple[Path, Path], net: str = "vgg", variant: str = "lpips", spatial: bool = False) -> Lpips:
     """Return LPIPS from a trunk's and a heads' file. UserError where a file holds other weights."""
     measure = Lpips(net, variant, spatial)
     wanted = {key.removeprefix("features.") for key in measure.state_dict() if key.startswith("features.")}

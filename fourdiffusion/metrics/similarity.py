@@ -4,6 +4,7 @@ The number depends on the encoder more than on the method measured: the encoder'
 Letters: N pictures, F frames, D features.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +27,20 @@ class ImageEncoder:
     """
 
     def __init__(self, folder: Path, name: str, device: torch.device | None = None) -> None:
-        from transformers import AutoImageProcessor, AutoModel
+        from transformers import AutoModel
 
         try:
+            settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            size = settings.get("crop_size") or settings["size"]
+            if isinstance(size, dict):
+                size = size.get("height") or size["shortest_edge"]
+            self.size = int(size)
+            self.mean, self.std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
             self.model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
-            settings = AutoImageProcessor.from_pretrained(folder, local_files_only=True, use_fast=False).to_dict()
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{folder} is no image encoder that transformers can load ({reason})") from error
         self.name, self.device = name, device
-        size = settings.get("crop_size") or settings["size"]
-        self.size = int(size["height"] if "height" in size else size["shortest_edge"])
-        self.mean, self.std = (torch.tensor(settings[key]).view(3, 1, 1) for key in ("image_mean", "image_std"))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -49,8 +52,7 @@ class ImageEncoder:
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"pictures must be [N, 3, H, W], got {list(images.shape)}")
         height, width = images.shape[-2:]
-        scale = self.size / min(height, width)
-        target = (max(self.size, round(height * scale)), max(self.size, round(width * scale)))
+        target = (self.size * height // min(height, width), self.size * width // min(height, width))
         resized = interpolate(images, target, mode="bicubic", antialias=True).clamp(0, 1)
         top, left = (target[0] - self.size) // 2, (target[1] - self.size) // 2
         crop = resized[..., top : top + self.size, left : left + self.size]
@@ -81,7 +83,9 @@ def find_encoder(name: str, folders: list[str]) -> Path | Missing:
     cached = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
     if isinstance(cached, str):
         return Path(cached).parent
-    return Missing(f"clip [{last}]", f"no encoder {name}", f"hf download {name} --local-dir FOLDER/{last}, weights=[FOLDER]")
+    return Missing(
+        f"clip [{last}]", f"no encoder {name}", f"hf download {name} --local-dir FOLDER/{last}, weights=[FOLDER]"
+    )
 
 
 def adjacent_consistency(features: Tensor) -> float:
