@@ -37,7 +37,9 @@ def check_choice(video: InputVideo) -> None:
     if video.end is not None and video.end <= video.start:
         raise UserError(f"end={video.end} does not come after start={video.start}: give seconds")
     if video.fps is not None and video.stride is not None:
-        raise UserError(f"fps={video.fps} and stride={video.stride} both say how far apart frames are: give one of them")
+        raise UserError(
+            f"fps={video.fps} and stride={video.stride} both say how far apart frames are: give one of them"
+        )
 
 
 def choose_frames(starts_s: np.ndarray, span_s: float, video: InputVideo) -> Choice:
@@ -55,8 +57,8 @@ def choose_frames(starts_s: np.ndarray, span_s: float, video: InputVideo) -> Cho
         first, behind = _on_screen(starts_s, video.start), int(np.searchsorted(starts_s, end_s - 1e-6))
         if first + (count - 1) * video.stride >= behind:
             raise UserError(
-                f"num_frames={count} with stride={video.stride} need {(count - 1) * video.stride + 1} frames, and there "
-                f"are {behind - first} from {video.start:.2f} s to {end_s:.2f} s: give less of either"
+                f"num_frames={count} with stride={video.stride} need {(count - 1) * video.stride + 1} frames, and "
+                f"there are {behind - first} from {video.start:.2f} s to {end_s:.2f} s: give less of either"
             )
         indices = [first + i * video.stride for i in range(count)]
         moments = [float(starts_s[i]) for i in indices]
@@ -66,7 +68,8 @@ def choose_frames(starts_s: np.ndarray, span_s: float, video: InputVideo) -> Cho
         if video.fps is not None and moments[-1] >= end_s:
             raise UserError(
                 f"num_frames={count} at fps={video.fps} need {moments[-1] - video.start:.2f} s, and there are "
-                f"{end_s - video.start:.2f} s from {video.start:.2f} s to {end_s:.2f} s: give fewer frames or a higher fps"
+                f"{end_s - video.start:.2f} s from {video.start:.2f} s to {end_s:.2f} s: give fewer frames or a "
+                "higher fps"
             )
         indices = [_on_screen(starts_s, moment) for moment in moments]
     again = [i > 0 and indices[i] == indices[i - 1] for i in range(count)]
@@ -89,8 +92,8 @@ def _warnings(indices: list[int], times_s: list[float], repeats: int, part_s: fl
     gap = max((b - a for a, b in zip(times_s, times_s[1:], strict=False)), default=0.0)
     if gap > FAR_APART_S:
         found.append(
-            f"the {len(indices)} chosen frames stand up to {gap:.1f} s apart (over {part_s:.1f} s of video): the motion "
-            "between them is lost; choose a part with start= and end= in seconds, or the distance with fps= or stride="
+            f"the {len(indices)} chosen frames stand up to {gap:.1f} s apart (over {part_s:.1f} s of video): the "
+            "motion between them is lost; choose a part with start= and end= in seconds, or the distance with fps= or stride="
         )
     if repeats:
         found.append(

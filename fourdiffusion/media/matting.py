@@ -55,7 +55,7 @@ def _find(
     if alpha == "auto" and not u2net.installed():
         found = f"only {100 * transparent:.2g} % transparent pixels" if transparent else "no transparency"
         raise UserError(
-            f"{source} has {found}, its border is not one plain color, and no matting network is installed. {THREE_WAYS}"
+            f"{source} has {found}, its border is not one plain color, and no matting network is here. {THREE_WAYS}"
         )
     return u2net.matte(source, frames, matting_model), f"the network {matting_model}", []
 

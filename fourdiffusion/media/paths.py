@@ -36,7 +36,9 @@ def user_path(text: str, setting: str) -> Path:
     if separator and scheme.lower() == "file":
         raise UserError(f"{setting}={printable(text)}: give the path alone, without file://: {printable(rest)}")
     if separator and scheme.isalnum():
-        raise UserError(f"{setting}={printable(text)}: is an address, and nothing is fetched: download it, give the file")
+        raise UserError(
+            f"{setting}={printable(text)}: is an address, and nothing is fetched: download it, give the file"
+        )
     try:
         return Path(text).expanduser()
     except RuntimeError:  # ~name of a user whom the machine does not know

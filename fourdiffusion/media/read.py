@@ -9,12 +9,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import overload
+from typing import cast, overload
 
 import av
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from fourdiffusion.errors import UserError
@@ -52,12 +52,13 @@ class VideoInput:
     matte: np.ndarray | None = None  # uint8 [H', W', 3]: the frames above what was taken for the object
 
     def summary(self) -> str:
-        """Return what was chosen, in one line for the log."""
+        """Return what was chosen and the warnings, in one line for the log."""
         left, top, side = self.crop
-        return (
+        what = (
             f"frames {self.frame_indices} of {self.num_source_frames}, crop {side} x {side} at ({left}, {top}), "
             f"alpha from {self.alpha_from}"
         )
+        return "; warning: ".join([what, *self.warnings])
 
     def write(self, folder: Path) -> None:
         """Write ``input.json`` and ``matte.png`` into a run's folder, each whole or not at all."""
@@ -140,7 +141,9 @@ def _load(settings: InputVideo, size: int, object_share: float) -> VideoInput:
     digest = _digest(frames, masks, times)
     rgba, alpha_from, doubts = find_alpha(source.name, frames, alpha_source, settings.matting_model, masks)
     if not (rgba[..., 3] > 25).any():
-        raise UserError(f"{source.name}: no object was found in {len(rgba)} frames (alpha from {alpha_from}, all empty)")
+        raise UserError(
+            f"{source.name}: no object was found in {len(rgba)} frames (alpha from {alpha_from}, all empty)"
+        )
     height, width = rgba.shape[1:3]
     if settings.crop == "follow":
         crops = follow_squares(rgba[..., 3], object_share)
@@ -182,7 +185,9 @@ def _read_masks(
         if settings.end is not None and not source.files:  # only the frames until ``end`` were counted
             found = min(found, count)
         if found != count:
-            raise UserError(f"mask={masks.name} holds {found} pictures for {count} frames of {source.name}: give one each")
+            raise UserError(
+                f"mask={masks.name} holds {found} pictures for {count} frames of {source.name}: give one each"
+            )
     elif source.masks:
         masks = Source(source.name, source.path, source.masks)
     else:
@@ -210,7 +215,8 @@ def frame_times(source: Source, source_fps: float, end_s: float | None) -> tuple
         durations = _animation_durations(source.path, 1 / source_fps)
         ends = np.cumsum(durations)
         return ends - durations, float(ends[-1])
-    starts, last = [], 1 / source_fps
+    starts: list[float] = []
+    last = 1 / source_fps
     for frame, _ in _decode_video(source.path):
         index = len(starts)
         rate = 1 / source_fps
@@ -227,7 +233,7 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
     """The frames of these numbers, uint8 [F, H, W, 4], upright, in square pixels. UserError for unequal sizes."""
     wanted = sorted(set(indices))
     if source.files:
-        pictures = (read_picture(source.files[i]) for i in wanted)
+        pictures: Iterator[np.ndarray] = (read_picture(source.files[i]) for i in wanted)
     elif _is_picture(source.path):
         pictures = _animation_frames(source.path, set(wanted))
     else:
@@ -259,7 +265,7 @@ def _is_picture(path: Path) -> bool:
     try:
         with Image.open(path, formats=FORMATS):
             return True
-    except (Image.UnidentifiedImageError, Image.DecompressionBombError):
+    except (UnidentifiedImageError, Image.DecompressionBombError):
         return False
     except OSError as error:
         raise UserError(f"{printable(path)} cannot be read ({error.strerror or error}): give another file") from error
@@ -317,7 +323,9 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
             stream = container.streams.video[0]
             announced, length = stream.frames, float((stream.duration or 0) * (stream.time_base or 0))
             if stream.width * stream.height > MAX_PIXELS:
-                raise UserError(f"{name} has {stream.width} x {stream.height} pixels, at most {MAX_PIXELS}: scale it down")
+                raise UserError(
+                    f"{name} has {stream.width} x {stream.height} pixels, at most {MAX_PIXELS}: scale it down"
+                )
             decoder = _alpha_decoder(stream)
             aspect = float(stream.sample_aspect_ratio or 1)
             for packet in container.demux(stream):
@@ -361,11 +369,15 @@ def _upright(frame: av.VideoFrame, aspect: float, path: Path) -> np.ndarray:
     data = frame.side_data.get("DISPLAYMATRIX")
     if data is None:
         return pixels
-    a, b, _, c, d = np.frombuffer(bytes(data), dtype="<i4")[:5] / 2**16  # ISO 14496-12: x' = a x + c y, y' = b x + d y
+    a, b, _, c, d = (
+        np.frombuffer(cast(bytes, data), dtype="<i4")[:5] / 2**16
+    )  # ISO 14496-12: x' = a x + c y, y' = b x + d y
     straight, turned = max(abs(a), abs(d)), max(abs(b), abs(c))
     scale = max(straight, turned)
     if min(straight, turned) > 0.01 * scale or abs(abs(a) - abs(d)) + abs(abs(b) - abs(c)) > 0.02 * scale:
-        raise UserError(f"{printable(path)}: is to be shown slanted or stretched by its display matrix: export it upright")
+        raise UserError(
+            f"{printable(path)}: is to be shown slanted or stretched by its display matrix: export it upright"
+        )
     if turned > straight:
         pixels, flip_x, flip_y = pixels.transpose(1, 0, 2), c < 0, b < 0
     else:

@@ -75,7 +75,7 @@ def _saliency(session: Any, rgb: np.ndarray) -> np.ndarray:
     side = entry.shape[-1] if isinstance(entry.shape[-1], int) else 320
     mean, deviation = ISNET_STATISTICS if side == 1024 else U2NET_STATISTICS
     small = np.asarray(Image.fromarray(rgb).resize((side, side), Image.Resampling.LANCZOS), dtype=np.float32)
-    normed = (small / max(float(small.max()), 1e-6) - np.float32(mean)) / np.float32(deviation)
+    normed = (small / max(float(small.max()), 1e-6) - np.array(mean, np.float32)) / np.array(deviation, np.float32)
     found = np.asarray(session.run(None, {entry.name: normed.transpose(2, 0, 1)[None]})[0])[0, 0]
     found = (found - found.min()) / max(float(found.max() - found.min()), 1e-6)
     picture = Image.fromarray((255 * found).round().astype(np.uint8))
