@@ -167,7 +167,9 @@ def main(arguments: list[str] | None = None) -> int:
     safe_streams()
     try:
         _run(words)
-        code = 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return 0
     except KeyboardInterrupt:
         return _report("interrupted: where a run was begun, the same command goes on from its last checkpoint", 130)
     except Exception as error:
@@ -176,8 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
         text = mistake(error)
         if text is None or os.environ.get("HYDRA_FULL_ERROR"):
             raise
-        code = _report(f"error: {text}", 2)
-    return 141 if reader_is_gone() else code
+        return _report(f"error: {text}", 2)
 
 
 def _report(text: str, code: int = 0) -> int:

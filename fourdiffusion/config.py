@@ -22,7 +22,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from fourdiffusion.errors import UserError
@@ -172,9 +172,17 @@ def build(config: DictConfig, settings_class: type[Settings]) -> Settings:
     return _instance(settings_class, typing.cast(dict[str, Any], tree))
 
 
+def missing_keys(config: DictConfig) -> set[str]:
+    """Return the keys whose values the user must still give."""
+    tree = OmegaConf.to_container(config, resolve=False)  # OmegaConf's own function resolves what may be missing
+    assert isinstance(tree, dict)
+    flat = _flat(typing.cast(dict[str, Any], tree))
+    return {key for key, value in flat.items() if value == MISSING and not key.startswith("hydra.")}
+
+
 def check_complete(config: DictConfig, given: Iterable[str] = ()) -> None:
     """UserError where a value that the user must give is missing and not among ``given``."""
-    if missing := sorted(OmegaConf.missing_keys(config) - set(given)):
+    if missing := sorted(missing_keys(config) - set(given)):
         raise UserError(f"a value is missing: add {' '.join(f'{key}=...' for key in missing)}")
 
 
@@ -190,11 +198,17 @@ def _instance(settings_class: type[Settings], tree: dict[str, Any]) -> Settings:
 
 
 @contextlib.contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Turn the errors of Hydra and OmegaConf into UserErrors of one line, without what only we need to know."""
+def one_line_errors(*others: type[Exception]) -> Iterator[None]:
+    """Turn the errors of Hydra and OmegaConf into UserErrors of one line, without what only we need to know.
+
+    Hydra raises plain exceptions, too, for some mistakes in its own settings: ``others`` are these, where nothing else
+    can raise them.
+    """
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
+    except (UserError, OSError):
+        raise
+    except (HydraException, OmegaConfBaseException, *others) as error:
         text = " ".join(re.split("full_key:|Config search path:", str(error))[0].split())
         missing = re.search(r"hydra/launcher/(\w+)", text)
         hint = f": {INSTALL[missing[1]]}" if missing and missing[1] in INSTALL else ""

@@ -19,7 +19,7 @@ WRITING = (
         "'output=runs/${seed}'",
         "${...} is replaced where ... is a setting of this verb or a resolver (${oc.env:HOME}), else it is text",
     ),
-    ("-m seed=0,1 size=64,128", "every combination, each with its own output; hydra/launcher=joblib: several at a time"),
+    ("-m seed=0,1 size=64,128", "every combination, each with its own output; hydra/launcher=joblib: in parallel"),
     (
         "--cfg job   -cd DIR   -cp RUN",
         "print the config; experiments in DIR/experiment/; begin with the settings in RUN/config.yaml",
@@ -70,13 +70,14 @@ def explain(verb: "Verb", words: list[str], in_full: bool) -> str:
     schema = load_settings_class(verb.settings)
     source = launch.source_of(verb.function, schema, flags)
     composed = config.compose(verb.function, schema, flags.overrides, source.config_dir)
-    missing = OmegaConf.missing_keys(composed)
+    missing = config.missing_keys(composed)
     hidden = set() if verb.makes_model else network_sizes(schema)
     shown = [each for each in settings(schema) if each.key not in hidden]
     chosen = shown if in_full else [each for key in verb.basic for each in shown if each.key == key]
     rows = []
     for setting in chosen:
-        value = "(required)" if setting.key in missing else _written(OmegaConf.select(composed, setting.key))
+        with config.one_line_errors():
+            value = "(required)" if setting.key in missing else _written(OmegaConf.select(composed, setting.key))
         words_for_it = setting.doc or WORDS.get(setting.key.rpartition(".")[2], "")
         rows.append((f"{setting.key}={value}", f"{words_for_it} ({setting.type})".lstrip()))
     choices = []

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import logging
 import os
 import re
 import sys
@@ -72,14 +73,15 @@ def run(task: Task, words: list[str], warn: Any) -> None:
         if flags.hydra_help:
             hydra.hydra_help(config_name=primary, args_parser=get_args_parser(), args=flags)
         elif flags.info is not None:
+            logging.raiseExceptions = False  # it is written by the logger, whose reader may leave
             hydra.show_info(flags.info, config_name=primary, overrides=overrides.words())
         elif flags.cfg is not None:
-            with one_line_errors():
+            with one_line_errors(Exception):
                 hydra.show_cfg(primary, overrides.words(), flags.cfg, flags.package, flags.resolve)
         elif is_sweep:
             _run_sweep(hydra, primary, task, schema, overrides)
         else:
-            with one_line_errors():
+            with one_line_errors(Exception):  # of Hydra's own: the job gives its error back
                 job = hydra.run(primary, task, ["hydra.mode=RUN", *overrides.words()])
             if isinstance(job.return_value, Failure):
                 raise job.return_value.error
@@ -133,7 +135,7 @@ def _run_sweep(hydra: Hydra, primary: str, task: Task, schema: type, overrides: 
 
 def _separate_outputs(hydra: Hydra, primary: str, name: str, schema: type, overrides: Overrides) -> list[str]:
     """Return the overrides with an output for each job: OUTPUT/0, OUTPUT/1 and so on, unless they differ already."""
-    with one_line_errors():
+    with one_line_errors(Exception):
         plain = overrides.words(without_sweeps=True)
         config = hydra.compose_config(primary, plain, run_mode=RunMode.RUN, with_log_configuration=False)
     swept = overrides.swept()
@@ -150,11 +152,12 @@ def _separate_outputs(hydra: Hydra, primary: str, name: str, schema: type, overr
         return words
     if only_words_sweep and swept and _differ(outputs, overrides, schema):
         return words
-    words = [word for word in words if not word.startswith("output=")]
     if "output" in swept:
         values = [f"{output[:-1]}/${{hydra:job.num}}'" for output in outputs]  # inside the quotes
-        return [*words, f"output={','.join(values)}"]
+        numbered = f"output={','.join(values)}"
+        return [numbered if word.startswith("output=") else word for word in words]
     folder = outputs[0] or f"runs/{name}"
+    words = [word for word in words if not word.startswith("output=")]
     return [f"hydra.sweep.dir={quoted(folder)}", *words, "output=" + quoted(f"{folder}/${{hydra:job.num}}")]
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import select
 import sys
 
 from fourdiffusion.errors import UserError
@@ -50,12 +51,19 @@ def safe_streams() -> None:
 
 
 def reader_is_gone() -> bool:
-    """Whether the reader of the standard output has left, as `head` does; its rest goes nowhere then."""
+    """Whether nobody reads the standard output any more, as behind `head`; what is left of it goes nowhere then."""
     try:
+        number = sys.stdout.fileno()
         sys.stdout.flush()
+        poll = select.poll()
+        poll.register(number, 0)
+        gone = any(event & select.POLLERR for _, event in poll.poll(0))
     except BrokenPipeError:
+        gone = True
+    except (OSError, ValueError, AttributeError):  # no file, closed, or a system without poll
+        return False
+    if gone:
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, number)
         os.close(nowhere)
-        return True
-    return False
+    return gone

@@ -138,10 +138,10 @@ def _remedy(key: str, known: list[str]) -> str:
 
 def _option(group: Group, option: str) -> str:
     """Return the option as Hydra knows it: relative to the folder of the group's name."""
-    if option == "null":
-        return option
+    if option == "null" and group.name == "experiment":
+        return "none"
     if option in group.names:
-        return group.names[option]
+        return quoted(group.names[option])  # else a number to Hydra where it looks like one
     known = f"the options are {', '.join(sorted(group.names))}" if group.names else "it has no options yet"
     raise UserError(f"{group.name}={option}: there is no such option, {known}")
 

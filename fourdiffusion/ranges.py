@@ -5,8 +5,6 @@ entries. They keep out what cannot mean anything (a negative count, NaN, an infi
 refuse more, where settings depend on each other.
 """
 
-UNBOUNDED = (-1e308, 1e308)  # of a number without an entry below: finite
-
 _SEED = (0, 2**62)
 _STEPS = (0, 10**9)
 _COUNT = (1, 10**6)

@@ -12,6 +12,7 @@ documents it.
 import dataclasses
 import importlib
 import inspect
+import math
 import re
 import tokenize
 import typing
@@ -23,7 +24,7 @@ from typing import Any
 import yaml
 
 from fourdiffusion.errors import UserError, check_ranges
-from fourdiffusion.ranges import RANGES, UNBOUNDED
+from fourdiffusion.ranges import RANGES
 
 PACKAGE = Path(__file__).resolve().parent
 
@@ -101,8 +102,10 @@ class Setting:
         if not self.is_number:
             return
         for number in value if isinstance(value, list) else [value]:
-            if isinstance(number, int | float):
-                check_ranges({self.key: (number, *(self.range or UNBOUNDED))})
+            if isinstance(number, int | float) and self.range is not None:
+                check_ranges({self.key: (number, *self.range)})
+            elif isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{self.key}={number}: expected a finite number")
 
 
 def settings(schema: type, prefix: str = "") -> Iterator[Setting]:
