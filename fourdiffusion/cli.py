@@ -148,7 +148,7 @@ VERBS = (
         "fourdiffusion.settings:DoctorConfig",
         "say what is installed, what is missing, and the line that installs it",
         ("fourdiffusion doctor",),
-        ("model.path"),
+        ("model.path",),
     ),
 )
 

@@ -31,6 +31,8 @@ WORDS = {  # of settings that are the same in every verb
     "seed": "of all random numbers",
     "num_frames": "frames of the video",
     "num_views": "views, evenly around the object",
+    "num_clips": "clips to make",
+    "num_inference_steps": "sampling steps",
     "max_steps": "optimization steps",
     "size": "side of the pictures in pixels",
     "learning_rate": "of AdamW",
