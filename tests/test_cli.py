@@ -639,13 +639,13 @@ def test_every_range_belongs_to_a_number() -> None:
 def test_nan_and_infinity_are_refused_by_name_for_every_number(verb: cli.Verb) -> None:
     settings_class = schema.load_settings_class(verb.settings)
     for setting in schema.settings(settings_class):
-        for value in ("nan", "inf", "-inf") if "float" in setting.type else ():
+        for value in ("nan", "inf", "-inf") if "float" in setting.kind else ():
             with pytest.raises(UserError, match=f"^{setting.key}={value}: "):
                 overrides.translate([f"{setting.key}={value}"], settings_class, groups=[], sweep=False)
         if setting.is_number:
             low, high = setting.range
             for value in (low - 1, high * 1.01 + 1):
-                number = f"[{value:.0f}]" if "list" in setting.type else f"{value:.0f}"
+                number = f"[{value:.0f}]" if "list" in setting.kind else f"{value:.0f}"
                 with pytest.raises(UserError, match=f"^{setting.key}="):
                     overrides.translate([f"{setting.key}={number}"], settings_class, groups=[], sweep=False)
 
