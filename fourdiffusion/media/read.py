@@ -14,7 +14,7 @@ from typing import cast, overload
 import av
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from fourdiffusion.errors import UserError
@@ -23,7 +23,14 @@ from fourdiffusion.media.choose import check_choice, choose_frames, normalized
 from fourdiffusion.media.crop import OBJECT_SHARE, follow_squares, frame_square, object_square, resample
 from fourdiffusion.media.matting import find_alpha, matte_picture
 from fourdiffusion.media.paths import printable
-from fourdiffusion.media.picture import FORMATS, MAX_PIXELS, MAX_SEQUENCE_PIXELS, open_picture, read_picture, to_rgba
+from fourdiffusion.media.picture import (
+    MAX_PIXELS,
+    MAX_SEQUENCE_PIXELS,
+    is_picture,
+    open_picture,
+    read_picture,
+    to_rgba,
+)
 from fourdiffusion.media.series import Source, find_source
 from fourdiffusion.media.settings import ALPHA_SOURCES, CROPS, InputVideo
 
@@ -211,7 +218,7 @@ def frame_times(source: Source, source_fps: float, end_s: float | None) -> tuple
     """
     if source.files:
         return np.arange(len(source.files)) / source_fps, len(source.files) / source_fps
-    if _is_picture(source.path):
+    if is_picture(source.path):
         durations = _animation_durations(source.path, 1 / source_fps)
         ends = np.cumsum(durations)
         return ends - durations, float(ends[-1])
@@ -234,7 +241,7 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
     wanted = sorted(set(indices))
     if source.files:
         pictures: Iterator[np.ndarray] = (read_picture(source.files[i]) for i in wanted)
-    elif _is_picture(source.path):
+    elif is_picture(source.path):
         pictures = _animation_frames(source.path, set(wanted))
     else:
         pictures = _video_frames(source.path, set(wanted))
@@ -258,17 +265,6 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
 
 
 # ---- animated pictures ----------------------------------------------------------------------------------------------
-
-
-def _is_picture(path: Path) -> bool:
-    """Whether Pillow reads the file: a gif, webp or png, animated or not. A video is FFmpeg's."""
-    try:
-        with Image.open(path, formats=FORMATS):
-            return True
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        return False
-    except OSError as error:
-        raise UserError(f"{printable(path)} cannot be read ({error.strerror or error}): give another file") from error
 
 
 def _animation(path: Path) -> Iterator[Image.Image]:
@@ -326,6 +322,7 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
                 raise UserError(
                     f"{name} has {stream.width} x {stream.height} pixels, at most {MAX_PIXELS}: scale it down"
                 )
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # its size may change on the way
             decoder = _alpha_decoder(stream)
             aspect = float(stream.sample_aspect_ratio or 1)
             for packet in container.demux(stream):
