@@ -223,17 +223,19 @@ def frame_times(source: Source, source_fps: float, end_s: float | None) -> tuple
         ends = np.cumsum(durations)
         return ends - durations, float(ends[-1])
     starts: list[float] = []
-    last = 1 / source_fps
+    last = 0.0
     for frame, _ in _decode_video(source.path):
         index = len(starts)
         rate = 1 / source_fps
         time = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else index * rate
         starts.append(max(time, starts[-1]) if starts else time)
-        last = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else rate
+        last = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
         if end_s is not None and starts[-1] - starts[0] >= end_s:
             break
     found = np.array(starts) - (starts[0] if starts else 0.0)
-    return found, float(found[-1]) + last if starts else 0.0
+    # Many files give the last frame no duration, or that of one tick: it is shown at least as long as most others.
+    usual = float(np.median(np.diff(found))) if len(found) > 1 else 1 / source_fps
+    return found, float(found[-1]) + max(last, usual) if starts else 0.0
 
 
 def read_frames(source: Source, indices: list[int]) -> np.ndarray:
