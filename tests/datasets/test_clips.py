@@ -158,7 +158,7 @@ def test_pictures_are_opened_one_by_one(folder: Path) -> None:
 
 def test_a_missing_picture_is_found_before_any_is_decoded(folder: Path) -> None:
     (folder / "rgba" / "v01_f02.png").unlink()
-    with pytest.raises(UserError, match="v01_f02.png: missing: transforms.json names it"):
+    with pytest.raises(UserError, match="v01_f02.png: missing; transforms.json names it"):
         open_clip(folder)
 
 
