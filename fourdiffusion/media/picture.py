@@ -46,6 +46,22 @@ def read_gray16(path: Path) -> np.ndarray:
         return _gray(image).astype(np.uint16)
 
 
+def is_picture(path: Path) -> bool:
+    """Return whether a file is of a format that is read here, animated or not; UserError where it cannot be read."""
+    require_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path, formats=FORMATS):
+                return True
+    except Image.DecompressionBombError:
+        return True  # refused where it is opened
+    except UnidentifiedImageError:
+        return False
+    except Exception as error:
+        raise UserError(f"{printable(path)}: cannot be read ({_reason(error)}): give another file") from error
+
+
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
     """Open a picture file with Pillow. Whatever goes wrong inside the block is one UserError that names the file."""

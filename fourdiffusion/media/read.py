@@ -14,7 +14,7 @@ from typing import cast, overload
 import av
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from fourdiffusion.errors import UserError
@@ -23,7 +23,14 @@ from fourdiffusion.media.choose import check_choice, choose_frames, normalized
 from fourdiffusion.media.crop import OBJECT_SHARE, follow_squares, frame_square, object_square, resample
 from fourdiffusion.media.matting import find_alpha, matte_picture
 from fourdiffusion.media.paths import printable
-from fourdiffusion.media.picture import FORMATS, MAX_PIXELS, MAX_SEQUENCE_PIXELS, open_picture, read_picture, to_rgba
+from fourdiffusion.media.picture import (
+    MAX_PIXELS,
+    MAX_SEQUENCE_PIXELS,
+    is_picture,
+    open_picture,
+    read_picture,
+    to_rgba,
+)
 from fourdiffusion.media.series import Source, find_source
 from fourdiffusion.media.settings import ALPHA_SOURCES, CROPS, InputVideo
 
@@ -211,22 +218,24 @@ def frame_times(source: Source, source_fps: float, end_s: float | None) -> tuple
     """
     if source.files:
         return np.arange(len(source.files)) / source_fps, len(source.files) / source_fps
-    if _is_picture(source.path):
+    if is_picture(source.path):
         durations = _animation_durations(source.path, 1 / source_fps)
         ends = np.cumsum(durations)
         return ends - durations, float(ends[-1])
     starts: list[float] = []
-    last = 1 / source_fps
+    last = 0.0
     for frame, _ in _decode_video(source.path):
         index = len(starts)
         rate = 1 / source_fps
         time = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else index * rate
         starts.append(max(time, starts[-1]) if starts else time)
-        last = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else rate
+        last = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
         if end_s is not None and starts[-1] - starts[0] >= end_s:
             break
     found = np.array(starts) - (starts[0] if starts else 0.0)
-    return found, float(found[-1]) + last if starts else 0.0
+    # Many files give the last frame no duration, or that of one tick: it is shown at least as long as most others.
+    usual = float(np.median(np.diff(found))) if len(found) > 1 else 1 / source_fps
+    return found, float(found[-1]) + max(last, usual) if starts else 0.0
 
 
 def read_frames(source: Source, indices: list[int]) -> np.ndarray:
@@ -234,7 +243,7 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
     wanted = sorted(set(indices))
     if source.files:
         pictures: Iterator[np.ndarray] = (read_picture(source.files[i]) for i in wanted)
-    elif _is_picture(source.path):
+    elif is_picture(source.path):
         pictures = _animation_frames(source.path, set(wanted))
     else:
         pictures = _video_frames(source.path, set(wanted))
@@ -258,17 +267,6 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
 
 
 # ---- animated pictures ----------------------------------------------------------------------------------------------
-
-
-def _is_picture(path: Path) -> bool:
-    """Whether Pillow reads the file: a gif, webp or png, animated or not. A video is FFmpeg's."""
-    try:
-        with Image.open(path, formats=FORMATS):
-            return True
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        return False
-    except OSError as error:
-        raise UserError(f"{printable(path)} cannot be read ({error.strerror or error}): give another file") from error
 
 
 def _animation(path: Path) -> Iterator[Image.Image]:
@@ -326,6 +324,7 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
                 raise UserError(
                     f"{name} has {stream.width} x {stream.height} pixels, at most {MAX_PIXELS}: scale it down"
                 )
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # its size may change on the way
             decoder = _alpha_decoder(stream)
             aspect = float(stream.sample_aspect_ratio or 1)
             for packet in container.demux(stream):
