@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -298,7 +299,8 @@ def render_message(
         "do": "render", "animation": animation, "times": times.tolist(), "world": matrix.tolist(),
         "cameras": rig.c2w.tolist(), "fovy_deg": rig.fovy_deg, "folder": str(folder.resolve()),
         "width": config.width, "height": config.height, "supersampling": config.supersampling,
-        "samples": config.samples, "engine": config.engine, "device": config.device, "lights": lights,
+        "samples": config.samples, "engine": config.engine, "device": config.device, "denoise": config.denoise, "threads": config.threads,
+        "lights": lights, "shadows": config.shadows,
         "ambient": config.ambient, "hdri": str(Path(config.hdri).resolve()) if config.hdri else "",
         "depth": config.depth, "normal": config.normals, "motion": config.motion_vectors, "seed": config.seed,
     }  # fmt: skip
@@ -351,3 +353,24 @@ def transforms(config: RenderAssetsConfig, rig: plan.Rig, times: np.ndarray) -> 
 def opengl_command() -> list[str]:
     """Return the command of the OpenGL engine's process."""
     return [sys.executable, "-m", "fourdiffusion.datasets.rendering.opengl_worker"]
+
+
+def blender_command(blender: str) -> list[str]:
+    """Return the command of a Blender engine's process.
+
+    Args:
+        blender: a Python that has bpy, or a Blender program; empty: `blender` on PATH, else this Python if it has bpy.
+    """
+    script = str(Path(__file__).with_name("blender_render.py"))
+    program = blender or shutil.which("blender") or (sys.executable if importlib.util.find_spec("bpy") else "")
+    if not program:
+        raise UserError(
+            "no Blender found; set blender=PATH to a Blender program or to a Python with bpy "
+            "(`python3.11 -m venv ENV; ENV/bin/pip install bpy==5.0.1`), or engine=opengl for GLB"
+        )
+    found = shutil.which(program)
+    if found is None:
+        raise UserError(f"blender={program}: no such program")
+    if "python" in Path(program).name:
+        return [found, script]
+    return [found, "--background", "--factory-startup", "--python-exit-code", "1", "--python", script]

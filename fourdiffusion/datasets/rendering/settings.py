@@ -45,6 +45,8 @@ class RenderAssetsConfig:
     blender: str = ""  # a Python with bpy, or a Blender program; empty: `blender` on PATH, else this Python
     device: str = "cpu"  # of Cycles: cpu | cuda | optix | hip | oneapi | metal
     samples: int = 16  # of Cycles and EEVEE, a pixel
+    denoise: bool = True  # of Cycles: OpenImageDenoise
+    threads: int = 0  # of each Blender process; 0: all cores
     supersampling: int = 3  # of opengl: this many samples squared a pixel, odd
 
     # Images
@@ -83,6 +85,7 @@ class RenderAssetsConfig:
     # Light
     lights: list[LightConfig] = field(default_factory=three_lights)
     ambient: float = 0.45  # radiance of a white surface without a light
+    shadows: bool = True  # of the lights; Blender engines only
     hdri: str = ""  # environment map (.hdr, .exr) instead of `ambient`; Blender engines only
 
     # Batch
@@ -94,10 +97,11 @@ class RenderAssetsConfig:
 
 # The settings that change the pixels: a folder holds clips of one choice of them.
 PIXEL_SETTINGS = (
-    "engine", "samples", "supersampling", "width", "height", "depth", "normals", "motion_vectors", "num_views",
+    "engine", "samples", "denoise", "supersampling", "width", "height", "depth", "normals", "motion_vectors", "num_views",
     "random_offset", "num_random_views", "elevation_deg", "random_elevation_deg", "distance", "fovy_deg",
     "fovy_jitter_deg", "animations", "num_frames", "fps", "stride", "part", "cube_side", "keep_in_frame",
-    "frame_margin", "heading_deg", "min_movement", "max_travel", "max_seconds", "lights", "ambient", "hdri", "seed",
+    "frame_margin", "heading_deg", "min_movement", "max_travel", "max_seconds", "lights", "ambient", "shadows", "hdri",
+    "seed",
 )  # fmt: skip
 
 
