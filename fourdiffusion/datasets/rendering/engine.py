@@ -2,6 +2,7 @@
 
 An answer starts with ``ANSWER``; other lines of the output (Blender prints many) are ignored. Requests, in this order:
 
+* ``{"do": "hello"}`` -> ``{}``: the engine runs here
 * ``{"do": "open", "path", ...}`` -> ``{"axes": "gltf" | "blender", "animations": [{"name", "start", "end"}]}``, seconds
 * ``{"do": "measure", "animation", "times", "file"}`` -> ``{}``; writes an .npz with the world points f0, f1 ... [N, 3]
 * ``{"do": "render", "animation", "times", "world", "cameras", "fovy_deg", "folder", ...}`` -> ``{}``; writes
@@ -23,6 +24,7 @@ from typing import Any
 
 ANSWER = "@fourdiffusion "
 MAX_POINTS = 20000  # a frame, in a measurement
+THREADS = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # num_workers scales better
 
 
 class EngineFailure(Exception):
@@ -36,7 +38,7 @@ class EngineFailure(Exception):
 class Engine:
     """A rendering process. ``close`` ends it and everything that it started."""
 
-    def __init__(self, command: list[str], log: Path, env: dict[str, str]) -> None:
+    def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
         with log.open("wb") as errors:
             self.process = subprocess.Popen(
@@ -45,12 +47,12 @@ class Engine:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 start_new_session=True,
-                env=os.environ | env,
+                env=os.environ | THREADS,
             )
         self.pending = b""
 
     def request(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a request and return its answer; EngineFailure with reason `crash`, `timeout` or what the engine says."""
+        """Send a request and return its answer; EngineFailure: reason `crash`, `timeout` or what the engine says."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")

@@ -223,7 +223,10 @@ class _Reader:
                 continue
             mesh = self.document["meshes"][entries[index]["mesh"]]
             for primitive in mesh["primitives"]:
-                if primitive.get("mode", TRIANGLES) in (TRIANGLES, STRIP, FAN) and "POSITION" in primitive["attributes"]:
+                if (
+                    primitive.get("mode", TRIANGLES) in (TRIANGLES, STRIP, FAN)
+                    and "POSITION" in primitive["attributes"]
+                ):
                     found.append(self.primitive(index, entries[index].get("skin"), primitive))
         return found
 
@@ -345,7 +348,7 @@ class _Reader:
     def accessor(self, index: int) -> np.ndarray:
         """Return the values of an accessor, [count, width]; normalized integers as floats."""
         entry = self.document["accessors"][index]
-        dtype, width, count = np.dtype(COMPONENT_TYPES[entry["componentType"]]), WIDTHS[entry["type"]], entry["count"]
+        dtype, width, count = np.dtype(COMPONENT_TYPES[entry["componentType"]]), WIDTHS[entry["type"]], int(entry["count"])
         if "bufferView" in entry:
             values = self.strided(entry["bufferView"], entry.get("byteOffset", 0), dtype, width, count)
         else:
@@ -358,7 +361,7 @@ class _Reader:
             values = values.copy()
             values[rows] = self.strided(new["bufferView"], new.get("byteOffset", 0), dtype, width, number)
         if entry.get("normalized"):
-            values = np.maximum(values.astype(np.float32) / np.iinfo(dtype).max, -1)
+            values = np.maximum(values.astype(np.float32) / int(np.iinfo(values.dtype).max), -1)
         return values
 
     def strided(self, view: int, offset: int, dtype: np.dtype, width: int, count: int) -> np.ndarray:

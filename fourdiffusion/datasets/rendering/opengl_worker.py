@@ -13,7 +13,7 @@ from PIL import Image
 from fourdiffusion.datasets.rendering.engine import ANSWER, MAX_POINTS
 from fourdiffusion.datasets.rendering.gltf import Asset, AssetError, load_gltf
 from fourdiffusion.datasets.rendering.pose import pose
-from fourdiffusion.datasets.rendering.rasterizer import Light, Picture, Rasterizer
+from fourdiffusion.datasets.rendering.rasterizer import Light, Picture, Rasterizer, create_context
 
 
 class Worker:
@@ -24,7 +24,12 @@ class Worker:
         self.rasterizer: Rasterizer | None = None
 
     def answer(self, message: dict[str, Any]) -> dict[str, Any]:
-        return {"open": self.open, "measure": self.measure, "render": self.render}[message["do"]](message)
+        work = {"hello": self.hello, "open": self.open, "measure": self.measure, "render": self.render}
+        return work[message["do"]](message)
+
+    def hello(self, message: dict[str, Any]) -> dict[str, Any]:
+        create_context()
+        return {}
 
     def open(self, message: dict[str, Any]) -> dict[str, Any]:
         self.asset = load_gltf(Path(message["path"]))
@@ -65,7 +70,9 @@ class Worker:
         for f in range(len(poses)):
             self.rasterizer.set_frame(poses[f], poses[min(f + 1, len(poses) - 1)], world)
             for v, camera in enumerate(cameras):
-                write_picture(folder, f"v{v:02d}_f{f:02d}", self.rasterizer.render(camera, message["fovy_deg"]), message)
+                write_picture(
+                    folder, f"v{v:02d}_f{f:02d}", self.rasterizer.render(camera, message["fovy_deg"]), message
+                )
         return {}
 
 

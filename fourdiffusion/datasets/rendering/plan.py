@@ -70,34 +70,38 @@ def list_assets(config: RenderAssetsConfig) -> list[AssetEntry]:
         raise UserError(f"assets={source}: no such folder or list file")
     manifest = read_manifest(Path(config.manifest) if config.manifest else None, root)
     taken: set[str] = set()
-    entries = []
-    for path in paths:
-        relative = _relative(path, root)
-        row = manifest.get(relative, {})
-        name = unique_name(Path(relative).with_suffix("").as_posix(), taken)
-        caption = row.get("caption") or path.stem.replace("_", " ").strip()
-        license_name = row.get("license") or row.get("licence") or UNKNOWN
-        author, origin = row.get("author") or UNKNOWN, row.get("source") or relative
-        entries.append(AssetEntry(path, name, caption, license_name, author, origin))
+    entries = [_entry(path, root, manifest.get(path.resolve(), {}), taken) for path in paths]
     return entries[: config.limit] if config.limit else entries
 
 
-def _relative(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+def _entry(path: Path, root: Path, row: dict[str, str], taken: set[str]) -> AssetEntry:
+    relative = path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+    return AssetEntry(
+        path=path,
+        object=unique_name(Path(relative).with_suffix("").as_posix(), taken),
+        caption=row.get("caption") or re.sub(r"[_\s]+", " ", path.stem).strip(),
+        license=row.get("license") or row.get("licence") or UNKNOWN,
+        author=row.get("author") or UNKNOWN,
+        source=row.get("source") or relative,
+    )
 
 
-def read_manifest(path: Path | None, root: Path) -> dict[str, dict[str, str]]:
-    """Return the rows of a tab- or comma-separated table by their column `path`; {} where there is no table."""
-    path = path or root / "MANIFEST.tsv"
+def read_manifest(path: Path | None, root: Path) -> dict[Path, dict[str, str]]:
+    """Return the rows of a tab-separated table (`.csv`: comma) by the file that its column `path` names.
+
+    Paths are relative to the table's folder. {} where no table is given and ``root`` has no MANIFEST.tsv.
+    """
+    if path is None:
+        path = root / "MANIFEST.tsv"
+        if not path.is_file():
+            return {}
     if not path.is_file():
-        if path != root / "MANIFEST.tsv":
-            raise UserError(f"manifest={path}: no such file")
-        return {}
+        raise UserError(f"manifest={path}: no such file")
     with path.open(encoding="utf-8", newline="") as file:
         rows = csv.DictReader(file, delimiter="," if path.suffix == ".csv" else "\t")
         if "path" not in (rows.fieldnames or []):
             raise UserError(f"manifest={path}: its first line has no column `path`")
-        return {row["path"]: {k: v for k, v in row.items() if k and v} for row in rows}
+        return {(path.parent / row["path"]).resolve(): {k: v for k, v in row.items() if k and v} for row in rows}
 
 
 def unique_name(text: str, taken: set[str]) -> str:
@@ -247,7 +251,8 @@ def share_outside(frames: list[np.ndarray], matrix: np.ndarray, config: RenderAs
     for camera in np.linalg.inv(rig.c2w):
         for frame in frames:
             pixels, depth = project(frame @ matrix[:3, :3].T + matrix[:3, 3], camera, config, rig.fovy_deg)
-            inside = (pixels >= 0).all(axis=1) & (pixels <= (config.width, config.height)).all(axis=1) & (depth > 0)
+            low, high = pixels >= -1e-6, pixels <= np.array([config.width, config.height]) + 1e-6
+            inside = low.all(axis=1) & high.all(axis=1) & (depth > 0)
             worst = max(worst, 1 - float(inside.mean()))
     return worst
 

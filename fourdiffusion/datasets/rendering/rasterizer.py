@@ -15,14 +15,13 @@ import numpy as np
 from fourdiffusion.datasets.rendering.gltf import Asset, AssetError, Material, Primitive
 
 SRGB8_ALPHA8 = 0x8C43
+NEAREST, LINEAR, LINEAR_MIPMAP_LINEAR = 9728, 9729, 9987
 MAX_LIGHTS = 8
 NEAR, FAR = 0.01, 100.0  # scene units
 
 VERTEX_SHADER = """
 #version 330
 uniform mat4 view_projection;
-uniform mat4 next_view_projection;
-uniform vec2 half_size;
 in vec3 in_position;
 in vec3 in_next;
 in vec3 in_normal;
@@ -154,19 +153,12 @@ class Rasterizer:
     def __init__(self, asset: Asset, width: int, height: int, supersampling: int) -> None:
         if supersampling % 2 == 0:
             raise ValueError(f"supersampling is {supersampling}; give an odd number")
-        try:
-            import moderngl
-        except ImportError as error:
-            raise AssetError("engine", "moderngl is not installed: pip install 'fourdiffusion[render]'") from error
-        try:
-            self.context = moderngl.create_context(standalone=True, backend="egl", require=330)
-        except Exception as error:  # moderngl raises plain Exception
-            raise AssetError("engine", f"no off-screen OpenGL 3.3 (EGL): {error}") from error
+        self.context = create_context()
         self.width, self.height, self.supersampling = width, height, supersampling
         self.asset = asset
         fine = (width * supersampling, height * supersampling)
         self.fine, self.fine_textures = self._target(fine, "f2", "f4", "f4")
-        self.coarse, self.coarse_textures = self._target((width, height), "f1", "f4", "f4")
+        self.coarse, _ = self._target((width, height), "f1", "f4", "f4")
         self.program = self.context.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
         self.resolver = self.context.program(vertex_shader=QUAD_SHADER, fragment_shader=RESOLVE_SHADER)
         corners = self.context.buffer(np.array([-1, -1, 1, -1, -1, 1, 1, 1], np.float32).tobytes())
@@ -177,12 +169,8 @@ class Rasterizer:
     def _target(self, size: tuple[int, int], *types: str) -> tuple[Any, list[Any]]:
         textures = [self.context.texture(size, 4, dtype=kind) for kind in types]
         for texture in textures:
-            texture.filter = (self._nearest, self._nearest)
+            texture.filter = (NEAREST, NEAREST)
         return self.context.framebuffer(textures, self.context.depth_renderbuffer(size)), textures
-
-    @property
-    def _nearest(self) -> int:
-        return 9728
 
     def _drawable(self, primitive: Primitive) -> tuple[Primitive, Any, Any, Any]:
         """Upload what does not move; return the primitive, its dynamic buffer, vertex array and texture."""
@@ -204,10 +192,10 @@ class Rasterizer:
             height, width = source.pixels.shape[:2]
             texture = self.context.texture((width, height), 4, source.pixels.tobytes(), internal_format=SRGB8_ALPHA8)
             if source.nearest:
-                texture.filter = (self._nearest, self._nearest)
+                texture.filter = (NEAREST, NEAREST)
             else:
                 texture.build_mipmaps()
-                texture.filter = (9987, 9729)
+                texture.filter = (LINEAR_MIPMAP_LINEAR, LINEAR)
             texture.repeat_x, texture.repeat_y = not source.clamp[0], not source.clamp[1]
             self.textures[id(source)] = texture
         return self.textures[id(source)]
@@ -259,12 +247,9 @@ class Rasterizer:
             array.render()
         gl.disable(gl.DEPTH_TEST | gl.CULL_FACE)
         self.coarse.use()
-        for unit, (name, texture) in enumerate(
-            zip(("samples", "surface", "motion"), self.fine_textures, strict=True)
-        ):
-            if name in self.resolver:
-                texture.use(unit)
-                self.resolver[name].value = unit
+        for unit, name in enumerate(("samples", "surface", "motion")):
+            self.fine_textures[unit].use(unit)
+            self.resolver[name].value = unit
         self.resolver["supersampling"].value = self.supersampling
         self.quad.render(gl.TRIANGLE_STRIP)
         shape = (self.height, self.width, 4)
@@ -291,6 +276,19 @@ class Rasterizer:
         if texture is not None:
             texture.use(7)
         program["image"].value = 7
+
+
+def create_context() -> Any:
+    """Return an off-screen OpenGL 3.3 context; AssetError with reason `engine` where there is none."""
+    try:
+        import moderngl
+    except ImportError as error:
+        raise AssetError("engine", "moderngl is not installed: pip install 'fourdiffusion[render]'") from error
+    try:
+        return moderngl.create_context(standalone=True, backend="egl", require=330)
+    except Exception as error:  # moderngl raises plain Exception
+        detail = f"no off-screen OpenGL 3.3 through EGL ({error}); on Debian: apt install libegl1 libgl1-mesa-dri"
+        raise AssetError("engine", detail) from error
 
 
 def perspective(fovy_deg: float, aspect: float) -> np.ndarray:

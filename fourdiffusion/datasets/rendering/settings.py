@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from fourdiffusion.errors import UserError, check_ranges
 
 ENGINES = ("cycles", "eevee", "opengl")
 PARTS = ("start", "middle", "most_motion", "whole")
 LIGHT_KINDS = ("sun", "area")
+DEPTH_UNIT = 0.0001  # scene units a step of the 16-bit depth files, as `clips.py` reads them
 
 
 @dataclass
@@ -97,8 +99,8 @@ class RenderAssetsConfig:
 
 # The settings that change the pixels: a folder holds clips of one choice of them.
 PIXEL_SETTINGS = (
-    "engine", "samples", "denoise", "supersampling", "width", "height", "depth", "normals", "motion_vectors", "num_views",
-    "random_offset", "num_random_views", "elevation_deg", "random_elevation_deg", "distance", "fovy_deg",
+    "engine", "samples", "denoise", "supersampling", "width", "height", "depth", "normals", "motion_vectors",
+    "num_views", "random_offset", "num_random_views", "elevation_deg", "random_elevation_deg", "distance", "fovy_deg",
     "fovy_jitter_deg", "animations", "num_frames", "fps", "stride", "part", "cube_side", "keep_in_frame",
     "frame_margin", "heading_deg", "min_movement", "max_travel", "max_seconds", "lights", "ambient", "shadows", "hdri",
     "seed",
@@ -145,6 +147,13 @@ def validate(config: RenderAssetsConfig) -> None:
     for k, light in enumerate(config.lights):
         if light.kind not in LIGHT_KINDS:
             raise UserError(f"lights[{k}].kind={light.kind} is unknown; choose one of {', '.join(LIGHT_KINDS)}")
+    reach = config.distance[1] + 1
+    if config.depth and reach > 65535 * DEPTH_UNIT:
+        raise UserError(
+            f"distance={list(config.distance)} with depth=true: 16-bit depth reaches 6.5; lower it below 5.5"
+        )
+    if config.hdri and not Path(config.hdri).is_file():
+        raise UserError(f"hdri={config.hdri}: no such file")
     if config.engine == "opengl":
         if config.supersampling % 2 == 0:
             raise UserError(f"supersampling={config.supersampling} is even; give 1, 3 or 5")
