@@ -3,8 +3,8 @@
     python blender_render.py                                  # a Python with the bpy package
     blender --background --factory-startup --python blender_render.py
 
-It imports nothing of the project, and is the only file that imports bpy. Objects stay where the importer puts them: cameras and lights are brought into the
-asset's world instead, so skins, caches and constraints are not disturbed.
+It imports nothing of the project, and is the only file that imports bpy. Objects stay where the importer puts them:
+cameras and lights are brought into the asset's world instead, so skins, caches and constraints are not disturbed.
 """
 
 import json
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import traceback
 from fractions import Fraction
+from typing import Any
 
 import bpy
 import numpy as np
@@ -26,13 +27,15 @@ AREA_DISTANCE = 4.0  # scene units
 SURFACES = {"MESH", "CURVE", "SURFACE", "FONT", "META"}
 
 
-REST = {}  # see rest_pose
+Message = dict[str, Any]
+Users = dict[str, list[tuple[Any, Any, Any]]]  # animation name: (data block, action, slot)
+REST: dict[tuple[str, str | None], Any] = {}  # see rest_pose
 
 
 class Failure(Exception):
     """A request that cannot be met: ``reason`` is one word of the render log."""
 
-    def __init__(self, reason, detail):
+    def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
@@ -40,7 +43,7 @@ class Failure(Exception):
 # Opening
 
 
-def open_asset(message):
+def open_asset(message: Message) -> Message:
     """Load a file into an empty scene and return its animations."""
     path = message["path"]
     suffix = os.path.splitext(path)[1].lower()
@@ -77,7 +80,7 @@ def open_asset(message):
     return {"axes": "blender", "animations": list_animations()}
 
 
-def check_gltf(path):
+def check_gltf(path: str) -> None:
     """Refuse what is no glTF, or is truncated, before an importer has it."""
     with open(path, "rb") as file:
         data = file.read()
@@ -93,12 +96,12 @@ def check_gltf(path):
         raise Failure("unreadable", "not a glTF file: neither the GLB header nor JSON")
 
 
-def shown(thing):
+def shown(thing: Any) -> bool:
     """Tell whether an object is rendered."""
     return not thing.hide_render and thing.visible_get()
 
 
-def check_textures():
+def check_textures() -> None:
     for image in bpy.data.images:
         if image.source != "FILE" or image.packed_file or image.users == 0:
             continue
@@ -107,7 +110,7 @@ def check_textures():
             raise Failure("missing_texture", f"{os.path.basename(path) or image.name}: no such file")
 
 
-def cull_backfaces():
+def cull_backfaces() -> None:
     """Make Cycles leave out the back faces of materials that are marked so, as the other engines do."""
     for material in bpy.data.materials:
         if not (material.use_backface_culling and material.node_tree):
@@ -128,15 +131,15 @@ def cull_backfaces():
 # Animations
 
 
-def animated_data():
+def animated_data() -> list[Any]:
     """Return all data blocks that carry animation."""
     kinds = (bpy.data.objects, bpy.data.shape_keys, bpy.data.armatures, bpy.data.meshes, bpy.data.materials)
     return [block for kind in kinds for block in kind if getattr(block, "animation_data", None)]
 
 
-def strips():
+def strips() -> Users:
     """Return {animation name: [(data block, action, slot)]} of the NLA tracks, as the glTF importer makes them."""
-    found = {}
+    found: Users = {}
     for block in animated_data():
         for track in block.animation_data.nla_tracks:
             for strip in track.strips:
@@ -145,9 +148,9 @@ def strips():
     return found
 
 
-def other_actions():
+def other_actions() -> Users:
     """Return {action name: [(data block, action, slot)]} of the actions that data blocks use or were made for."""
-    found = {}
+    found: Users = {}
     for action in bpy.data.actions:
         for slot in action.slots:
             for block in slot.users():
@@ -155,14 +158,14 @@ def other_actions():
     return found
 
 
-def has_cache():
+def has_cache() -> bool:
     """Tell whether something moves that no action drives: Alembic or USD caches, simulations, drivers."""
     if len(bpy.data.cache_files):
         return True
     return any(getattr(block.animation_data, "drivers", None) for block in animated_data())
 
 
-def list_animations():
+def list_animations() -> list[Message]:
     """Return [{name, start, end}] in seconds: NLA tracks, else actions, else the scene's own frame range."""
     scene = bpy.context.scene
     fps = scene.render.fps / scene.render.fps_base
@@ -177,7 +180,7 @@ def list_animations():
     return found[::-1] if strips() else found
 
 
-def choose_animation(index):
+def choose_animation(index: int) -> None:
     """Make an animation of ``list_animations`` the one that plays."""
     name = list_animations()[index]["name"]
     users = (strips() or other_actions()).get(name)
@@ -193,9 +196,9 @@ def choose_animation(index):
         block.animation_data.action_slot = slot
 
 
-def rest_pose():
+def rest_pose() -> dict[tuple[str, str | None], Any]:
     """Return {(object or shape keys, bone or key): value}: where everything stands without an animation."""
-    pose = {}
+    pose: dict[tuple[str, str | None], Any] = {}
     for thing in bpy.data.objects:
         pose[thing.name, None] = thing.matrix_basis.copy()
         if thing.type == "ARMATURE":
@@ -205,7 +208,7 @@ def rest_pose():
     return pose
 
 
-def restore_rest_pose():
+def restore_rest_pose() -> None:
     """Undo what another animation left behind in channels that this one does not key."""
     for (owner, part), value in REST.items():
         thing, keys = bpy.data.objects.get(owner), bpy.data.shape_keys.get(owner)
@@ -218,7 +221,7 @@ def restore_rest_pose():
             thing.pose.bones[part].matrix_basis = value
 
 
-def rest_pose_of_gltf(path):
+def rest_pose_of_gltf(path: str) -> dict[tuple[str, str | None], Any]:
     """Import a copy without animations: the importer leaves the first animation's pose in the channels it keys."""
     with open(path, "rb") as file:
         data = file.read()
@@ -246,7 +249,7 @@ def rest_pose_of_gltf(path):
     return pose
 
 
-def go_to(time):
+def go_to(time: float) -> None:
     """Move the scene to a time in seconds."""
     scene = bpy.context.scene
     frame = time * scene.render.fps / scene.render.fps_base
@@ -258,11 +261,11 @@ def go_to(time):
 # Measuring
 
 
-def measure(message):
+def measure(message: Message) -> Message:
     """Write the world positions of all visible vertices at the given times."""
     reset_clock()
     choose_animation(message["animation"])
-    frames = {}
+    frames: dict[str, Any] = {}
     for k, time in enumerate(message["times"]):
         go_to(time)
         points = vertices()
@@ -277,7 +280,7 @@ def measure(message):
     return {}
 
 
-def vertices():
+def vertices() -> np.ndarray:
     """Return the evaluated vertices of everything visible in world coordinates, [N, 3]."""
     found = [np.zeros((0, 3), np.float32)]
     graph = bpy.context.evaluated_depsgraph_get()
@@ -296,7 +299,7 @@ def vertices():
     return np.concatenate(found)
 
 
-def reset_clock():
+def reset_clock() -> None:
     render = bpy.context.scene.render
     render.frame_map_old = render.frame_map_new = 100
 
@@ -304,7 +307,7 @@ def reset_clock():
 # Rendering
 
 
-def render_clip(message):
+def render_clip(message: Message) -> Message:
     """Render all cameras at all times into ``folder``/rgba, and the layers that are asked for."""
     choose_animation(message["animation"])
     set_clock(message["times"])
@@ -325,16 +328,16 @@ def render_clip(message):
         for v, matrix in enumerate(cameras):
             name = f"v{v:02d}_f{f:02d}"
             camera.matrix_world = Matrix(matrix.tolist())
-            set_output(message, os.path.join(message["folder"], "rgba", name + ".png"))
+            set_output(os.path.join(message["folder"], "rgba", name + ".png"))
             bpy.ops.render.render(write_still=True)
             if layers:
-                write_layers(message, name, layers, matrix, rotation, scale)
+                write_layers(message, name, layers, rotation, scale)
     for thing in (camera, *lights):
         bpy.data.objects.remove(thing)
     return {}
 
 
-def set_clock(times):
+def set_clock(times: list[float]) -> None:
     """Make one scene frame last as long as one frame of the clip: motion vectors are those of one scene frame."""
     reset_clock()
     render = bpy.context.scene.render
@@ -343,7 +346,7 @@ def set_clock(times):
         render.frame_map_old, render.frame_map_new = step.numerator, step.denominator
 
 
-def make_camera(fovy_deg, scale):
+def make_camera(fovy_deg: float, scale: float) -> Any:
     data = bpy.data.cameras.new("render camera")
     data.sensor_fit = "VERTICAL"
     data.angle = math.radians(fovy_deg)
@@ -354,7 +357,7 @@ def make_camera(fovy_deg, scale):
     return camera
 
 
-def make_lights(message, world, rotation, scale):
+def make_lights(message: Message, world: np.ndarray, rotation: np.ndarray, scale: float) -> list[Any]:
     """Place the lights, and ambient light or an environment map, fixed in the scene; return the light objects."""
     lights = []
     for entry in message["lights"]:
@@ -380,7 +383,7 @@ def make_lights(message, world, rotation, scale):
     return lights
 
 
-def make_sky(message, rotation):
+def make_sky(message: Message, rotation: np.ndarray) -> None:
     sky = bpy.data.worlds.new("render sky")
     sky.use_nodes = True
     tree = sky.node_tree
@@ -403,7 +406,7 @@ def make_sky(message, rotation):
     bpy.context.scene.world = sky
 
 
-def set_engine(message):
+def set_engine(message: Message) -> None:
     """Choose the engine, its device and its samples, and a plain transfer from linear color to sRGB."""
     scene = bpy.context.scene
     render = scene.render
@@ -439,7 +442,7 @@ def set_engine(message):
     scene.cycles.pixel_filter_type, scene.cycles.filter_width = "BOX", 1.0
 
 
-def use_device(device):
+def use_device(device: str) -> str:
     """Return the device of Cycles, after the wanted kind of GPU is switched on."""
     if device == "cpu":
         return "CPU"
@@ -457,7 +460,7 @@ def use_device(device):
     return "GPU"
 
 
-def set_output(message, path):
+def set_output(path: str) -> None:
     scene = bpy.context.scene
     settings = scene.render.image_settings
     if hasattr(settings, "media_type"):
@@ -470,7 +473,7 @@ def set_output(message, path):
 # Layers
 
 
-def write_layers(message, name, layers, camera, rotation, scale):
+def write_layers(message: Message, name: str, layers: list[str], rotation: np.ndarray, scale: float) -> None:
     """Render one Cycles sample through each pixel's center and write its distance, normal and motion."""
     scene = bpy.context.scene
     settings = scene.render.image_settings
@@ -506,7 +509,7 @@ def write_layers(message, name, layers, camera, rotation, scale):
         np.save(os.path.join(message["folder"], "motion", name + ".npy"), motion.astype(np.float32))
 
 
-def pixel_rays(message):
+def pixel_rays(message: Message) -> np.ndarray:
     """Return the distance along each pixel's ray for a depth of 1 along the camera's axis, [H, W]."""
     height, width = message["height"], message["width"]
     half = math.tan(math.radians(message["fovy_deg"]) / 2)
@@ -515,7 +518,7 @@ def pixel_rays(message):
     return np.sqrt(1 + x * x + y * y)
 
 
-def read_exr(path):
+def read_exr(path: str) -> dict[str, np.ndarray]:
     """Return {pass and channel: float32 [H, W]} of an uncompressed single-part scan-line OpenEXR file."""
     with open(path, "rb") as file:
         data = file.read()
@@ -542,7 +545,7 @@ def read_exr(path):
     return {name: rows["values"][:, k] for k, name in enumerate(names)}
 
 
-def main():
+def main() -> None:
     """Answer requests until the input ends."""
     work = {"hello": lambda _: {}, "open": open_asset, "measure": measure, "render": render_clip}
     for line in sys.stdin:

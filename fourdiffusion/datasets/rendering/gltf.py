@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import csr_matrix
 
 COMPONENT_TYPES = {5120: np.int8, 5121: np.uint8, 5122: np.int16, 5123: np.uint16, 5125: np.uint32, 5126: np.float32}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT2": 4, "MAT3": 9, "MAT4": 16}
@@ -69,8 +70,7 @@ class Primitive:
     normals: np.ndarray | None  # float32 [N, 3]; None: flat shading
     uv: np.ndarray | None  # float32 [N, 2]
     colors: np.ndarray | None  # float32 [N, 4], linear
-    joints: np.ndarray | None  # int [N, K]
-    weights: np.ndarray | None  # float32 [N, K], rows sum to 1
+    influence: csr_matrix | None  # float32 [N, J] of the skin's joints on the vertices, rows sum to 1
     position_targets: np.ndarray | None  # float32 [M, N, 3]
     normal_targets: np.ndarray | None  # float32 [M, N, 3]
     indices: np.ndarray  # uint32 [T, 3]
@@ -256,13 +256,9 @@ class _Reader:
         colors = read("COLOR_0")
         if colors is not None and colors.shape[1] == 3:
             colors = np.concatenate([colors, np.ones((count, 1), np.float32)], axis=1)
-        joints, weights = None, None
+        influence = None
         if skin is not None and "JOINTS_0" in attributes:
-            sets = range(sum(name.startswith("JOINTS_") for name in attributes))
-            joints = np.concatenate([self.accessor(attributes[f"JOINTS_{k}"]) for k in sets], axis=1).astype(np.int64)
-            weights = np.concatenate([self.accessor(attributes[f"WEIGHTS_{k}"]) for k in sets], axis=1)
-            total = weights.sum(axis=1, keepdims=True)
-            weights = (weights / np.where(total > 0, total, 1)).astype(np.float32)
+            influence = self.influence(attributes, len(self.document["skins"][skin]["joints"]))
         targets = entry.get("targets", [])
         zero = np.zeros_like(positions)
 
@@ -273,18 +269,28 @@ class _Reader:
 
         return Primitive(
             node=node,
-            skin=skin if joints is not None else None,
+            skin=skin if influence is not None else None,
             material=material,
             positions=positions,
             normals=read("NORMAL"),
             uv=read(f"TEXCOORD_{material.texture_set}"),
             colors=colors,
-            joints=joints,
-            weights=weights,
+            influence=influence,
             position_targets=stack("POSITION"),
             normal_targets=stack("NORMAL"),
             indices=_triangles(self.indices(entry, count), entry.get("mode", TRIANGLES), count),
         )
+
+    def influence(self, attributes: dict[str, int], num_joints: int) -> csr_matrix:
+        sets = range(sum(name.startswith("JOINTS_") for name in attributes))
+        joints = np.concatenate([self.accessor(attributes[f"JOINTS_{k}"]) for k in sets], axis=1).astype(np.int64)
+        weights = np.concatenate([self.accessor(attributes[f"WEIGHTS_{k}"]) for k in sets], axis=1)
+        if joints.size and int(joints.max()) >= num_joints:
+            raise AssetError("unreadable", f"a vertex names joint {int(joints.max())} of {num_joints}")
+        total = weights.sum(axis=1, keepdims=True)
+        weights = (weights / np.where(total > 0, total, 1)).astype(np.float32)
+        rows = np.repeat(np.arange(len(joints)), joints.shape[1])
+        return csr_matrix((weights.ravel(), (rows, joints.ravel())), shape=(len(joints), num_joints))
 
     def indices(self, entry: dict[str, Any], count: int) -> np.ndarray:
         if "indices" not in entry:
@@ -348,7 +354,11 @@ class _Reader:
     def accessor(self, index: int) -> np.ndarray:
         """Return the values of an accessor, [count, width]; normalized integers as floats."""
         entry = self.document["accessors"][index]
-        dtype, width, count = np.dtype(COMPONENT_TYPES[entry["componentType"]]), WIDTHS[entry["type"]], int(entry["count"])
+        dtype, width, count = (
+            np.dtype(COMPONENT_TYPES[entry["componentType"]]),
+            WIDTHS[entry["type"]],
+            int(entry["count"]),
+        )
         if "bufferView" in entry:
             values = self.strided(entry["bufferView"], entry.get("byteOffset", 0), dtype, width, count)
         else:

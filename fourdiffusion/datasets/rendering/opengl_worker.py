@@ -43,7 +43,7 @@ class Worker:
         animation = self.asset.animations[message["animation"]]
         used = [np.unique(primitive.indices) for primitive in self.asset.primitives]
         step = 1 + sum(map(len, used)) // MAX_POINTS
-        frames = {}
+        frames: dict[str, Any] = {}
         for k, time in enumerate(message["times"]):
             posed = pose(self.asset, animation, time)
             points = np.concatenate([positions[rows] for (positions, _), rows in zip(posed, used, strict=True)])
@@ -58,7 +58,8 @@ class Worker:
         assert self.asset is not None
         if self.rasterizer is None:
             size = (message["width"], message["height"])
-            self.rasterizer = Rasterizer(self.asset, *size, message["supersampling"])
+            layers = message["depth"] or message["normal"] or message["motion"]
+            self.rasterizer = Rasterizer(self.asset, *size, message["supersampling"], layers)
         lights = [Light(tuple(x["direction"]), x["strength"], x["angle_deg"]) for x in message["lights"]]
         self.rasterizer.set_lights(lights, message["ambient"])
         animation, world = self.asset.animations[message["animation"]], np.array(message["world"])

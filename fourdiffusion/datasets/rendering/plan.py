@@ -280,8 +280,8 @@ def make_rig(config: RenderAssetsConfig, uid: str) -> Rig:
     rng = np.random.default_rng([config.seed, int.from_bytes(digest, "big")])
     spacing = 360 / config.num_views
     offset = float(rng.uniform(0, 360)) if config.random_offset else 0.0
-    elevation = float(rng.uniform(*config.elevation_deg))
-    distance = float(rng.uniform(*config.distance))
+    elevation = float(rng.uniform(config.elevation_deg[0], config.elevation_deg[1]))
+    distance = float(rng.uniform(config.distance[0], config.distance[1]))
     fovy = config.fovy_deg + float(rng.uniform(-1, 1)) * config.fovy_jitter_deg
     cameras = [orbit((offset + k * spacing) % 360, elevation, distance) for k in range(config.num_views)]
     count = config.num_random_views
@@ -292,7 +292,8 @@ def make_rig(config: RenderAssetsConfig, uid: str) -> Rig:
         place = (azimuth - offset) % spacing
         if all(min(abs(place - u), spacing - abs(place - u)) >= gap for u in used):
             used.append(place)
-            cameras.append(orbit(azimuth, float(rng.uniform(*config.random_elevation_deg)), distance))
+            tilt = float(rng.uniform(config.random_elevation_deg[0], config.random_elevation_deg[1]))
+            cameras.append(orbit(azimuth, tilt, distance))
     return Rig(np.stack(cameras), ["even"] * config.num_views + ["random"] * count, fovy)
 
 

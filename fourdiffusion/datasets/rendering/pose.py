@@ -100,8 +100,8 @@ def _deform(
     else:
         skin = asset.skins[primitive.skin]
         joints = (matrices[skin.joints] @ skin.inverse_bind)[:, :3]  # the node's own matrix is ignored: glTF 3.7.3.3
-        assert primitive.joints is not None and primitive.weights is not None
-        blend = np.einsum("nk,nkij->nij", primitive.weights, joints[primitive.joints], optimize=True)
+        assert primitive.influence is not None
+        blend = (primitive.influence @ joints.reshape(-1, 12).astype(np.float32)).reshape(-1, 3, 4)
         positions = np.einsum("nij,nj->ni", blend[:, :, :3], positions) + blend[:, :, 3]
         if normals is not None:
             normals = np.einsum("nij,nj->ni", blend[:, :, :3], normals)

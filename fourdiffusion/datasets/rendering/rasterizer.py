@@ -15,15 +15,13 @@ import numpy as np
 from fourdiffusion.datasets.rendering.gltf import Asset, AssetError, Material, Primitive
 
 SRGB8_ALPHA8 = 0x8C43
-NEAREST, LINEAR, LINEAR_MIPMAP_LINEAR = 9728, 9729, 9987
+NEAREST, LINEAR, LINEAR_MIPMAP_NEAREST = 9728, 9729, 9985
 MAX_LIGHTS = 8
 NEAR, FAR = 0.01, 100.0  # scene units
 
 VERTEX_SHADER = """
-#version 330
 uniform mat4 view_projection;
 in vec3 in_position;
-in vec3 in_next;
 in vec3 in_normal;
 in vec2 in_uv;
 in vec4 in_color;
@@ -31,21 +29,25 @@ out vec3 position;
 out vec3 normal;
 out vec2 uv;
 out vec4 color;
+#ifdef LAYERS
+in vec3 in_next;
 out vec3 place;
 out vec3 next_place;
+#endif
 void main() {
     gl_Position = view_projection * vec4(in_position, 1.0);
     position = in_position;
     normal = in_normal;
     uv = in_uv;
     color = in_color;
+#ifdef LAYERS
     place = gl_Position.xyw;
     next_place = (view_projection * vec4(in_next, 1.0)).xyw;
+#endif
 }
 """
 
 FRAGMENT_SHADER = """
-#version 330
 const int MAX_LIGHTS = 8;
 uniform sampler2D image;
 uniform bool textured;
@@ -67,11 +69,13 @@ in vec3 position;
 in vec3 normal;
 in vec2 uv;
 in vec4 color;
+layout(location = 0) out vec4 out_color;
+#ifdef LAYERS
 in vec3 place;
 in vec3 next_place;
-layout(location = 0) out vec4 out_color;
 layout(location = 1) out vec4 out_surface;  // normal, distance along the ray
 layout(location = 2) out vec4 out_motion;
+#endif
 void main() {
     vec4 base = base_color * color;
     if (textured) base *= texture(image, uv);
@@ -91,26 +95,28 @@ void main() {
     }
     vec3 shaded = base.rgb * (unlit ? vec3(1.0) : light * (1.0 - METAL_LOSS * metallic)) + emissive;
     out_color = vec4(min(shaded, vec3(1.0)), 1.0);
+#ifdef LAYERS
     out_surface = vec4(n, length(position - eye));
     out_motion = vec4((next_place.xy / next_place.z - place.xy / place.z) * vec2(half_size.x, -half_size.y), 0.0, 1.0);
+#endif
 }
 """.replace("METAL_LOSS", "0.5")
 
 QUAD_SHADER = """
-#version 330
 in vec2 in_position;
 void main() { gl_Position = vec4(in_position, 0.0, 1.0); }
 """
 
 RESOLVE_SHADER = """
-#version 330
 uniform sampler2D samples;
-uniform sampler2D surface;
-uniform sampler2D motion;
 uniform int supersampling;
 layout(location = 0) out vec4 out_color;
+#ifdef LAYERS
+uniform sampler2D surface;
+uniform sampler2D motion;
 layout(location = 1) out vec4 out_surface;
 layout(location = 2) out vec4 out_motion;
+#endif
 void main() {
     ivec2 corner = ivec2(gl_FragCoord.xy) * supersampling;
     vec4 sum = vec4(0.0);
@@ -121,9 +127,11 @@ void main() {
     vec3 high = 1.055 * pow(linear, vec3(1.0 / 2.4)) - 0.055;
     out_color = vec4(mix(high, 12.92 * linear, lessThanEqual(linear, vec3(0.0031308))),
                      sum.a / float(supersampling * supersampling));
+#ifdef LAYERS
     ivec2 center = corner + supersampling / 2;
     out_surface = texelFetch(surface, center, 0);
     out_motion = texelFetch(motion, center, 0);
+#endif
 }
 """
 
@@ -142,25 +150,30 @@ class Picture:
     """One rendered image; row 0 at the top."""
 
     rgba: np.ndarray  # uint8 [H, W, 4], straight alpha, sRGB
-    distance: np.ndarray  # float32 [H, W], along the unit ray through the pixel's center; inf where no surface
-    normal: np.ndarray  # float32 [H, W, 3], unit, world axes; 0 where no surface
-    motion: np.ndarray  # float32 [H, W, 2], pixels to the right and down until the next frame; 0 where no surface
+    distance: np.ndarray | None = None  # float32 [H, W], along the unit ray through the pixel's center; inf where no surface
+    normal: np.ndarray | None = None  # float32 [H, W, 3], unit, world axes; 0 where no surface
+    motion: np.ndarray | None = None  # float32 [H, W, 2], pixels to the right and down until the next frame; 0 where no surface
 
 
 class Rasterizer:
-    """Draws one asset at one image size. Call ``set_frame``, then ``render`` once for each camera."""
+    """Draws one asset at one image size. Call ``set_frame``, then ``render`` once for each camera.
 
-    def __init__(self, asset: Asset, width: int, height: int, supersampling: int) -> None:
+    Without ``layers`` a picture has colors only, at half the time.
+    """
+
+    def __init__(self, asset: Asset, width: int, height: int, supersampling: int, layers: bool) -> None:
         if supersampling % 2 == 0:
             raise ValueError(f"supersampling is {supersampling}; give an odd number")
         self.context = create_context()
         self.width, self.height, self.supersampling = width, height, supersampling
         self.asset = asset
+        self.layers = layers
         fine = (width * supersampling, height * supersampling)
-        self.fine, self.fine_textures = self._target(fine, "f2", "f4", "f4")
-        self.coarse, _ = self._target((width, height), "f1", "f4", "f4")
-        self.program = self.context.program(vertex_shader=VERTEX_SHADER, fragment_shader=FRAGMENT_SHADER)
-        self.resolver = self.context.program(vertex_shader=QUAD_SHADER, fragment_shader=RESOLVE_SHADER)
+        extra = ("f4", "f4") if layers else ()
+        self.fine, self.fine_textures = self._target(fine, "f2", *extra)
+        self.coarse, _ = self._target((width, height), "f1", *extra)
+        self.program = self._program(VERTEX_SHADER, FRAGMENT_SHADER)
+        self.resolver = self._program(QUAD_SHADER, RESOLVE_SHADER)
         corners = self.context.buffer(np.array([-1, -1, 1, -1, -1, 1, 1, 1], np.float32).tobytes())
         self.quad = self.context.vertex_array(self.resolver, [(corners, "2f", "in_position")])
         self.textures: dict[int, Any] = {}
@@ -172,6 +185,10 @@ class Rasterizer:
             texture.filter = (NEAREST, NEAREST)
         return self.context.framebuffer(textures, self.context.depth_renderbuffer(size)), textures
 
+    def _program(self, vertex: str, fragment: str) -> Any:
+        version = "#version 330\n" + ("#define LAYERS\n" if self.layers else "")
+        return self.context.program(vertex_shader=version + vertex, fragment_shader=version + fragment)
+
     def _drawable(self, primitive: Primitive) -> tuple[Primitive, Any, Any, Any]:
         """Upload what does not move; return the primitive, its dynamic buffer, vertex array and texture."""
         count = len(primitive.positions)
@@ -180,7 +197,10 @@ class Rasterizer:
         fixed = self.context.buffer(np.concatenate([uv, colors], axis=1).astype("f4").tobytes())
         moving = self.context.buffer(reserve=count * 9 * 4, dynamic=True)
         indices = self.context.buffer(primitive.indices.astype("u4").tobytes())
-        content = [(moving, "3f 3f 3f", "in_position", "in_next", "in_normal"), (fixed, "2f 4f", "in_uv", "in_color")]
+        names = ("3f 3f 3f", "in_position", "in_next", "in_normal")
+        if not self.layers:
+            names = ("3f 12x 3f", "in_position", "in_normal")
+        content = [(moving, *names), (fixed, "2f 4f", "in_uv", "in_color")]
         array = self.context.vertex_array(self.program, content, indices, index_element_size=4)
         return primitive, moving, array, self._texture(primitive.material)
 
@@ -195,7 +215,7 @@ class Rasterizer:
                 texture.filter = (NEAREST, NEAREST)
             else:
                 texture.build_mipmaps()
-                texture.filter = (LINEAR_MIPMAP_LINEAR, LINEAR)
+                texture.filter = (LINEAR_MIPMAP_NEAREST, LINEAR)
             texture.repeat_x, texture.repeat_y = not source.clamp[0], not source.clamp[1]
             self.textures[id(source)] = texture
         return self.textures[id(source)]
@@ -237,7 +257,8 @@ class Rasterizer:
         projection = perspective(fovy_deg, self.width / self.height)
         self.program["view_projection"].write((projection @ np.linalg.inv(c2w)).T.astype("f4").tobytes())
         self.program["eye"].value = tuple(float(x) for x in c2w[:3, 3])
-        self.program["half_size"].value = (self.width / 2, self.height / 2)
+        if self.layers:
+            self.program["half_size"].value = (self.width / 2, self.height / 2)
         self.program["supersampling"].value = self.supersampling
         self.fine.use()
         self.fine.clear()
@@ -247,17 +268,21 @@ class Rasterizer:
             array.render()
         gl.disable(gl.DEPTH_TEST | gl.CULL_FACE)
         self.coarse.use()
-        for unit, name in enumerate(("samples", "surface", "motion")):
+        for unit, name in enumerate(("samples", "surface", "motion")[: len(self.fine_textures)]):
             self.fine_textures[unit].use(unit)
             self.resolver[name].value = unit
         self.resolver["supersampling"].value = self.supersampling
         self.quad.render(gl.TRIANGLE_STRIP)
-        shape = (self.height, self.width, 4)
-        rgba = np.frombuffer(self.coarse.read(components=4, attachment=0), np.uint8).reshape(shape)[::-1]
-        surface = np.frombuffer(self.coarse.read(components=4, attachment=1, dtype="f4"), np.float32).reshape(shape)
-        motion = np.frombuffer(self.coarse.read(components=4, attachment=2, dtype="f4"), np.float32).reshape(shape)
-        distance = np.where(surface[::-1, :, 3] > 0, surface[::-1, :, 3], np.inf).astype(np.float32)
-        return Picture(rgba.copy(), distance, surface[::-1, :, :3].copy(), motion[::-1, :, :2].copy())
+        rgba = self._read(0, "f1", np.uint8)
+        if not self.layers:
+            return Picture(rgba)
+        surface, motion = self._read(1, "f4", np.float32), self._read(2, "f4", np.float32)
+        distance = np.where(surface[..., 3] > 0, surface[..., 3], np.inf).astype(np.float32)
+        return Picture(rgba, distance, surface[..., :3], motion[..., :2])
+
+    def _read(self, attachment: int, kind: str, dtype: type) -> np.ndarray:
+        data = np.frombuffer(self.coarse.read(components=4, attachment=attachment, dtype=kind), dtype)
+        return np.ascontiguousarray(data.reshape(self.height, self.width, 4)[::-1])
 
     def _use(self, primitive: Primitive, texture: Any) -> None:
         material, program, gl = primitive.material, self.program, self.context
@@ -285,7 +310,8 @@ def create_context() -> Any:
     except ImportError as error:
         raise AssetError("engine", "moderngl is not installed: pip install 'fourdiffusion[render]'") from error
     try:
-        return moderngl.create_context(standalone=True, backend="egl", require=330)
+        settings: dict[str, Any] = {"standalone": True, "backend": "egl", "require": 330}
+        return moderngl.create_context(**settings)
     except Exception as error:  # moderngl raises plain Exception
         detail = f"no off-screen OpenGL 3.3 through EGL ({error}); on Debian: apt install libegl1 libgl1-mesa-dri"
         raise AssetError("engine", detail) from error
