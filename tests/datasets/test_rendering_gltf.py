@@ -111,7 +111,9 @@ def rewrite(path: Path, change: Any) -> None:
     text = json.dumps(document).encode()
     text += b" " * (-len(text) % 4)
     rest = data[20 + size :]
-    path.write_bytes(struct.pack("<4sIIII", b"glTF", 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest)
+    path.write_bytes(
+        struct.pack("<4sIIII", b"glTF", 2, 20 + len(text) + len(rest), len(text), 0x4E4F534A) + text + rest
+    )
 
 
 def test_broken_files_are_refused_by_reason(tmp_path: Path) -> None:

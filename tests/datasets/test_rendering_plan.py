@@ -139,7 +139,9 @@ def test_movement_and_travel() -> None:
     assert plan.movement([square, square + [[0, 0, 0], [0, 0, 0.5]]]) == pytest.approx(0.1)
     assert plan.travel([square, square]) == pytest.approx(1)
     assert plan.travel([square, square + [27, 36, 0]]) == pytest.approx(10)
-    assert plan.movement([square, np.array([[0.0, 0, 0], [3, 4, 0], [3, 4, 1]])]) == pytest.approx(0.2)  # other topology
+    assert plan.movement([square, np.array([[0.0, 0, 0], [3, 4, 0], [3, 4, 1]])]) == pytest.approx(
+        0.2
+    )  # other topology
 
 
 def test_animations_are_chosen_by_rule() -> None:

@@ -147,12 +147,12 @@ class Light:
 
 @dataclass
 class Picture:
-    """One rendered image; row 0 at the top."""
+    """One rendered image; row 0 at the top. The layers are those of the surface at a pixel's center."""
 
     rgba: np.ndarray  # uint8 [H, W, 4], straight alpha, sRGB
-    distance: np.ndarray | None = None  # float32 [H, W], along the unit ray through the pixel's center; inf where no surface
+    distance: np.ndarray | None = None  # float32 [H, W], along the pixel's unit ray; inf where no surface
     normal: np.ndarray | None = None  # float32 [H, W, 3], unit, world axes; 0 where no surface
-    motion: np.ndarray | None = None  # float32 [H, W, 2], pixels to the right and down until the next frame; 0 where no surface
+    motion: np.ndarray | None = None  # float32 [H, W, 2], pixels right and down to the next frame; 0 where no surface
 
 
 class Rasterizer:
