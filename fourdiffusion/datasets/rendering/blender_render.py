@@ -76,7 +76,6 @@ def open_asset(message: Message) -> Message:
     if not REST:
         REST.update(rest_pose())
     check_textures()
-    cull_backfaces()
     return {"axes": "blender", "animations": list_animations()}
 
 
@@ -113,8 +112,9 @@ def check_textures() -> None:
 def cull_backfaces() -> None:
     """Make Cycles leave out the back faces of materials that are marked so, as the other engines do."""
     for material in bpy.data.materials:
-        if not (material.use_backface_culling and material.node_tree):
+        if not (material.use_backface_culling and material.node_tree) or "culled" in material:
             continue
+        material["culled"] = True
         tree = material.node_tree
         output = next((n for n in tree.nodes if n.bl_idname == "ShaderNodeOutputMaterial" and n.is_active_output), None)
         if output is None or not output.inputs["Surface"].links:
@@ -315,6 +315,8 @@ def render_clip(message: Message) -> Message:
     scale = float(np.linalg.norm(world[:3, 0]))
     rotation = world[:3, :3] / scale
     camera = make_camera(message["fovy_deg"], scale)
+    if message["cull_backfaces"]:
+        cull_backfaces()
     lights = make_lights(message, world, rotation, scale)
     set_engine(message)
     layers = [kind for kind in ("depth", "normal", "motion") if message[kind]]
@@ -332,6 +334,7 @@ def render_clip(message: Message) -> Message:
             bpy.ops.render.render(write_still=True)
             if layers:
                 write_layers(message, name, layers, rotation, scale)
+        reply({"progress": f + 1})
     for thing in (camera, *lights):
         bpy.data.objects.remove(thing)
     return {}
@@ -419,6 +422,8 @@ def set_engine(message: Message) -> None:
     for layer in scene.view_layers:  # from the first render on: persistent data keep their passes
         layer.use_pass_z, layer.use_pass_normal = message["depth"], message["normal"]
         layer.use_pass_vector = message["motion"]
+    for material in bpy.data.materials:  # what EEVEE looks at
+        material.use_backface_culling = material.use_backface_culling and message["cull_backfaces"]
     scene.view_settings.view_transform, scene.view_settings.look = "Standard", "None"
     scene.view_settings.exposure, scene.view_settings.gamma = 0, 1
     if message["engine"] == "eevee":
@@ -545,6 +550,11 @@ def read_exr(path: str) -> dict[str, np.ndarray]:
     return {name: rows["values"][:, k] for k, name in enumerate(names)}
 
 
+def reply(answer: Message) -> None:
+    """Print an answer where the other side looks for it; Blender may have left a line unfinished."""
+    print("\n" + ANSWER + json.dumps(answer), flush=True)
+
+
 def main() -> None:
     """Answer requests until the input ends."""
     work = {"hello": lambda _: {}, "open": open_asset, "measure": measure, "render": render_clip}
@@ -559,7 +569,7 @@ def main() -> None:
         except Exception as error:
             traceback.print_exc()
             answer = {"reason": "error", "detail": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        print("\n" + ANSWER + json.dumps(answer), flush=True)
+        reply(answer)
 
 
 if __name__ == "__main__":
