@@ -29,6 +29,7 @@ SURFACES = {"MESH", "CURVE", "SURFACE", "FONT", "META"}
 
 Message = dict[str, Any]
 Users = dict[str, list[tuple[Any, Any, Any]]]  # animation name: (data block, action, slot)
+GROUPS: Users = {}  # the animations of the opened file
 REST: dict[tuple[str, str | None], Any] = {}  # see rest_pose
 
 
@@ -76,6 +77,8 @@ def open_asset(message: Message) -> Message:
     if not REST:
         REST.update(rest_pose())
     check_textures()
+    GROUPS.clear()
+    GROUPS.update(strips() or other_actions())
     return {"axes": "blender", "animations": list_animations()}
 
 
@@ -138,23 +141,32 @@ def animated_data() -> list[Any]:
 
 
 def strips() -> Users:
-    """Return {animation name: [(data block, action, slot)]} of the NLA tracks, as the glTF importer makes them."""
+    """Return {animation name: [(data block, action, slot)]} of the NLA tracks, as the glTF importer makes them.
+
+    It stacks them: the first animation of the file lies on top.
+    """
     found: Users = {}
     for block in animated_data():
         for track in block.animation_data.nla_tracks:
             for strip in track.strips:
                 if strip.action:
                     found.setdefault(track.name, []).append((block, strip.action, strip.action_slot))
-    return found
+    return dict(reversed(found.items()))
 
 
 def other_actions() -> Users:
-    """Return {action name: [(data block, action, slot)]} of the actions that data blocks use or were made for."""
+    """Return {action name: [(data block, action, slot)]} of the actions that data blocks use or were made for.
+
+    Where every action plays already, each on blocks of its own, there is nothing to choose: they are one animation.
+    """
     found: Users = {}
     for action in bpy.data.actions:
         for slot in action.slots:
             for block in slot.users():
                 found.setdefault(action.name, []).append((block, action, slot))
+    playing = {block.animation_data.action.name for block in animated_data() if block.animation_data.action}
+    if len(found) > 1 and playing == set(found):
+        return {"scene": [user for users in found.values() for user in users]}
     return found
 
 
@@ -169,21 +181,19 @@ def list_animations() -> list[Message]:
     """Return [{name, start, end}] in seconds: NLA tracks, else actions, else the scene's own frame range."""
     scene = bpy.context.scene
     fps = scene.render.fps / scene.render.fps_base
-    groups = strips() or other_actions()
     found = []
-    for name, users in groups.items():
+    for name, users in GROUPS.items():
         starts, ends = zip(*(action.frame_range for _, action, _ in users), strict=True)
         found.append({"name": name, "start": min(starts) / fps, "end": max(ends) / fps})
     if not found and has_cache():
         found.append({"name": "scene", "start": scene.frame_start / fps, "end": scene.frame_end / fps})
-    # The importer of glTF stacks its tracks: the first animation of the file lies on top.
-    return found[::-1] if strips() else found
+    return found
 
 
 def choose_animation(index: int) -> None:
     """Make an animation of ``list_animations`` the one that plays."""
     name = list_animations()[index]["name"]
-    users = (strips() or other_actions()).get(name)
+    users = GROUPS.get(name)
     if users is None:
         return
     for block in animated_data():

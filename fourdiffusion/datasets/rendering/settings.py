@@ -103,8 +103,8 @@ PIXEL_SETTINGS = (
     "engine", "samples", "denoise", "supersampling", "width", "height", "depth", "normals", "motion_vectors",
     "num_views", "random_offset", "num_random_views", "elevation_deg", "random_elevation_deg", "distance", "fovy_deg",
     "fovy_jitter_deg", "animations", "num_frames", "fps", "stride", "part", "cube_side", "keep_in_frame",
-    "frame_margin", "heading_deg", "cull_backfaces", "min_movement", "max_travel", "max_seconds", "lights", "ambient", "shadows", "hdri",
-    "seed",
+    "frame_margin", "heading_deg", "cull_backfaces", "min_movement", "max_travel", "max_seconds", "lights", "ambient",
+    "shadows", "hdri", "seed",
 )  # fmt: skip
 
 
