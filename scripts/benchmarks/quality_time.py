@@ -26,7 +26,7 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate
 from fourdiffusion.files import load_tensors
 from fourdiffusion.scene.scene import load_scene, save_scene
-from fourdiffusion.settings import EvaluateConfig
+from fourdiffusion.evaluate.settings import EvaluateConfig
 
 NEAR = 0.2  # dB
 Point = dict[str, Any]  # "fit", "object", "step", "seconds", "psnr" and the other measures, "copied_psnr"
