@@ -10,6 +10,7 @@ Letters: V views, F frames, S the side of a square picture in pixels.
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,23 +81,23 @@ def compare_run(folder: Path, truth_folder: Path, device: torch.device) -> tuple
         )
     generated = _generated_clip(folder)
     parts: list[Part] = []
-    refused: list[UserError] = []
-    makers: list[Any] = []
+    refused: list[tuple[str, UserError]] = []
+    makers: list[tuple[str, Callable[[], Part]]] = []
     if (folder / "scene").is_dir():
         scene = load_scene(folder, device)
-        makers.append(lambda: _scene_part(folder, scene, generated, truth, fit))
+        makers.append(("scene", lambda: _scene_part(folder, scene, generated, truth, fit)))
     if generated is not None:
-        makers.append(lambda: _videos_part(folder, generated, truth, fit))
+        makers.append(("generated videos", lambda: _videos_part(folder, generated, truth, fit)))
     if not makers:
         raise UserError(f"prediction={folder}: holds neither a scene (scene/) nor a clip (transforms.json)")
-    for make in makers:
+    for name, make in makers:
         try:
             parts.append(make())
         except UserError as error:
-            refused.append(error)
+            refused.append((name, error))
     if not parts:
-        raise refused[0]
-    notes += [f"left out: {error}" for error in refused]
+        raise refused[0][1]
+    notes += [f"the {name} {'is' if name == 'scene' else 'are'} left out: {error}" for name, error in refused]
     return parts, notes
 
 
