@@ -248,12 +248,16 @@ def _cut(rgba: Tensor, square: tuple[int, int, int], size: int) -> np.ndarray:
 def match_times(truth: Clip, fit: FitInput) -> tuple[list[float], list[bool]]:
     """Return the scene's time at each frame of the truth, and whether the fit saw it.
 
-    A fit that chose frames of a longer video is asked at those frames' own times; between them time is linear.
+    Times decide where the truth has all of the fit's. Otherwise a fit that chose frames of a longer video is asked at
+    those frames' own times, and time is linear between them.
     """
     times = [float(time) for time in truth.times]
     if fit.times is None:
         return times, [True] * len(times)
-    if fit.frames is not None and len(fit.frames) == len(fit.times) > 1 and max(fit.frames) < len(times):
+    same = all(min(abs(time - other) for other in times) < 1e-3 for time in fit.times)
+    numbered = fit.frames is not None and len(fit.frames) == len(fit.times) > 1 and max(fit.frames) < len(times)
+    if numbered and not same:
+        assert fit.frames is not None
         scene = np.interp(range(len(times)), fit.frames, fit.times)
         inside = [fit.frames[0] <= number <= fit.frames[-1] for number in range(len(times))]
         known = [number in fit.frames for number in range(len(times))]
