@@ -11,12 +11,12 @@ from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit
 from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate, view_roles
+from fourdiffusion.evaluate.settings import EvaluateConfig
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene, render_views, save_scene
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
-from fourdiffusion.evaluate.settings import EvaluateConfig
 
 SIZE, FRAMES = 16, 3
 

@@ -75,14 +75,14 @@ def _views(folder: Path) -> dict[str, Video]:
     """The views of one object; empty where the folder is not laid out as one."""
     if (folder / "transforms.json").is_file():
         return _clip_videos(folder)
-    found = [(path, _folder_video) for path in _folders(folder) if VIEW_NAME.fullmatch(path.name) and _pictures(path)]
-    found += [(path, _file_video) for path in _videos(folder) if VIEW_NAME.fullmatch(path.stem)]
+    found = [path for path in _folders(folder) if VIEW_NAME.fullmatch(path.name) and _pictures(path)]
+    found += [path for path in _videos(folder) if VIEW_NAME.fullmatch(path.stem)]
     views: dict[str, Video] = {}
-    for path, make in found:
+    for path in found:
         name = view_name(path.stem if path.is_file() else path.name)
         if name in views:
             raise UserError(f"{folder} holds view {name} twice, in {views[name].path.name} and {path.name}: remove one")
-        views[name] = make(path)
+        views[name] = _file_video(path) if path.is_file() else _folder_video(path)
     return dict(sorted(views.items(), key=lambda item: int(item[0])))
 
 

@@ -13,14 +13,12 @@ from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate.collection import Collection, find_videos
 from fourdiffusion.evaluate.measure import (
-    MIN_FRAMES,
     Networks,
     Pictures,
     load_networks,
     matrix_clips,
     measure_video,
     prepare,
-    resize_clip,
     thumbnail,
     versions,
 )
@@ -32,6 +30,7 @@ from fourdiffusion.evaluate.summary import Logits, Row, add_single_clip_fvd, sum
 from fourdiffusion.evaluate.tables import read_others, run_table, text_table, write_tables
 from fourdiffusion.files import write_atomic
 from fourdiffusion.media.write import contact_sheet, write_image
+from fourdiffusion.metrics.i3d import MIN_FRAMES, resize_clip
 from fourdiffusion.metrics.video import copied_input, group_means
 
 __all__ = ["evaluate", "view_roles"]
@@ -284,9 +283,9 @@ def _compare_part(
             rows_at(predicted, between)
         )
     if "input" in part.roles:
-        shown = truth[part.roles.index("input")]
-        copies = copied_input(shown.rgb, len(truth))
-        baseline = _by_view(rows_at([Pictures(copy, shown.alpha) for copy in copies], fitted))
+        front = truth[part.roles.index("input")]
+        copies = copied_input(front.rgb, len(truth))
+        baseline = _by_view(rows_at([Pictures(copy, front.alpha) for copy in copies], fitted))
         report["baseline"] = {
             "what": "the input frame shown at every view",
             "mean_by_role": group_means(baseline, part.roles),

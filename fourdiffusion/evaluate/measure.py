@@ -108,10 +108,10 @@ def prepare(rgba: np.ndarray, protocol: ProtocolConfig, path: Path) -> Pictures:
         rgb = (rgb * weight + 255 * protocol.background * (1 - weight)).round().astype(np.uint8)
     if protocol.size is not None and rgb.shape[1:3] != (protocol.size, protocol.size):
         rgb = np.stack([_resize(frame, protocol) for frame in rgb])
-        alpha = None if opaque else np.stack([_resize(frame, protocol) for frame in alpha])
+        alpha = alpha if opaque else np.stack([_resize(frame, protocol) for frame in alpha])
     if protocol.bgr:
         rgb = np.ascontiguousarray(rgb[..., ::-1])
-    shown = None if opaque or alpha is None else torch.from_numpy(alpha.astype(np.float32) / 255)
+    shown = None if opaque else torch.from_numpy(alpha.astype(np.float32) / 255)
     return Pictures(torch.from_numpy(np.ascontiguousarray(rgb)).permute(0, 3, 1, 2).float() / 255, shown)
 
 

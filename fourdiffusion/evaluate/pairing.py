@@ -47,12 +47,12 @@ def pair_videos(prediction: Collection, reference: Collection, protocol: Protoco
         where = (f"{sides[0]}, {name}", f"{sides[1]}, {name}")
         a, b = ours[name], theirs[name]
         if protocol.views:
-            for side, views in zip(where, (a, b), strict=True):
-                lacking = [view for view in protocol.views if view not in views]
+            for side, there in zip(where, (a, b), strict=True):
+                lacking = [view for view in protocol.views if view not in there]
                 if lacking and protocol.view_mismatch == "error":
                     raise UserError(
                         f"{side}: {protocol.name} compares views {', '.join(protocol.views)}, "
-                        f"{', '.join(lacking)} missing; it has {', '.join(views)}"
+                        f"{', '.join(lacking)} missing; it has {', '.join(there)}"
                     )
             unused = [view for view in b if view not in protocol.views]
             if unused:

@@ -59,8 +59,8 @@ def table_rows(report: dict[str, Any], others: dict[str, dict[str, Any]], protoc
                     }
                 )
     source, published = PUBLISHED.get(protocol.name, ("", {}))
-    for method, values in published.items():
-        mine = {column: values[family(column)] for column in columns if family(column) in values}
+    for method, known in published.items():
+        mine = {column: known[family(column)] for column in columns if family(column) in known}
         rows.append({"method": method, "published": True, "values": mine})
     return {"columns": columns, "rows": rows, "paired": paired, "source": source, "protocol": protocol.name}
 
