@@ -169,7 +169,7 @@ def test_tables_put_published_rows_apart_and_pair_methods(made: Path, tmp_path: 
     assert paired["num_objects"] == 2 and paired["standard_error"] > 0
     assert "Consistent4D (published)" in (tmp_path / "mild" / "table.md").read_text()
     assert r"$^\dagger$" in (tmp_path / "mild" / "table.tex").read_text()
-    with pytest.raises(UserError, match="with other settings"):
+    with pytest.raises(UserError, match="other settings than now"):
         run(made / "mild", made / "gt", tmp_path, small("synthetic"), compare=[str(tmp_path / "strong")])
 
 

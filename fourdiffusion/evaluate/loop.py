@@ -25,7 +25,13 @@ from fourdiffusion.evaluate.measure import (
 from fourdiffusion.evaluate.page import Film, write_page
 from fourdiffusion.evaluate.pairing import Pair, check_views, choose_frames, pair_videos
 from fourdiffusion.evaluate.runs import Part, compare_run, is_run, view_roles
-from fourdiffusion.evaluate.settings import EvaluateConfig, ProtocolConfig, check_protocol, protocol_hash
+from fourdiffusion.evaluate.settings import (
+    EvaluateConfig,
+    ProtocolConfig,
+    changed_settings,
+    check_protocol,
+    protocol_hash,
+)
 from fourdiffusion.evaluate.summary import Logits, Row, add_single_clip_fvd, summarize
 from fourdiffusion.evaluate.tables import read_others, run_table, text_table, write_tables
 from fourdiffusion.files import write_atomic
@@ -51,10 +57,11 @@ def evaluate(config: EvaluateConfig) -> None:
     device = resolve_device(config.device)
     networks = load_networks(protocol, [name for name in (config.weights, config.lpips) if name], device)
     output = Path(config.output) if config.output else folder
+    changed = changed_settings(protocol)
     head = {
         "prediction": str(folder),
         "reference": str(reference),
-        "protocol": dataclasses.asdict(protocol) | {"sha256": protocol_hash(protocol)},
+        "protocol": dataclasses.asdict(protocol) | {"sha256": protocol_hash(protocol), "changed": changed},
         "versions": versions(),
         "weights": networks.weights,
     }
@@ -68,6 +75,8 @@ def evaluate(config: EvaluateConfig) -> None:
     else:
         body = _evaluate_videos(folder, reference, protocol, networks, films if config.page else None)
         printed = ""
+    if changed:
+        body["notes"] = [f"{protocol.name} was changed: {', '.join(changed)}", *body["notes"]]
     report = head | {"missing": [missing.line() for missing in networks.missing]} | body
     for name, sheet in sheets.items():
         write_image(output / name, sheet)
@@ -297,6 +306,8 @@ def _compare_part(
 
 def _of_part(part: Part, view: int, protocol: ProtocolConfig) -> Pictures:
     """A view of a part through the same steps as the truth: 8 bits, size, channels."""
+    if not bool(part.rgb[view].isfinite().all()):
+        raise UserError(f"{part.name}, view {part.views[view]}: pixels are not finite: the fit has diverged, fit again")
     pixels = (part.rgb[view].clamp(0, 1) * 255).round().to(torch.uint8)
     opaque = torch.full_like(pixels[:, :1], 255)
     pictures = prepare(torch.cat([pixels, opaque], dim=1).permute(0, 2, 3, 1).numpy(), protocol, Path(part.name))

@@ -37,9 +37,11 @@ class Film:
 
 def write_page(path: Path, report: dict[str, Any], films: list[Film], protocol: ProtocolConfig) -> None:
     """Write the page, whole or not at all; it needs no other file and no network."""
-    key = next((name for name in films[0].per_frame), "")
+    key = next(iter(films[0].per_frame), "")
     sign = 1 if key in HIGHER_IS_BETTER else -1
-    ordered = sorted(films, key=lambda film: sign * sum(film.per_frame[key]) / len(film.per_frame[key]))
+    ordered = films
+    if key:
+        ordered = sorted(films, key=lambda film: sign * sum(film.per_frame[key]) / len(film.per_frame[key]))
     blocks = [_block(film, sign, key) for film in ordered]
     means = "".join(f"<tr><td>{html.escape(k)}</td><td>{v:.4g}</td></tr>" for k, v in report["mean"].items())
     notes = "".join(f"<li>{html.escape(line)}</li>" for line in [*report["notes"], *report["missing"]])
@@ -70,13 +72,17 @@ def _block(film: Film, sign: int, key: str) -> str:
         path = Path(folder, "video.mp4")
         write_video(path, both, FPS, min_side=SIDE)
         content = base64.b64encode(path.read_bytes()).decode()
-    values = film.per_frame[key]
-    worst = values.index(min(values, key=lambda value: sign * value))
+    worst = ""
+    if key:
+        values = film.per_frame[key]
+        number = values.index(min(values, key=lambda value: sign * value))
+        worst = f"<p>worst frame by {html.escape(key)}: {number} ({values[number]:.4g})</p>"
     curves = "".join(_curve(name, each) for name, each in film.per_frame.items())
     name = html.escape(f"{film.object}, view {film.view}")
     return (
-        f"<section><h2>{name}</h2><p>worst frame by {html.escape(key)}: {worst} ({values[worst]:.4g})</p>"
-        f'<video muted loop playsinline data-frames="{len(values)}" src="data:video/mp4;base64,{content}"></video>'
+        f"<section><h2>{name}</h2>{worst}"
+        f'<video muted loop playsinline data-frames="{len(film.prediction)}" '
+        f'src="data:video/mp4;base64,{content}"></video>'
         f"<div>{curves}</div></section>"
     )
 

@@ -38,14 +38,14 @@ def pair_videos(prediction: Collection, reference: Collection, protocol: Protoco
     sides = (str(prediction.folder), str(reference.folder))
     if prediction.single and reference.single:
         name = next(iter(reference.objects))
-        ours, theirs = {name: next(iter(prediction.objects.values()))}, reference.objects
+        predicted, expected = {name: next(iter(prediction.objects.values()))}, reference.objects
     else:
-        ours, theirs = prediction.objects, reference.objects
-    objects = _match(list(ours), list(theirs), sides, "object", protocol.object_mismatch, notes)
+        predicted, expected = prediction.objects, reference.objects
+    objects = _match(list(predicted), list(expected), sides, "object", protocol.object_mismatch, notes)
     pairs = []
     for name in objects:
         where = (f"{sides[0]}, {name}", f"{sides[1]}, {name}")
-        a, b = ours[name], theirs[name]
+        a, b = predicted[name], expected[name]
         if protocol.views:
             for side, there in zip(where, (a, b), strict=True):
                 lacking = [view for view in protocol.views if view not in there]
@@ -65,14 +65,14 @@ def pair_videos(prediction: Collection, reference: Collection, protocol: Protoco
 
 
 def _match(
-    ours: list[str], theirs: list[str], sides: tuple[str, str], kind: str, rule: str, notes: list[str]
+    predicted: list[str], expected: list[str], sides: tuple[str, str], kind: str, rule: str, notes: list[str]
 ) -> list[str]:
     """The names on both sides in the reference's order."""
-    extra = [name for name in ours if name not in theirs]
-    lacking = [name for name in theirs if name not in ours]
+    extra = [name for name in predicted if name not in expected]
+    lacking = [name for name in expected if name not in predicted]
     problems = [f"{sides[0]} lacks {kind} {', '.join(lacking)}"] if lacking else []
     problems += [f"{sides[1]} lacks {kind} {', '.join(extra)}"] if extra else []
-    both = [name for name in theirs if name in ours]
+    both = [name for name in expected if name in predicted]
     if problems and (rule == "error" or not both):
         remedy = f"rename or add them, or compare what both have: protocol.{kind}_mismatch=shared"
         raise UserError(f"{'; '.join(problems)}: {remedy}")
@@ -121,21 +121,21 @@ def choose_frames(
 
 
 def _by_number(
-    pair: Pair, ours: list[int], theirs: list[int], protocol: ProtocolConfig
+    pair: Pair, predicted: list[int], expected: list[int], protocol: ProtocolConfig
 ) -> tuple[list[int], list[int], list[str]]:
-    ours, theirs = ours[: protocol.frames], theirs[: protocol.frames]
-    both = [number for number in theirs if number in set(ours)]
+    predicted, expected = predicted[: protocol.frames], expected[: protocol.frames]
+    both = [number for number in expected if number in set(predicted)]
     notes = []
-    if ours != theirs:
+    if predicted != expected:
         if protocol.frame_mismatch == "error" or not both:
-            raise UserError(_count_message(pair, (len(ours), len(theirs)), protocol, ours, theirs))
+            raise UserError(_count_message(pair, (len(predicted), len(expected)), protocol, predicted, expected))
         notes.append(
-            f"{pair.object}, view {pair.view}: {len(ours)} predicted frames against {len(theirs)}: "
+            f"{pair.object}, view {pair.view}: {len(predicted)} predicted frames against {len(expected)}: "
             f"the {len(both)} of equal numbers are compared"
         )
     if protocol.frames is not None and len(both) < protocol.frames and protocol.frame_mismatch == "error":
         raise UserError(f"{pair.reference.path}: {len(both)} frames, {protocol.name} compares {protocol.frames}")
-    return [ours.index(number) for number in both], [theirs.index(number) for number in both], notes
+    return [predicted.index(number) for number in both], [expected.index(number) for number in both], notes
 
 
 def _arrange(positions: list[int], path: Path, protocol: ProtocolConfig) -> tuple[list[int], str]:
@@ -155,10 +155,14 @@ def _arrange(positions: list[int], path: Path, protocol: ProtocolConfig) -> tupl
 
 
 def _count_message(
-    pair: Pair, counts: tuple[int, int], protocol: ProtocolConfig, ours: Sequence[int] = (), theirs: Sequence[int] = ()
+    pair: Pair,
+    counts: tuple[int, int],
+    protocol: ProtocolConfig,
+    predicted: Sequence[int] = (),
+    expected: Sequence[int] = (),
 ) -> str:
     reason = f"{counts[0]} frames against {counts[1]}"
-    lacking = sorted(set(theirs) - set(ours)) or sorted(set(ours) - set(theirs))
+    lacking = sorted(set(expected) - set(predicted)) or sorted(set(predicted) - set(expected))
     if lacking:
         reason += f", number {', '.join(map(str, lacking[:5]))}{', ...' if len(lacking) > 5 else ''} only on one side"
     return (

@@ -329,9 +329,11 @@ def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput) -> P
     if uncut:
         sizes += [("pixels high", generated.rgba.shape[-2], truth.rgba.shape[-2])]
         sizes += [("pixels wide", generated.rgba.shape[-1], truth.rgba.shape[-1])]
-    for name, ours, theirs in sizes:
-        if ours != theirs:
-            raise UserError(f"{folder} is {ours} {name}, the truth {theirs}: make both with the same size and frames")
+    for name, predicted, expected in sizes:
+        if predicted != expected:
+            raise UserError(
+                f"{folder} is {predicted} {name}, the truth {expected}: make both with the same size and frames"
+            )
     if len(frames) == truth.rgba.shape[1] and not torch.allclose(generated.times, truth.times, atol=1e-3):
         raise UserError(f"{folder} shows times {generated.times.tolist()}, the truth {truth.times.tolist()}")
     if uncut and abs(generated.fovy_deg - truth.fovy_deg) > 0.1:

@@ -40,7 +40,7 @@ FVD_AXES = ("frames", "views", "diagonal", "raster")
 class ProtocolConfig:
     """What is compared with what, and how. ``sources`` says for every setting where it comes from, or "ours"."""
 
-    name: str = "synthetic"
+    name: str = "synthetic"  # of the file in configs/protocol
     description: str = ""  # one line
     frames: int | None = None  # frames of a video that are compared, from its beginning; null: all
     frame_choice: str = "number"  # which frames belong together: number (in the file name) | index (i-th with i-th)
@@ -69,15 +69,17 @@ class ProtocolConfig:
     clip_length: int | None = None  # videos are split into clips of so many frames, a rest is dropped; null: one clip
     clip_tail: str = "keep"  # videos shorter than clip_length: keep | drop | reversed (padded by their reversed tail)
     averaging: str = "objects"  # objects (frames, then views, then objects) | clips (all videos alike)
-    sources: dict[str, str] = field(default_factory=dict)  # setting: repository path:line @commit, thread, or "ours"
+    sources: dict[str, str] = field(
+        default_factory=dict
+    )  # where each setting comes from: file:lines @commit, thread, or ours
 
 
 @dataclass
 class EvaluateConfig:
     """Predictions are compared with a reference under a named protocol.
 
-    Either side is a folder of objects (object/view_0/000.png, object/view_0.mp4, object.mp4), or, ours, a clip folder;
-    a prediction may be a run folder of fit or generate, or a folder of such runs.
+    Either side is a folder of objects (object/view_0/000.png, object/view_0.mp4, object.mp4) or a clip folder; a
+    prediction may also be a run folder of fit or generate, or a folder of such runs.
     """
 
     prediction: str = "???"  # run folder, clip folder, or a folder of objects
@@ -156,6 +158,17 @@ def protocol_hash(protocol: ProtocolConfig) -> str:
     for key in ("name", "description", "sources"):
         del settings[key]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def changed_settings(protocol: ProtocolConfig) -> list[str]:
+    """Return SETTING=VALUE of everything in which a protocol differs from the shipped one of its name."""
+    try:
+        shipped = dataclasses.asdict(load_protocol(protocol.name))
+    except UserError:
+        return []
+    own = dataclasses.asdict(protocol)
+    skipped = ("name", "description", "sources")
+    return [f"{key}={own[key]}" for key in own if key not in skipped and own[key] != shipped[key]]
 
 
 def _fits(value: Any, kind: Any) -> bool:

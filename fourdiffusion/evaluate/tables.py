@@ -21,13 +21,13 @@ def read_others(paths: list[Path], protocol: ProtocolConfig) -> dict[str, dict[s
         path = path / "metrics.json" if path.is_dir() else path
         try:
             report = json.loads(path.read_text(encoding="utf-8"))
-            theirs, name = report["protocol"], Path(report["prediction"]).name
+            measured_under, name = report["protocol"], Path(report["prediction"]).name
             _ = report["mean"], report["objects"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"compare={path} is no metrics.json of this verb ({type(error).__name__})") from error
-        if theirs["sha256"] != protocol_hash(protocol):
+        if measured_under["sha256"] != protocol_hash(protocol):
             raise UserError(
-                f"compare={path} was measured under {theirs['name']}, with other settings than this {protocol.name}: "
+                f"compare={path} was measured under {measured_under['name']}, other settings than now: "
                 "measure it again under the same protocol"
             )
         others[name if name not in others else str(path)] = report
@@ -62,7 +62,8 @@ def table_rows(report: dict[str, Any], others: dict[str, dict[str, Any]], protoc
     for method, known in published.items():
         mine = {column: known[family(column)] for column in columns if family(column) in known}
         rows.append({"method": method, "published": True, "values": mine})
-    return {"columns": columns, "rows": rows, "paired": paired, "source": source, "protocol": protocol.name}
+    name = protocol.name + (", changed" if report["protocol"]["changed"] else "")
+    return {"columns": columns, "rows": rows, "paired": paired, "source": source, "protocol": name}
 
 
 def write_tables(
