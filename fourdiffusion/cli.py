@@ -89,9 +89,12 @@ VERBS = (
         "evaluate",
         "fourdiffusion.evaluate",
         "evaluate",
-        "fourdiffusion.settings:EvaluateConfig",
-        "measure a run against ground truth",
-        ("fourdiffusion evaluate prediction=runs/clip truth=data/sample/truth",),
+        "fourdiffusion.evaluate.settings:EvaluateConfig",
+        "measure runs, or anybody's frames, against ground truth under a named protocol",
+        (
+            "fourdiffusion evaluate prediction=runs/clip reference=data/sample/truth",
+            "fourdiffusion evaluate prediction=c4d/pred reference=c4d/gt protocol=consistent4d weights=cache/weights",
+        ),
     ),
     Verb(
         "doctor",

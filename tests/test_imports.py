@@ -31,7 +31,7 @@ HOMES = {
     "numba": {"ops/hash_grid/numba_kernels.py"},
     "tinycudann": {"ops/hash_grid/tinycudann_backend.py"},
     "nerfacc": {"ops/volume_rendering/nerfacc_backend.py"},
-    "transformers": {"diffusion/encoders.py"},
+    "transformers": {"diffusion/encoders.py", "metrics/similarity.py"},
     "rembg": {"media/matting.py"},
     "imageio": {"media/read.py", "media/write.py"},
     "imageio_ffmpeg": {"media/read.py", "media/write.py"},
