@@ -142,7 +142,7 @@ VERBS = (
             "fourdiffusion evaluate prediction=runs/clip reference=data/sample/truth",
             "fourdiffusion evaluate prediction=c4d/pred reference=c4d/gt protocol=consistent4d weights=cache/weights",
         ),
-        ("prediction", "reference", "protocol", "weights", "output", "device"),
+        ("prediction", "reference", "weights", "output", "device", "compare", "page"),
     ),
     Verb(
         "doctor",
