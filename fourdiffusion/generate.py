@@ -11,7 +11,7 @@ from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.generation_config import sampling_settings
-from fourdiffusion.diffusion.loading import open_pipeline, with_own_settings
+from fourdiffusion.diffusion.loading import check_precision, open_pipeline, with_own_settings
 from fourdiffusion.diffusion.long_video import frame_groups
 from fourdiffusion.errors import check_ranges
 from fourdiffusion.media.image import composite
@@ -30,9 +30,11 @@ def generate(config: GenerateConfig) -> None:
             "elevation_deg": (config.elevation_deg, -89, 89),
         }
     )
+    device = resolve_device(config.device)
+    check_precision(config.model, device)
     sampling = sampling_settings(config.model)  # before the weights: mistakes are found at once
     video = load_video(config.video, config.num_frames, sampling.image_size, config.alpha, config.crop)
-    pipeline = open_pipeline(config.model, resolve_device(config.device))
+    pipeline = open_pipeline(config.model, device)
     frame_groups(sampling.long_video, config.num_frames, sampling.window, pipeline.motion.config.max_frames)
     output = Path(config.output)
     open_run(output, replace(config, model=with_own_settings(config.model, pipeline)), free=set())

@@ -1,12 +1,11 @@
 """``convert``: every key of a release has its place, the way back gives the names again, foreign files are refused."""
 
-import json
 import pickle
 from pathlib import Path
 
 import pytest
 import torch
-from released import release_of, write_release
+from released import release_of, write_release, zipped_json
 from safetensors.torch import load_file, save_file
 from tiny_model import CAPTIONS, tiny_config, write_model
 from torch import Tensor
@@ -32,25 +31,24 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
     return {key: list(value.shape) for key, value in tensors.items()}
 
 
-def test_every_key_of_the_imagedream_release_has_its_place(reference: Path, full_size: FourDiffusionPipeline) -> None:
-    known = json.loads((reference / "keys_imagedream_ipmv.json").read_text())
-    known |= json.loads((reference / "keys_imagedream_clip.json").read_text())
+def test_every_key_of_the_imagedream_release_is_mapped(full_size: FourDiffusionPipeline) -> None:
+    known = zipped_json("keys_imagedream_ipmv") | zipped_json("keys_imagedream_clip")
     parts = full_size.unet, full_size.vae, full_size.text_encoder, full_size.image_encoder
     found: dict[str, Tensor] = {}
-    for name, places in release.imagedream_places(*parts).items():
+    for name, mappings in release.imagedream_mappings(*parts).items():
         state = full_size.components[name].state_dict()
-        assert places.keys() == state.keys()
-        found |= release.to_release(places, state)
+        assert mappings.keys() == state.keys()
+        found |= release.to_release(mappings, state)
     unread = {key: shape for key, shape in known.items() if release.dropped(key, 23)}
     assert len(unread) == 15  # 12 of the text tower's last block, two projections, one temperature
     assert shapes(found) | unread == known
     assert not found.keys() & unread.keys()
 
 
-def test_every_key_of_the_4dm_release_has_its_place(reference: Path, full_size: FourDiffusionPipeline) -> None:
-    known = json.loads((reference / "keys_4dm.json").read_text())
+def test_every_key_of_the_4dm_release_is_mapped(full_size: FourDiffusionPipeline) -> None:
+    known = zipped_json("keys_4dm")
     unet, motion = full_size.unet, full_size.motion
-    tensors = release.to_release(release.motion_places(unet, motion), motion.state_dict())
+    tensors = release.to_release(release.motion_mappings(unet, motion), motion.state_dict())
     tables = release.position_tables(unet, motion)
     assert shapes(tensors) | shapes(tables) == known
     assert len(tensors) == len(motion.state_dict())
@@ -60,9 +58,9 @@ def test_both_ways_give_the_same_tensors() -> None:
     pipeline = fresh_pipeline(tiny_config(), encoders.train_tokenizer(CAPTIONS, 512, 12), seed=0)
     tensors = release_of(pipeline)
     parts = pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder
-    for name, places in release.imagedream_places(*parts).items():
+    for name, mappings in release.imagedream_mappings(*parts).items():
         state = pipeline.components[name].state_dict()
-        again = release.from_release(places, tensors)
+        again = release.from_release(mappings, tensors)
         assert again.keys() == state.keys()
         assert all(torch.equal(again[key], value) for key, value in state.items())
 

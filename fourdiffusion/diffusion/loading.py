@@ -25,6 +25,18 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 OFFLOADS = ("none", "model")
 
 
+def check_precision(config: ModelConfig, device: torch.device) -> None:
+    """Raise UserError for a dtype or an offload mode that is unknown or cannot be had on a device."""
+    if config.dtype not in DTYPES:
+        raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
+    if config.storage_dtype is not None and config.storage_dtype not in DTYPES:
+        raise UserError(f"model.storage_dtype={config.storage_dtype} is none of {', '.join(DTYPES)}")
+    if config.offload not in OFFLOADS:
+        raise UserError(f"model.offload={config.offload} is none of {', '.join(OFFLOADS)}")
+    if config.offload == "model" and device.type == "cpu":
+        raise UserError("model.offload=model needs a GPU, and the device is the CPU: set model.offload=none")
+
+
 def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPipeline:
     """Load the model as ``generate`` and ``fit`` run it: with the settings' scheduler, precision, layout and device.
 
@@ -35,14 +47,7 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
     Raises:
         UserError: a setting that is unknown, cannot be had here or contradicts the weights; or ``load_pipeline``'s.
     """
-    if config.dtype not in DTYPES:
-        raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
-    if config.storage_dtype is not None and config.storage_dtype not in DTYPES:
-        raise UserError(f"model.storage_dtype={config.storage_dtype} is none of {', '.join(DTYPES)}")
-    if config.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.offload} is none of {', '.join(OFFLOADS)}")
-    if config.offload == "model" and device.type == "cpu":
-        raise UserError("model.offload=model needs a GPU, and the device is the CPU: set model.offload=none")
+    check_precision(config, device)
     pipeline = load_pipeline(config.path, DTYPES[config.dtype])
     check_architecture(config, pipeline)
     settings = override(pipeline.generation_config, config)

@@ -250,8 +250,8 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
     "changes, message",
     [
         (
-            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction="sharp")},
-            "model: prediction=sharp is neither epsilon nor velocity",
+            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction_type="sharp")},
+            "model: prediction_type=sharp is none of epsilon, v_prediction",
         ),
         ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocab_size=3)}, "model: vocabulary=3: give at"),
         ({"stage": "moton"}, "stage=moton is none of vae, clip, base, motion"),
