@@ -1,6 +1,7 @@
 """``convert``: every key of a release has its place, the way back gives the names again, foreign files are refused."""
 
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
@@ -232,3 +233,86 @@ def test_exclamation_marks_are_read(released: Path, tmp_path: Path) -> None:
     pipeline = FourDiffusionPipeline.from_pretrained(tmp_path / "model")
     plain, excited = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, ["a ball", "a ball!"])
     assert (plain - excited).abs().max() > 1e-4
+
+
+# ---- what training scripts and storage do to checkpoints ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: {"model": tensors, "epoch": 3},
+        lambda tensors: {"state_dict": tensors},
+        lambda tensors: {"state_dict": {"model": tensors}},
+        lambda tensors: {f"module.{key}": value for key, value in tensors.items()},
+        lambda tensors: {"model": {f"_orig_mod.module.{key}": value for key, value in tensors.items()}},
+    ],
+)
+def test_wrapped_checkpoints_are_unwrapped(wrap, released: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    tensors = torch.load(released / "ipmv.pt", weights_only=True)
+    torch.save(wrap(tensors), tmp_path / "ipmv.pt")
+    motion = tmp_path / "motion.ckpt"
+    convert(ConvertConfig(output=str(motion), model=ModelConfig(path=str(write_model(tmp_path / "base")))))
+    torch.save(wrap(read_foreign(motion)), motion)
+    config = ConvertConfig(
+        str(tmp_path / "ipmv.pt"),
+        str(motion),
+        str(tmp_path / "model"),
+        str(released / "tokenizer"),
+        model=tiny_config(),
+    )
+    convert(config)
+    key = "model.diffusion_model.out.2.weight"
+    stored = load_file(tmp_path / "model/unet/diffusion_pytorch_model.safetensors")
+    assert torch.equal(stored["conv_out.weight"], tensors[key])
+
+
+def test_keys_are_unwrapped_down_to_the_names_of_the_release() -> None:
+    """The one ``module.`` of 4DM's own keys stays."""
+    value = torch.zeros(1)
+    own = {"module.middle_block.2.proj": value}
+    assert release.unwrap(own).keys() == own.keys()
+    for prefix in ("module.", "module.module.", "_orig_mod.", "module._orig_mod."):
+        keys = release.unwrap({prefix + key: value for key in own}).keys()
+        assert keys == own.keys(), prefix
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (lambda x: x.fill_(float("nan")), "weights that are NaN or infinite: model.diffusion_model.out.2.weight"),
+        (lambda x: x.fill_(float("inf")), "weights that are NaN or infinite: model.diffusion_model.out.2.weight"),
+        (lambda x: x.long(), r"not floating point: model.diffusion_model.out.2.weight \(torch.int64\)"),
+        (lambda x: x.fill_(1e6), "conv_out.weight is too large for it; choose bfloat16"),
+    ],
+)
+def test_weights_without_meaning_are_refused_by_name(value, said, released, tmp_path):  # type: ignore[no-untyped-def]
+    tensors = torch.load(released / "ipmv.pt", weights_only=True)
+    key = "model.diffusion_model.out.2.weight"
+    torch.save(tensors | {key: value(tensors[key].clone())}, tmp_path / "ipmv.pt")
+    output = tmp_path / "model"
+    config = ConvertConfig(
+        str(tmp_path / "ipmv.pt"),
+        output=str(output),
+        tokenizer=str(released / "tokenizer"),
+        dtype="float16" if "too large" in said else "float32",
+        model=tiny_config(),
+    )
+    with pytest.raises(UserError, match=said) as caught:
+        convert(config)
+    assert "\n" not in str(caught.value) and not output.exists()
+
+
+def test_nothing_is_looked_up_on_a_network(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where a vocabulary is beside the file nor where it must be refused."""
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    convert(ConvertConfig(str(released / "ipmv.pt"), output=str(tmp_path / "model"), model=tiny_config()))
+    (tmp_path / "ipmv.pt").write_bytes((released / "ipmv.pt").read_bytes())
+    with pytest.raises(UserError, match="give its folder with tokenizer=FOLDER"):
+        convert(ConvertConfig(str(tmp_path / "ipmv.pt"), output=str(tmp_path / "other"), model=tiny_config()))

@@ -54,7 +54,7 @@ def unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     DistributedDataParallel adds ``module.``, torch.compile ``_orig_mod.``. The one ``module.`` that 4DM's own keys
     have stays.
     """
-    inner = (MOTION_PREFIX, UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX)
+    inner = ("_orig_mod.", MOTION_PREFIX, UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX)
     while tensors:
         prefix = next((p for p in ("_orig_mod.", MOTION_PREFIX) if all(key.startswith(p) for key in tensors)), None)
         if prefix is None:
