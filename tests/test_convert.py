@@ -251,9 +251,9 @@ def test_exclamation_marks_are_read(released: Path, tmp_path: Path) -> None:
 def test_wrapped_checkpoints_are_unwrapped(wrap, released: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     tensors = torch.load(released / "ipmv.pt", weights_only=True)
     torch.save(wrap(tensors), tmp_path / "ipmv.pt")
-    motion = tmp_path / "motion.ckpt"
-    convert(ConvertConfig(output=str(motion), model=ModelConfig(path=str(write_model(tmp_path / "base")))))
-    torch.save(wrap(read_foreign(motion)), motion)
+    plain, motion = tmp_path / "plain.ckpt", tmp_path / "motion.ckpt"
+    convert(ConvertConfig(output=str(plain), model=ModelConfig(path=str(write_model(tmp_path / "base")))))
+    torch.save(wrap(read_foreign(plain)), motion)
     config = ConvertConfig(
         str(tmp_path / "ipmv.pt"),
         str(motion),
