@@ -22,8 +22,10 @@ from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import distillation, encoders
-from fourdiffusion.diffusion.loading import open_pipeline
-from fourdiffusion.diffusion.long_video import FrameGroups, frame_groups
+from fourdiffusion.diffusion.generation import generate_views
+from fourdiffusion.diffusion.generation_config import with_sampling_settings
+from fourdiffusion.diffusion.loading import open_pipeline, with_own_settings
+from fourdiffusion.diffusion.long_video import frame_groups
 from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline, unconditional
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.files import load_tensors, save_tensors
@@ -128,6 +130,7 @@ class Stage:
 
 def fit(config: FitConfig) -> None:
     """Fits a scene; run again, it goes on from the last checkpoint, bit for bit on CPU."""
+    config = dataclasses.replace(config, model=with_sampling_settings(config.model))
     _check(config)
     output, device = Path(config.output), resolve_device(config.device)
     stage = _stage(config, output, device)
@@ -191,17 +194,18 @@ def _stage(config: FitConfig, output: Path, device: torch.device) -> Stage:
     backends = resolve_backends(config.scene, device)
     video = load_video(config.video, config.num_frames, model.image_size, config.alpha, config.crop)
     pipeline = open_pipeline(model, device)
-    groups = frame_groups(model.long_video, config.num_frames, model.window, pipeline.motion.config.max_frames)
+    frame_groups(model.long_video, config.num_frames, model.window, pipeline.motion.config.max_frames)
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     distance, perceptual = _perceptual(config.loss, pipeline.vae, device)
     free = {"max_steps", "log_every", "checkpoint_minutes", "preview_minutes", "trackers", "device"}
     free |= {f"scene.{name}" for name in backends}
-    open_run(output, config, free, {"backends": backends, "perceptual": distance})
+    recorded = dataclasses.replace(config, model=with_own_settings(model, pipeline))
+    open_run(output, recorded, free, {"backends": backends, "perceptual": distance})
     tqdm.write(f"{config.video}: {video.summary()}")
     tqdm.write("backends: " + ", ".join(f"{name}={value}" for name, value in backends.items()))
     tqdm.write(f"perceptual loss: {distance}")
-    target = _generate(config, pipeline, video.rgba, groups, output)
+    target = _generate(config, pipeline, video.rgba, output)
     guided = sds.guidance_scale if sds.guidance_scale_end in (None, 1) else sds.guidance_scale_end
     negative = unconditional(model.distillation_negative_prompt, guided)
     denoiser = pipeline.prepare(target.images, config.prompt, negative, sds.source == "fourdm")
@@ -237,7 +241,6 @@ def _check(config: FitConfig) -> None:
             "log_every": (config.log_every, 1, 10_000_000),
             "occupancy_every": (config.occupancy_every, 1, 10_000_000),
             "sds.every": (config.sds.every, 1, 10_000_000),
-            "model.num_inference_steps": (config.model.num_inference_steps, 1, 999),
         }
     )
     if len(config.sds.resolutions) != len(config.sds.resolution_milestones):
@@ -273,9 +276,7 @@ def _check_matter(occupancy: OccupancyGrid, step: int) -> None:
         )
 
 
-def _generate(
-    config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, groups: FrameGroups | None, output: Path
-) -> Target:
+def _generate(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, output: Path) -> Target:
     """4DM's videos of the input, sampled once and kept in the run folder."""
     images = composite(rgba)
     azimuths = cameras.orthogonal_azimuths(config.num_views)
@@ -283,20 +284,9 @@ def _generate(
     times = torch.linspace(0, 1, config.num_frames)
     folder = output / "generated"
     if not folder.is_dir():
-        negative = unconditional(config.model.negative_prompt, config.model.guidance_scale)
-        denoiser = pipeline.prepare(images, config.prompt, negative)
-        generator = torch.Generator().manual_seed(config.seed)
-        with tqdm(total=config.model.num_inference_steps, desc="sampling") as bar:
-            z = pipeline.sample(
-                denoiser,
-                c2w,
-                config.model.num_inference_steps,
-                config.model.guidance_scale,
-                generator,
-                groups,
-                bar.update,
-            )
-        views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()
+        with tqdm(total=pipeline.generation_config.num_inference_steps, desc="sampling") as bar:
+            generator = torch.Generator().manual_seed(config.seed)
+            views = generate_views(pipeline, images, config.prompt, c2w=c2w, generator=generator, progress=bar.update)
         save_tensors(output / "input.safetensors", {"rgba": rgba, "times": times}, {})
         source = f"generated from {config.video}"
         write_clip(folder, opaque_clip("generated", views, c2w, cameras.FOVY_DEG, config.prompt, source))

@@ -26,9 +26,12 @@ from fourdiffusion import cameras
 from fourdiffusion.config import build, compose, load_settings_class
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, noise_schedule, open_pipeline
+from fourdiffusion.diffusion.generation import generate_views
+from fourdiffusion.diffusion.generation_config import with_sampling_settings
+from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, open_pipeline
 from fourdiffusion.diffusion.pipeline import unconditional
-from fourdiffusion.diffusion.settings import ModelConfig
+from fourdiffusion.diffusion.schedulers import noise_schedule
+from fourdiffusion.diffusion.settings import ModelConfig, architecture
 from fourdiffusion.fit.loop import Stage, Target, loss_weights
 from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.randomness import stream
@@ -60,7 +63,7 @@ CASES = {  # what the table compares
 def settings(tiny: bool) -> FitConfig:
     """The paper's; with the small model's sizes for a trial."""
     schema = load_settings_class("fourdiffusion.fit.settings:FitConfig")
-    words = ["video=none", "experiment=paper", *(["model=tiny", "scene=tiny", "model.path=null"] if tiny else [])]
+    words = ["video=none", "experiment=paper", *(["model=tiny_sizes", "scene=tiny", "model.path=null"] if tiny else [])]
     return build(compose("fit", schema, words), FitConfig)
 
 
@@ -89,6 +92,7 @@ def main(arguments: argparse.Namespace) -> None:
         channels_last=arguments.channels_last,
         compile=arguments.compile,
     )
+    model = with_sampling_settings(model)
     config.prompt, config.num_frames, config.num_views, config.model = PROMPT, arguments.frames, arguments.views, model
     config.sds.image_chunk, config.sds.ray_chunk = arguments.image_chunk, arguments.ray_chunk
     config.sds.resolutions = [model.image_size] * len(config.sds.resolution_milestones)
@@ -104,7 +108,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def write_model(folder: Path, sizes: ModelConfig) -> None:
     """A pipeline folder of random bfloat16 weights, which are never in memory at any other precision."""
-    tokenizer = encoders.train_tokenizer([PROMPT], 512, sizes.text_length)
+    tokenizer = encoders.train_tokenizer([PROMPT], 512, architecture(sizes).text_length)
     with torch.device("meta"):  # names and shapes without memory
         pipeline = fresh_pipeline(sizes, tokenizer, seed=0)
     generator = torch.Generator().manual_seed(0)
@@ -133,18 +137,18 @@ def _now(device: torch.device) -> float:
 
 def measure_generate(config: FitConfig, device: torch.device, images: Tensor, steps: int) -> dict[str, float]:
     """Seconds of each part of ``generate``; of the denoising steps the fastest."""
-    model = config.model
     began = _now(device)
-    pipeline = open_pipeline(model, device)
+    pipeline = open_pipeline(config.model, device)
     loaded = _now(device)
-    c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
-    denoiser = pipeline.prepare(images, config.prompt, unconditional(model.negative_prompt, model.guidance_scale))
-    marks = [_now(device)]
-    z = pipeline.sample(
-        denoiser, c2w, steps, model.guidance_scale, torch.Generator().manual_seed(0),
+    marks: list[float] = []
+    views = generate_views(
+        pipeline,
+        images,
+        config.prompt,
+        num_views=config.num_views,
+        settings=dataclasses.replace(pipeline.generation_config, num_inference_steps=steps),
         progress=lambda _: marks.append(_now(device)),
-    )  # fmt: skip
-    views = encoders.decode_latents(pipeline.vae, z)
+    )
     ended = _now(device)
     assert views.isfinite().all()
     step = min(after - before for before, after in zip(marks[:-1], marks[1:], strict=True))
