@@ -211,6 +211,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     file system has no locks, there is none. UserError where another process holds it, or the folder cannot be made.
     """
     try:
+        made = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+", encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -237,9 +238,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if {entry.name for entry in folder.iterdir()} == {LOCK}:  # nothing came of it
-                (folder / LOCK).unlink()
-                folder.rmdir()
+            if not (folder / "config.yaml").is_file():  # no run came of it
+                (folder / LOCK).unlink(missing_ok=True)
+                if made and not any(folder.iterdir()):
+                    folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ def orientation(facing_away: Tensor, opacity: Tensor) -> Tensor:
 
 
 def opacity_entropy(opacity: Tensor) -> Tensor:
-    """Return the mean binary entropy in nats of opacity [R], clamped to [1e-3, 1 - 1e-3]; 0 for opaque and empty rays."""
+    """Return the mean binary entropy in nats of opacity [R], clamped to [1e-3, 1 - 1e-3]."""
     p = opacity.clamp(1e-3, 1 - 1e-3)
     return -(p * p.log() + (1 - p) * (1 - p).log()).mean()
 
@@ -45,7 +45,7 @@ def sparsity(opacity: Tensor) -> Tensor:
 
 
 def dssim(image: Tensor, target: Tensor) -> Tensor:
-    """Return 1 - SSIM (window 11, sigma 1.5), averaged over images [N, 3, H, W] in [0, 1] of at least 11 pixels a side."""
+    """Return the mean of 1 - SSIM (window 11, sigma 1.5) of images [N, 3, H, W] in [0, 1]; H and W at least 11."""
     return 1 - ssim(image.clamp(0, 1), target, window=11, sigma=1.5).mean()
 
 

@@ -24,8 +24,7 @@ from fourdiffusion.diffusion.distillation import draw_window
 from fourdiffusion.diffusion.encoders import latent_distance
 from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.errors import UserError
-from fourdiffusion.fit import setup, step as steps
-from fourdiffusion.fit.loop import fit, make_optimizer, optimize, update
+from fourdiffusion.fit.loop import fit
 from fourdiffusion.fit.settings import DistillationConfig, FitConfig, LossConfig
 from fourdiffusion.media.read import load_video
 from fourdiffusion.media.write import write_image
