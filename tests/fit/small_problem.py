@@ -34,7 +34,7 @@ def truth(c2w: Tensor, frames: Tensor) -> Tensor:
 
 
 class PoolingVae:
-    """A linear VAE: latents are the colors of 2 x 2 blocks in [-1, 1], and a zero. Distances in latents mean something."""
+    """A linear VAE: latents are the mean colors of 2 x 2 pixels in [-1, 1], and a zero channel."""
 
     dtype, config = torch.float32, SimpleNamespace(scaling_factor=1.0)
 
