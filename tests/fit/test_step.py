@@ -276,3 +276,12 @@ def test_what_is_not_finite_is_named() -> None:
         problem.scene.field.space.params[0] = math.nan
     with pytest.raises(UserError, match="the scene's density is nan at step 0"):
         run(problem, [0])
+
+
+def test_an_occupancy_grid_forgets_what_is_gone() -> None:
+    occupancy = small_problem(small_config()).scene.occupancy
+    occupancy.update(lambda x, t: torch.full_like(t, 50.0), TIMES, stream(0, 0, 0))
+    assert occupancy.occupied.all()
+    for number in range(300):
+        occupancy.update(lambda x, t: torch.zeros_like(t), TIMES[:1], stream(0, 0, number))
+    assert occupancy.density.max() < 0.01 * 50.0
