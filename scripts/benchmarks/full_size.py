@@ -29,8 +29,9 @@ from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, noise_schedule, open_pipeline
 from fourdiffusion.diffusion.pipeline import unconditional
 from fourdiffusion.diffusion.settings import ModelConfig
-from fourdiffusion.fit.loop import Stage, Target, loss_weights
+from fourdiffusion.fit.loop import make_optimizer, update
 from fourdiffusion.fit.settings import FitConfig
+from fourdiffusion.fit.step import Problem, Target, plan_step
 from fourdiffusion.randomness import stream
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -165,21 +166,16 @@ def measure_sds(config: FitConfig, device: torch.device, images: Tensor, steps: 
     denoiser = pipeline.prepare(images, config.prompt, negative)
     field, renderer = DynamicField(config.scene.field, config.seed).to(device), config.scene.renderer
     scene = Scene(field, OccupancyGrid(renderer).to(device), renderer)
-    optimizer = torch.optim.AdamW(field.parameter_groups(config.grid_lr, config.mlp_lr))
     c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
     times = torch.linspace(0, 1, config.num_frames)
     target = Target(images, images.expand(config.num_views, *images.shape), c2w, times, anchor=0)
     perceptual = partial(encoders.latent_distance, pipeline.vae)
-    stage = Stage(config, pipeline, denoiser, perceptual, scene, target)
+    problem = Problem(config, pipeline, denoiser, perceptual, scene, target)
+    optimizer = make_optimizer(config, scene)
+    config.occupancy_every = 1
     marks = [_now(device)]
     for step in range(config.sds.resolution_milestones[-1], config.sds.resolution_milestones[-1] + steps):
-        generator = stream(config.seed, 0, step)
-        scene.occupancy.update(field.density, times.to(device), generator)
-        weights = loss_weights(config, step)
-        terms = stage.terms(step, weights, generator)
-        assert all(bool(term.isfinite()) for term in terms.values()), terms
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(problem, optimizer, plan_step(config, step), stream(config.seed, 0, step))
         marks.append(_now(device))
     fastest = min(after - before for before, after in zip(marks[:-1], marks[1:], strict=True))
     return {"load": loaded - began, "encode": marks[0] - loaded, "step": fastest}
