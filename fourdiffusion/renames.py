@@ -59,6 +59,7 @@ SETTINGS: dict[str, dict[str, str]] = {  # {settings class: {former key: key}}
         "sample_data": "validation_data",
         "sample_steps": "validation_num_inference_steps",
         "sample_guidance": "validation_guidance_scale",
+        "data.cache_clips": "data.cache_mib",
     },
 }
 
