@@ -10,18 +10,22 @@ failed first. Exit code 1: a fault passed all its tests, or could not be applied
 """
 
 import argparse
+import contextlib
+import importlib
 import importlib.util
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+import pytest
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 COPIED, LINKED = ("fourdiffusion", "tests", "scripts", "pyproject.toml"), ("configs", "data")
+SLOW = ("torch", "numba", "diffusers", "transformers", "tensorboard", "av", "PIL", "yaml")  # to import
 Fault = tuple[str, str, str, str, list[str]]
 
 
@@ -36,11 +40,11 @@ def read_faults(name: str) -> list[Fault]:
 
 
 def copy_tree(folder: Path) -> None:
-    """Copy what the tests need; large files are linked."""
+    """Copy what the tests need, with numba's compiled kernels; large files are linked."""
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("*.pyc"))
         else:
             shutil.copy(source, folder / name)
     for name in LINKED:
@@ -56,17 +60,34 @@ def try_fault(folder: Path, fault: Fault) -> tuple[bool, str]:
         return False, f"not applied: the old text stands {text.count(old)} times in {file}"
     path.write_text(text.replace(old, new), encoding="utf-8")
     try:
-        words = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]
-        settings = os.environ | {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        done = subprocess.run(words, cwd=folder, env=settings, capture_output=True, text=True)
+        code, output = run_tests(folder, tests)
     finally:
         path.write_text(text, encoding="utf-8")
-    failed = [line.split(" ")[1] for line in done.stdout.splitlines() if line.startswith(("FAILED ", "ERROR "))]
-    if done.returncode == 1 and failed:
+    failed = [line.split(" ")[1] for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    if code == 1 and failed:
         return True, failed[0].split("/")[-1]
-    if done.returncode == 0:
-        return False, "SURVIVES"
-    return False, f"pytest ended with {done.returncode}: {(done.stdout + done.stderr).strip().splitlines()[-1:]}"
+    return False, "SURVIVES" if code == 0 else f"pytest ended with {code}: {output.strip().splitlines()[-1:]}"
+
+
+def run_tests(folder: Path, tests: list[str]) -> tuple[int, str]:
+    """Run tests of a copy in a fork of this process, which has imported what is slow to import; code and output."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as file:
+        child = os.fork()
+        if child == 0:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+            os.chdir(folder)
+            os.environ["PYTHONPATH"] = sys.path[0] = str(folder)  # for processes that tests start, and for this one
+            sys.dont_write_bytecode = True
+            code = 3
+            try:
+                code = int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "--no-header", *tests]))
+            finally:
+                sys.stdout.flush()
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        file.seek(0)
+        return os.waitstatus_to_exitcode(status), file.read()
 
 
 def main() -> int:
@@ -76,6 +97,9 @@ def main() -> int:
     parser.add_argument("--only", default="", help="faults whose name holds this")
     arguments = parser.parse_args()
     names = arguments.lists or sorted(path.stem for path in HERE.glob("*.py") if path.stem != "run")
+    for name in SLOW:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     survivors = 0
     print("| list | fault | failing test | seconds |\n| --- | --- | --- | --- |")
     with tempfile.TemporaryDirectory() as temporary:
