@@ -19,7 +19,7 @@ from fourdiffusion.errors import UserError
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Lets ``write`` fill a file beside ``path``, then puts it in place: a stop leaves the old or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process alone
     try:
         write(partial)
         with open(partial, "rb") as file:

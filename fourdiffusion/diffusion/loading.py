@@ -110,8 +110,16 @@ def architecture_of(pipeline: FourDiffusionPipeline) -> dict[str, Any]:
     """Return the sizes of a pipeline's networks by the names of ``ModelConfig``."""
     unet, motion, vae = pipeline.unet.config, pipeline.motion.config, pipeline.vae.config
     text, image = pipeline.text_encoder.config, pipeline.image_encoder.config
-    of_unet = ("blocks_per_level", "head_dim", "context_dim", "num_image_tokens", "resampler_layers", "resampler_heads")
-    of_unet += ("resampler_head_dim", "norm_groups", "prediction_type", "positions", "image_dim")
+    of_unet: tuple[str, ...] = ("blocks_per_level", "head_dim", "context_dim", "num_image_tokens")
+    of_unet += (
+        "resampler_layers",
+        "resampler_heads",
+        "resampler_head_dim",
+        "norm_groups",
+        "prediction_type",
+        "positions",
+        "image_dim",
+    )
     return {
         **{name: unet[name] for name in of_unet},
         "channels": list(unet.channels),

@@ -1,6 +1,7 @@
 """Settings of the diffusion model and the defaults that travel with its weights. This module imports no torch."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from fourdiffusion.renames import VALUES
 
@@ -126,12 +127,11 @@ class Architecture:
 
 def architecture(config: ModelConfig) -> Architecture:
     """Return the sizes of a model made from nothing: the settings', the release's where they are None."""
-    given = {field.name: getattr(config, field.name) for field in fields(Architecture)}
+    given: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(Architecture)}
     if config.prediction_type is not None:
         given["prediction_type"] = VALUES.get(config.prediction_type, config.prediction_type)
-    return Architecture(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None}
-    )
+    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    return Architecture(**{key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()})
 
 
 def override(own: GenerationConfig, config: ModelConfig) -> GenerationConfig:

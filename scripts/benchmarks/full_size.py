@@ -27,13 +27,14 @@ from fourdiffusion.config import build, compose, load_settings_class
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.generation import generate_views
-from fourdiffusion.diffusion.generation_config import with_sampling_settings
+from fourdiffusion.diffusion.generation_config import sampling_settings
 from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, open_pipeline
 from fourdiffusion.diffusion.pipeline import unconditional
 from fourdiffusion.diffusion.schedulers import noise_schedule
 from fourdiffusion.diffusion.settings import ModelConfig, architecture
-from fourdiffusion.fit.loop import Stage, Target, loss_weights
+from fourdiffusion.fit.loop import make_optimizer, update
 from fourdiffusion.fit.settings import FitConfig
+from fourdiffusion.fit.step import Problem, Target, plan_step
 from fourdiffusion.randomness import stream
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -92,11 +93,11 @@ def main(arguments: argparse.Namespace) -> None:
         channels_last=arguments.channels_last,
         compile=arguments.compile,
     )
-    model = with_sampling_settings(model)
+    side = sampling_settings(model).image_size
     config.prompt, config.num_frames, config.num_views, config.model = PROMPT, arguments.frames, arguments.views, model
     config.sds.image_chunk, config.sds.ray_chunk = arguments.image_chunk, arguments.ray_chunk
-    config.sds.resolutions = [model.image_size] * len(config.sds.resolution_milestones)
-    images = torch.rand(arguments.frames, 3, model.image_size, model.image_size)
+    config.sds.resolutions = [side] * len(config.sds.resolution_milestones)
+    images = torch.rand(arguments.frames, 3, side, side)
     measure = measure_generate if arguments.task == "generate" else measure_sds
     seconds = measure(config, device, images, arguments.steps)
     if device.type == "cuda":
@@ -165,25 +166,20 @@ def measure_sds(config: FitConfig, device: torch.device, images: Tensor, steps: 
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     loaded = _now(device)
-    negative = unconditional(config.model.distillation_negative_prompt, config.sds.guidance_scale)
+    negative = unconditional(pipeline.generation_config.distillation_negative_prompt, config.sds.guidance_scale)
     denoiser = pipeline.prepare(images, config.prompt, negative)
     field, renderer = DynamicField(config.scene.field, config.seed).to(device), config.scene.renderer
     scene = Scene(field, OccupancyGrid(renderer).to(device), renderer)
-    optimizer = torch.optim.AdamW(field.parameter_groups(config.grid_lr, config.mlp_lr))
     c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
     times = torch.linspace(0, 1, config.num_frames)
     target = Target(images, images.expand(config.num_views, *images.shape), c2w, times, anchor=0)
     perceptual = partial(encoders.latent_distance, pipeline.vae)
-    stage = Stage(config, pipeline, denoiser, perceptual, scene, target)
+    problem = Problem(config, pipeline, denoiser, perceptual, scene, target)
+    optimizer = make_optimizer(config, scene)
+    config.occupancy_every = 1
     marks = [_now(device)]
     for step in range(config.sds.resolution_milestones[-1], config.sds.resolution_milestones[-1] + steps):
-        generator = stream(config.seed, 0, step)
-        scene.occupancy.update(field.density, times.to(device), generator)
-        weights = loss_weights(config, step)
-        terms = stage.terms(step, weights, generator)
-        assert all(bool(term.isfinite()) for term in terms.values()), terms
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        update(problem, optimizer, plan_step(config, step), stream(config.seed, 0, step))
         marks.append(_now(device))
     fastest = min(after - before for before, after in zip(marks[:-1], marks[1:], strict=True))
     return {"load": loaded - began, "encode": marks[0] - loaded, "step": fastest}
