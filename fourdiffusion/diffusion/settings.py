@@ -131,7 +131,9 @@ def architecture(config: ModelConfig) -> Architecture:
     if config.prediction_type is not None:
         given["prediction_type"] = VALUES.get(config.prediction_type, config.prediction_type)
     chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    return Architecture(**{key: tuple(value) if isinstance(value, list) else value for key, value in chosen.items()})
+    for key, value in chosen.items():
+        chosen[key] = tuple(value) if isinstance(value, list) else value
+    return Architecture(**chosen)
 
 
 def override(own: GenerationConfig, config: ModelConfig) -> GenerationConfig:

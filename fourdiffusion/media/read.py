@@ -246,7 +246,7 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
     elif is_picture(source.path):
         pictures = _animation_frames(source.path, set(wanted))
     else:
-        pictures = _video_frames(source.path, set(wanted))
+        pictures = video_frames(source.path, set(wanted))
     kept: dict[int, np.ndarray] = {}
     for index, frame in zip(wanted, pictures, strict=False):
         first = kept.setdefault(wanted[0], frame)
@@ -301,7 +301,7 @@ def _animation_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
 # ---- videos ---------------------------------------------------------------------------------------------------------
 
 
-def _video_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
+def video_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
     for index, (frame, aspect) in enumerate(_decode_video(path)):
         if index in wanted:
             if frame.is_corrupt:
