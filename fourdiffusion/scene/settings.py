@@ -22,18 +22,24 @@ class FieldConfig:
 class RendererConfig:
     """How rays are sampled; defaults as published where the paper says anything."""
 
-    num_samples: int = 256  # across the ball's diameter: the step is 2 * radius / num_samples everywhere
+    num_samples: int = 256  # across 2 * radius
+    step_scale: float = 1.0  # the step is step_scale * 2 * radius / num_samples; the released code: sqrt(3)
+    bounds: str = "ball"  # that the samples lie in: ball |x| <= radius | cube [-radius, radius]^3 (the released code)
     radius: float = 1.0
     occupancy_resolution: int = 32
     occupancy_threshold: float = 0.01  # opacity of one step below which a cell counts as empty (instant-ngp, nerfacc)
-    occupancy_decay: float = 0.95  # of a cell's remembered density at each update
-    early_stop: float = 0.0  # drop samples that less than this share of the light reaches; 0 keeps all
+    occupancy_decay: float = 0.95  # of a cell's remembered density while all times are looked at once
+    # Samples of less opacity, or that less of the light reaches, are dropped before anything is kept for the gradient.
+    # 0 keeps all. The released code: 0.01 and 1e-4.
+    prune_alpha: float = 0.0
+    early_stop: float = 0.0
+    normals: str = "difference"  # difference: over a tetrahedron | analytic: the density's own gradient
     normal_epsilon: float = 0.01  # offset of the finite differences, scene units
 
     @property
     def step(self) -> float:
         """Length of a sample's interval, scene units."""
-        return 2 * self.radius / self.num_samples
+        return self.step_scale * 2 * self.radius / self.num_samples
 
 
 @dataclass

@@ -58,12 +58,12 @@ def _native(backend: str, x: Tensor) -> ModuleType | None:
 
 def march(
     origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
-    backend: str = "auto",
+    backend: str = "auto", bounds: str = "ball",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Cuts the part of each ray inside the ball into intervals of length ``step``; keeps those in occupied cells.
+    """Cut the part of each ray inside the bounds into intervals of length ``step``; keeps those in occupied cells.
 
-    The lattice of a ray starts ``jitter`` steps before it enters the ball; its first and last interval are clipped to
-    the ball, so that the intervals cover the ray's part exactly. Skipping drops intervals and changes no other: with
+    The lattice of a ray starts ``jitter`` steps before it enters the bounds; its first and last interval are clipped
+    to them, so that the intervals cover the ray's part exactly. Skipping drops intervals and changes no other: with
     every cell occupied the result is the one without a grid.
 
     Args:
@@ -72,12 +72,13 @@ def march(
         jitter: [R] in [0, 1], or None for 0.
         occupied: bool [G, G, G] over the cube [-radius, radius]^3, axes x, y, z; None keeps everything. An interval
             counts by the cell of its middle.
+        bounds: "ball" |x| <= radius, or "cube" [-radius, radius]^3.
 
     Returns:
         ray_index [N] int64, t_start [N], t_end [N].
     """
     native = _native(backend, origins) if len(origins) else None
-    return (native or torch_backend).march(origins, directions, step, radius, jitter, occupied)
+    return (native or torch_backend).march(origins, directions, step, radius, jitter, occupied, bounds)
 
 
 def render_weights(

@@ -1,7 +1,7 @@
 """volume_rendering by nerfacc: float32 on a GPU, the same arguments and results.
 
 Weights and sums are the same operation. Marching is so but for rounding and for the ends of a ray: nerfacc finds the
-lattice by adding up steps (1e-5 of drift), and looks up the cell of a first or last interval before the ball clips it.
+lattice by adding up steps (1e-5 of drift), and looks up the cell of a first or last interval before the bounds clip it.
 """
 
 import math
@@ -10,7 +10,7 @@ import nerfacc
 import torch
 from torch import Tensor
 
-from fourdiffusion.ops.geometry import ball_interval
+from fourdiffusion.ops.geometry import bounds_interval
 
 
 def trial() -> list[float]:
@@ -19,16 +19,17 @@ def trial() -> list[float]:
 
 
 def march(
-    origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
+    bounds: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As volume_rendering.march, for at least one ray."""
-    near, far = ball_interval(origins, directions, radius)
+    near, far = bounds_interval(origins, directions, radius, bounds)
     first = near if jitter is None else near - jitter * step
-    # Kept is what has its middle before the last plane: half a step further lets in the interval that the ball cuts.
+    # Kept is what has its middle before the last plane: half a step further lets in the interval that the bounds cut.
     last = torch.where(far > near, far + step / 2, first)
     if occupied is None:
         occupied = torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device)
-    # Intervals stick out of the ball by up to a step, so the grid goes on beyond the cube as its border cells do.
+    # Intervals stick out of the bounds by up to a step, so the grid goes on beyond the cube as its border cells do.
     size = occupied.shape[0]
     width = 2 * radius / size
     border = math.ceil(step / width)
