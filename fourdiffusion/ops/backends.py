@@ -1,8 +1,11 @@
 """Which implementation of a hot operation runs: the choice, and the lines that install the optional libraries."""
 
 import importlib.util
+import logging
 from collections.abc import Callable, Sequence
 from functools import cache
+
+_log = logging.getLogger(__name__)
 
 INSTALL = {
     "numba": "pip install numba",

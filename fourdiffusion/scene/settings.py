@@ -29,10 +29,11 @@ class RendererConfig:
     occupancy_resolution: int = 32
     occupancy_threshold: float = 0.01  # opacity of one step below which a cell counts as empty (instant-ngp, nerfacc)
     occupancy_decay: float = 0.95  # of a cell's remembered density while all times are looked at once
-    # Samples of less opacity, or that less of the light reaches, are dropped before anything is kept for the gradient.
-    # 0 keeps all. The released code: 0.01 and 1e-4.
-    prune_alpha: float = 0.0
-    early_stop: float = 0.0
+    # Samples below one of these are dropped before anything is kept for the gradient; 0 keeps all. The released code
+    # has the first two, 0.01 and 1e-4; the third drops more at an equal error of the picture (docs/speed.md).
+    prune_alpha: float = 0.0  # opacity of the sample
+    early_stop: float = 0.0  # share of the light that reaches it
+    prune_weight: float = 0.0  # the product of both: its share of the pixel
     normals: str = "difference"  # difference: over a tetrahedron | analytic: the density's own gradient
     normal_epsilon: float = 0.01  # offset of the finite differences, scene units
 
@@ -40,6 +41,11 @@ class RendererConfig:
     def step(self) -> float:
         """Length of a sample's interval, scene units."""
         return self.step_scale * 2 * self.radius / self.num_samples
+
+    @property
+    def prunes(self) -> bool:
+        """Whether any sample may be dropped."""
+        return self.prune_alpha > 0 or self.early_stop > 0 or self.prune_weight > 0
 
 
 @dataclass
