@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fourdiffusion.ops.backends import INSTALL, choose, installed
+from fourdiffusion.ops.backends import INSTALL, append_flag, choose, installed, tell_step_down
 from fourdiffusion.ops.volume_rendering import torch_backend
 
 BACKENDS = ("nerfacc", "torch")  # "auto" takes the first that can
@@ -31,29 +31,36 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype = torch.floa
 
 @cache
 def _nerfacc_failure() -> str | None:
-    """Why the installed nerfacc does not run, None where it does."""
+    """Why the installed nerfacc does not run on this GPU, None where it does. The first call compiles, for minutes."""
     try:
-        from fourdiffusion.ops.volume_rendering import nerfacc_backend
-
-        sums = nerfacc_backend.trial()
+        difference = _nerfacc_backend().trial()
     except (ImportError, AttributeError, OSError, RuntimeError) as error:  # AttributeError: it found no compiler
         reason = str(error).partition("\n")[0]
         return f"has no kernels to load ({reason}): it compiles them with nvcc, of torch's own CUDA version"
-    return None if sums == [0, 1] else f"does not work on this GPU: a sum is {sums} and not [0, 1]"
+    return None if difference < 1e-3 else f"computes something else on this GPU: off by {difference:.1e}"
+
+
+def _nerfacc_backend() -> ModuleType:
+    # Its kernels are compiled when it is imported. Of C++20, torch's standard since 2.13, they clash with std::lerp.
+    append_flag("NVCC_APPEND_FLAGS", "-std=c++17")
+    from fourdiffusion.ops.volume_rendering import nerfacc_backend
+
+    return nerfacc_backend
 
 
 def resolve_backend(setting: str, name: str, device: torch.device) -> str:
     """The backend that ``name`` means on a device. ValueError where it cannot serve."""
-    return choose(setting, name, BACKENDS, lambda backend: obstacle(backend, device))
+    taken = choose(setting, name, BACKENDS, lambda backend: obstacle(backend, device))
+    native = "nerfacc" if device.type == "cuda" else None
+    tell_step_down(setting, name, taken, native, lambda backend: obstacle(backend, device))
+    return taken
 
 
 def _native(backend: str, x: Tensor) -> ModuleType | None:
     """Where these functions stand for nerfacc, if it serves x; else None."""
     if choose("backend", backend, BACKENDS, lambda name: obstacle(name, x.device, x.dtype)) == "torch":
         return None
-    from fourdiffusion.ops.volume_rendering import nerfacc_backend
-
-    return nerfacc_backend
+    return _nerfacc_backend()
 
 
 def march(

@@ -11,11 +11,24 @@ import torch
 from torch import Tensor
 
 from fourdiffusion.ops.geometry import bounds_interval
+from fourdiffusion.ops.volume_rendering import torch_backend
 
 
-def trial() -> list[float]:
-    """Two ones through a kernel of nerfacc: [0, 1] where it runs. The first call may compile it, for minutes."""
-    return nerfacc.exclusive_sum(torch.ones(2, device="cuda"), torch.tensor([[0, 2]], device="cuda")).tolist()
+def trial() -> float:
+    """A ray through the ball, forward and backward, on the GPU: the largest difference from the torch twin on a CPU."""
+    results = []
+    for march_rays, weigh, add_up, device in (
+        (torch_backend.march, torch_backend.render_weights, torch_backend.accumulate, "cpu"),
+        (march, render_weights, accumulate, "cuda"),
+    ):
+        origins, directions = torch.tensor([[[1.5, 0.0, 0.0]], [[-1.0, 0.0, 0.0]]], device=device)
+        ray_index, t_start, t_end = march_rays(origins, directions, 0.5, 1.0, None, None, "ball")
+        sigma = torch.ones_like(t_start).requires_grad_()
+        opacity = add_up(weigh(sigma, t_start, t_end, ray_index, 1)[0], None, ray_index, 1)
+        opacity.sum().backward()
+        assert sigma.grad is not None
+        results.append([float(len(t_start)), float(t_end.max()), float(opacity), float(sigma.grad.sum())])
+    return max(abs(a - b) for a, b in zip(*results, strict=True))
 
 
 def march(
