@@ -1,7 +1,7 @@
-"""The inner loops of the fused field on a CPU, compiled by numba: both hash grids, both MLPs and the activations.
+"""The inner loops of the fused field on a CPU, compiled by numba: both MLPs and the activations, behind the hash grids.
 
-A job is a block of points. It encodes them level by level, then works off the MLPs in tiles of points whose hidden
-layers stay in the first two caches; the backward pass computes the hidden layers again. Within a tile arrays are
+A job is a block of points. It works them off in tiles whose hidden layers stay in the first two caches; the backward
+pass computes the hidden layers again. Within a tile arrays are
 [channels, TILE], so that the compiler's vectors run over points. Sums over points (the MLPs' gradients) are made block
 by block and added up in the blocks' order: no result depends on the number of threads.
 
@@ -19,7 +19,7 @@ from numba import float32, int32, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fourdiffusion.ops.hash_grid.numba_kernels import TILE, encode
+from fourdiffusion.ops.hash_grid.numba_kernels import TILE
 
 BLOCK = 4096  # points a job
 ROWS, LANES = 4, 16  # of a block of the matrix product: its sums fill half of AVX2's registers
@@ -210,17 +210,6 @@ def _softplus(values: np.ndarray, out: np.ndarray, power: np.ndarray) -> None:
 
 
 @njit(**_OPTIONS)
-def _load_units(
-    x: np.ndarray, t: np.ndarray, radius: float, first: int, last: int, unit: np.ndarray, target: int
-) -> None:
-    """The grids' coordinates of points [first, last) to unit [4, ...] from column ``target`` on."""
-    for j in range(last - first):
-        for axis in range(3):
-            unit[axis, target + j] = (x[first + j, axis] + float32(radius)) / float32(2 * radius)
-        unit[3, target + j] = t[first + j]
-
-
-@njit(**_OPTIONS)
 def _hidden_layers(hidden: np.ndarray, width: int, tile: np.ndarray, channels: int, layers: np.ndarray) -> None:
     """relu(hidden @ tile): hidden [H, width], tile [C, TILE], layers [H, TILE], all flat."""
     for row in range(0, layers.shape[0] // TILE, ROWS):
@@ -230,39 +219,36 @@ def _hidden_layers(hidden: np.ndarray, width: int, tile: np.ndarray, channels: i
 
 
 @njit(**_OPTIONS)
+def units(first: int, last: int, x: np.ndarray, t: np.ndarray, radius: float, unit: np.ndarray) -> None:
+    """The grids' coordinates of points [first, last) of x [N, 3] in [-radius, radius] and t [N]: to unit [4, N]."""
+    for j in range(first, last):
+        for axis in range(3):
+            unit[axis, j] = (x[j, axis] + float32(radius)) / float32(2 * radius)
+        unit[3, j] = t[j]
+
+
+@njit(**_OPTIONS)
 def forward(
-    first: int, last: int, x: np.ndarray, t: np.ndarray, radius: float, blob_scale: float, blob_std: float,
-    space_table: np.ndarray, space: tuple[np.ndarray, ...], spacetime_table: np.ndarray,
-    spacetime: tuple[np.ndarray, ...], hidden: np.ndarray, output: np.ndarray, split: int,
-    unit: np.ndarray, features: np.ndarray, raw: np.ndarray, sigma: np.ndarray, rgb: np.ndarray,
+    first: int, last: int, x: np.ndarray, features: np.ndarray, blob_scale: float, blob_std: float,
+    hidden: np.ndarray, output: np.ndarray, split: int, raw: np.ndarray, sigma: np.ndarray, rgb: np.ndarray,
 ) -> None:  # fmt: skip
     """Density of points [first, last) to sigma [N], and the color to rgb [N, 3] where the MLPs have rows for it.
 
-    x [N, 3], t [N]; a grid is a table and its levels, see ``encode``; MLPs as at the head. What the backward pass needs
-    goes to unit [4, N], features [C, N] and raw [N] (the density before softplus) unless they are of length 0.
+    x [N, 3], features [C, N], MLPs as at the head. The density before softplus goes to raw [N] unless its length is 0.
     """
-    count = last - first
-    channels, width = 2 * space[0].shape[0], hidden.shape[1]
-    block_unit, block_features = np.empty((4, count), np.float32), np.empty((channels, count), np.float32)
-    _load_units(x, t, radius, first, last, block_unit, 0)
-    encode(block_unit[:3], space_table, space, 0, count, False, block_features)
-    encode(block_unit, spacetime_table, spacetime, 0, count, True, block_features)
-    if raw.shape[0]:
-        unit[:, first:last] = block_unit
-        features[:, first:last] = block_features
+    channels, width = features.shape[0], hidden.shape[1]
     weights = hidden.reshape(-1)
     tile, layers = np.zeros((channels, TILE), np.float32), np.empty(hidden.shape[0] * TILE, np.float32)
     logits, activated, power = np.empty((4, TILE), np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.int32)
-    for start in range(0, count, TILE):
-        size = min(TILE, count - start)
-        tile[:, :size] = block_features[:, start : start + size]
+    for at in range(first, last, TILE):
+        size = min(TILE, last - at)
+        tile[:, :size] = features[:, at : at + size]
         _hidden_layers(weights, width, tile.reshape(-1), channels, layers)
         for j in range(0, TILE, LANES):
             _multiply_block(
                 output.reshape(-1), 0, output.shape[1], 1, layers, j, TILE, output.shape[1], logits.reshape(-1), j,
                 TILE, False, False,
             )  # fmt: skip
-        at = first + start
         for j in range(size):
             distance = np.sqrt(x[at + j, 0] ** 2 + x[at + j, 1] ** 2 + x[at + j, 2] ** 2)
             logits[0, j] += float32(blob_scale) * (float32(1) - distance / float32(blob_std))

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from fourdiffusion.ops.hash_grid.layout import Levels
-from fourdiffusion.ops.hash_grid.numba_backend import arrays_of, table_gradients, table_of
+from fourdiffusion.ops.hash_grid.numba_backend import Layouts, encode_sum, table_gradients
 from fourdiffusion.ops.parallel import run_jobs
+
+CHUNK = 1 << 18  # points whose features are held at a time where nothing is kept for the backward pass
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,10 @@ class FieldShape:
     radius: float
     blob_scale: float
     blob_std: float
+
+    @property
+    def layouts(self) -> Layouts:
+        return ((3, self.space), (4, self.spacetime))
 
 
 def fused_field(
@@ -35,34 +41,52 @@ def fused_field(
         density, color: hidden [H, C] and output [1 or 3, H] weights of an MLP.
     """
     mlps = density if color is None else (*density, *color)
-    # Whether anything is kept for the backward pass: inside a Function torch does not say.
-    keep = torch.is_grad_enabled() and any(value.requires_grad for value in (space, spacetime, *mlps))
-    return _FusedField.apply(x.detach().contiguous(), t.detach().contiguous(), shape, keep, space, spacetime, *mlps)
+    x, t = x.detach().contiguous(), t.detach().contiguous()
+    if torch.is_grad_enabled() and any(value.requires_grad for value in (space, spacetime, *mlps)):
+        return _FusedField.apply(x, t, shape, space, spacetime, *mlps)
+    parts = [
+        _forward(part, part_t, shape, (space, spacetime), mlps, keep=False)[:2]
+        for part, part_t in zip(x.split(CHUNK), t.split(CHUNK), strict=True)
+    ]
+    sigma, rgb = (torch.cat(values) if len(values) > 1 else values[0] for values in zip(*parts, strict=True))
+    return sigma, rgb
+
+
+def _forward(
+    x: Tensor, t: Tensor, shape: FieldShape, grids: tuple[Tensor, ...], mlps: tuple[Tensor, ...], keep: bool
+) -> tuple[Tensor, ...]:
+    """sigma, rgb, and what the backward pass needs: unit [4, N], features [C, N], raw [N]."""
+    from fourdiffusion.ops import field_kernels
+
+    num_points = len(x)
+    blocks = _blocks(num_points)
+    unit = x.new_empty(4, num_points)
+    run_jobs(
+        lambda job: field_kernels.units(*blocks[job], x.numpy(), t.numpy(), shape.radius, unit.numpy()), len(blocks)
+    )
+    features = encode_sum(unit, shape.layouts, grids)
+    hidden, output, split = _pack(mlps)
+    raw, sigma = x.new_empty(num_points if keep else 0), x.new_empty(num_points)
+    rgb = x.new_empty(num_points if len(mlps) == 4 else 0, 3)
+    inputs = (x.numpy(), features.numpy(), shape.blob_scale, shape.blob_std, hidden, output, split)
+    outputs = tuple(value.numpy() for value in (raw, sigma, rgb))
+    run_jobs(lambda job: field_kernels.forward(*blocks[job], *inputs, *outputs), len(blocks))
+    return sigma, rgb, unit, features, raw
+
+
+def _blocks(num_points: int) -> list[tuple[int, int]]:
+    """First and last (excluded) point of each job."""
+    from fourdiffusion.ops.field_kernels import BLOCK
+
+    return [(first, min(first + BLOCK, num_points)) for first in range(0, num_points, BLOCK)]
 
 
 class _FusedField(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, t: Tensor, shape: FieldShape, keep: bool, space: Tensor, spacetime: Tensor, *mlps: Tensor
+        ctx: Any, x: Tensor, t: Tensor, shape: FieldShape, space: Tensor, spacetime: Tensor, *mlps: Tensor
     ) -> tuple[Tensor, Tensor]:
-        from fourdiffusion.ops import field_kernels
-
-        num_points, channels = len(x), 2 * len(shape.space.scale)
-        hidden, output, split = _pack(mlps)
-        kept = num_points if keep else 0
-        unit, features, raw = x.new_empty(4, kept), x.new_empty(channels, kept), x.new_empty(kept)
-        sigma, rgb = x.new_empty(num_points), x.new_empty(num_points if len(mlps) == 4 else 0, 3)
-        sizes = (shape.radius, shape.blob_scale, shape.blob_std)
-        grids = (table_of(space), arrays_of(shape.space), table_of(spacetime), arrays_of(shape.spacetime))
-        outputs = tuple(value.numpy() for value in (unit, features, raw, sigma, rgb))
-        inputs = (x.numpy(), t.numpy())
-
-        def work(block: int) -> None:
-            first = block * field_kernels.BLOCK
-            last = min(first + field_kernels.BLOCK, num_points)
-            field_kernels.forward(first, last, *inputs, *sizes, *grids, hidden, output, split, *outputs)
-
-        run_jobs(work, -(-num_points // field_kernels.BLOCK))
+        sigma, rgb, unit, features, raw = _forward(x, t, shape, (space, spacetime), mlps, keep=True)
         ctx.shape = shape
         ctx.save_for_backward(unit, features, raw, rgb, *mlps)
         return sigma, rgb
@@ -73,27 +97,21 @@ class _FusedField(torch.autograd.Function):
         from fourdiffusion.ops import field_kernels
 
         unit, features, raw, rgb, *mlps = ctx.saved_tensors
-        num_points = len(raw)
         hidden, output, split = _pack(mlps)
-        blocks = -(-num_points // field_kernels.BLOCK)
+        blocks = _blocks(len(raw))
         features_gradient = torch.empty_like(features)
-        hidden_gradients = np.zeros((blocks, *hidden.shape), np.float32)
-        output_gradients = np.zeros((blocks, *output.shape), np.float32)
+        hidden_gradients = np.zeros((len(blocks), *hidden.shape), np.float32)
+        output_gradients = np.zeros((len(blocks), *output.shape), np.float32)
         slopes = (sigma_gradient.contiguous().numpy(), rgb_gradient.contiguous().numpy())
-        kept = (features.numpy(), raw.numpy(), rgb.numpy())
-        target = features_gradient.numpy()
+        inputs = (features.numpy(), raw.numpy(), rgb.numpy(), *slopes, hidden, output, split, features_gradient.numpy())
 
-        def work(block: int) -> None:
-            first = block * field_kernels.BLOCK
-            last = min(first + field_kernels.BLOCK, num_points)
-            sums = hidden_gradients[block], output_gradients[block]
-            field_kernels.backward(first, last, *kept, *slopes, hidden, output, split, target, *sums)
+        def work(job: int) -> None:
+            field_kernels.backward(*blocks[job], *inputs, hidden_gradients[job], output_gradients[job])
 
-        run_jobs(work, blocks)
-        layouts = ((3, ctx.shape.space), (4, ctx.shape.spacetime))
-        tables = table_gradients(unit, features_gradient, layouts, ctx.needs_input_grad[4:6])
+        run_jobs(work, len(blocks))
+        tables = table_gradients(unit, features_gradient, ctx.shape.layouts, ctx.needs_input_grad[3:5])
         gradients = _unpack(hidden_gradients.sum(0), output_gradients.sum(0), split, mlps)
-        return None, None, None, None, *tables, *gradients
+        return None, None, None, *tables, *gradients
 
 
 def _pack(mlps: tuple[Tensor, ...] | list[Tensor]) -> tuple[np.ndarray, np.ndarray, int]:

@@ -9,30 +9,19 @@ from torch import Tensor
 from fourdiffusion.ops.hash_grid.layout import Levels
 from fourdiffusion.ops.parallel import run_jobs
 
-BLOCK = 4096  # points a job of the forward pass: a level's table is read from cache many times over
+SEGMENT = 1 << 16  # points of a job of the forward pass: enough to read a level's table from cache many times over
+
+Layouts = tuple[tuple[int, Levels], ...]  # (num_dims, layout) of each grid
 
 
 class NumbaEncoding(torch.autograd.Function):
-    """x [D, N], layouts ((num_dims, Levels), ...), a flat parameter vector each -> [C, N], the encodings' sum."""
+    """x [D, N], layouts, a flat parameter vector each -> [C, N], the encodings' sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layouts: tuple[tuple[int, Levels], ...], *params: Tensor) -> Tensor:
-        from fourdiffusion.ops.hash_grid import numba_kernels
-
+    def forward(ctx: Any, x: Tensor, layouts: Layouts, *params: Tensor) -> Tensor:
         ctx.layouts = layouts
         ctx.save_for_backward(x)
-        num_points = x.shape[1]
-        out = torch.empty(2 * len(layouts[0][1].scale), num_points)
-        points, features, tables = x.numpy(), out.numpy(), [table_of(vector) for vector in params]
-
-        def work(block: int) -> None:
-            first, last = block * BLOCK, min((block + 1) * BLOCK, num_points)
-            for number, ((dims, layout), table) in enumerate(zip(layouts, tables, strict=True)):
-                target = features[:, first:last]
-                numba_kernels.encode(points[:dims], table, arrays_of(layout), first, last, number > 0, target)
-
-        run_jobs(work, -(-num_points // BLOCK))
-        return out
+        return encode_sum(x, layouts, params)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -41,9 +30,30 @@ class NumbaEncoding(torch.autograd.Function):
         return None, None, *table_gradients(x, gradient.contiguous(), ctx.layouts, ctx.needs_input_grad[2:])
 
 
-def table_gradients(
-    x: Tensor, gradient: Tensor, layouts: tuple[tuple[int, Levels], ...], wanted: tuple[bool, ...]
-) -> list[Tensor | None]:
+def encode_sum(x: Tensor, layouts: Layouts, params: tuple[Tensor, ...]) -> Tensor:
+    """Sum of the grids' features at x [D, N], each grid seeing the first of the coordinates: [C, N]."""
+    from fourdiffusion.ops.hash_grid import numba_kernels
+
+    num_levels, num_points = len(layouts[0][1].scale), x.shape[1]
+    out = torch.empty(2 * num_levels, num_points)
+    points, features = x.numpy(), out.numpy()
+    grids = [
+        (points[:dims], table_of(vector), arrays_of(layout))
+        for (dims, layout), vector in zip(layouts, params, strict=True)
+    ]
+    segments = -(-num_points // SEGMENT)
+
+    def work(job: int) -> None:
+        level, first = job // segments, job % segments * SEGMENT
+        last = min(first + SEGMENT, num_points)
+        for number, (part, table, levels) in enumerate(grids):
+            numba_kernels.encode(part, table, levels, level, first, last, number > 0, features)
+
+    run_jobs(work, num_levels * segments)
+    return out
+
+
+def table_gradients(x: Tensor, gradient: Tensor, layouts: Layouts, wanted: tuple[bool, ...]) -> list[Tensor | None]:
     """Gradients of the flat parameters of grids from the gradient [C, N] of their sum at x [D, N]; None if not wanted.
 
     One job a level: a level's entries are added up by one thread, in the order of the points.

@@ -2,9 +2,9 @@
 
 Why it is built as it is:
 
-* A job of the forward pass is a range of points, one of the backward pass is a level: no two threads ever add to the
-  same entry, so nothing is atomic and the result does not depend on the number of threads, bit for bit. A job goes
-  level by level, so that a table stays in its core's cache.
+* A job is a level, in the forward pass for a range of points: no two threads ever add to the same entry, so nothing is
+  atomic and the result does not depend on the number of threads, bit for bit. A level's table stays in its core's
+  cache.
 * A level is worked off in tiles of points: cells, then corners (both vectorized by the compiler), then the table.
 * The two features of an entry travel as one 8-byte value (a float64 in numba's eyes, whose bits are two float32): one
   load, one multiply-add, one store. Only the two intrinsics here do arithmetic on such values.
@@ -199,13 +199,14 @@ def _scatter(table: np.ndarray, index: np.ndarray, weight: np.ndarray, gradient:
 
 @njit(**_OPTIONS)
 def encode(
-    x: np.ndarray, table: np.ndarray, levels: tuple[np.ndarray, ...], first: int, last: int, add: bool, out: np.ndarray,
+    x: np.ndarray, table: np.ndarray, levels: tuple[np.ndarray, ...], level: int, first: int, last: int, add: bool,
+    out: np.ndarray,
 ) -> None:  # fmt: skip
-    """Write, or add, the features of points [first, last) of x [3 or 4, N] to out [2 L, last - first].
+    """Write, or add, a level's features of points [first, last) of x [3 or 4, N] to rows 2 * level on of out [2 L, N].
 
     Args:
         x: float32, contiguous, in [0, 1].
-        table: float64 views of entry after entry, two float32 features each.
+        table: entry after entry, two float32 features in each float64.
         levels: scale float64 [L]; multiplier uint32 [L, D], strides of a dense level, hash primes of a hashed one;
             offset int64 [L + 1], in entries; hashed bool [L].
     """
@@ -216,24 +217,22 @@ def encode(
     index, weight = np.empty(8 * TILE, np.uint32), np.empty(8 * TILE, np.float32)
     pairs = np.empty(TILE, np.float64)
     features = pairs.view(np.float32)
-    for level in range(scale.shape[0]):
-        size = uint32(offset[level + 1] - offset[level])
-        level_table = table[offset[level] : offset[level + 1]]
-        even, odd = out[2 * level], out[2 * level + 1]
-        for start in range(first, last, TILE):
-            count, at = min(TILE, last - start), start - first
-            even_part, odd_part = even[at : at + count], odd[at : at + count]
-            _load_points(x, start, count, points)
-            _cells(points, scale[level], multiplier[level], cells, frac)
-            pairs[:] = 0
-            if add:
-                for j in range(count):
-                    features[2 * j], features[2 * j + 1] = even_part[j], odd_part[j]
-            for time in range(dims - 2):
-                _corners(cells, frac, time, hashed[level], size, index, weight)
-                _gather(level_table, index, weight, pairs)
+    size = uint32(offset[level + 1] - offset[level])
+    level_table = table[offset[level] : offset[level + 1]]
+    for start in range(first, last, TILE):
+        count = min(TILE, last - start)
+        even, odd = out[2 * level, start : start + count], out[2 * level + 1, start : start + count]
+        _load_points(x, start, count, points)
+        _cells(points, scale[level], multiplier[level], cells, frac)
+        pairs[:] = 0
+        if add:
             for j in range(count):
-                even_part[j], odd_part[j] = features[2 * j], features[2 * j + 1]
+                features[2 * j], features[2 * j + 1] = even[j], odd[j]
+        for time in range(dims - 2):
+            _corners(cells, frac, time, hashed[level], size, index, weight)
+            _gather(level_table, index, weight, pairs)
+        for j in range(count):
+            even[j], odd[j] = features[2 * j], features[2 * j + 1]
 
 
 @njit(**_OPTIONS)
