@@ -28,7 +28,7 @@ HOMES = {
     "tensorboard": {"tracking.py"},
     "hydra": {"config.py", "launch.py", "overrides.py"},
     "omegaconf": {"config.py", "help_text.py", "launch.py", "overrides.py"},
-    "numba": {"ops/hash_grid/numba_kernels.py"},
+    "numba": {"ops/field_kernels.py", "ops/hash_grid/numba_kernels.py"},
     "tinycudann": {"ops/hash_grid/tinycudann_backend.py"},
     "nerfacc": {"ops/volume_rendering/nerfacc_backend.py"},
     "transformers": {"diffusion/encoders.py", "metrics/similarity.py"},
