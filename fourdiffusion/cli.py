@@ -86,6 +86,17 @@ VERBS = (
         ("fourdiffusion render scene=runs/clip",),
     ),
     Verb(
+        "export",
+        "fourdiffusion.export",
+        "export",
+        "fourdiffusion.settings:ExportConfig",
+        "write a fitted scene as animated GLB, meshes, splats, an HTML page, images or a dataset",
+        (
+            "fourdiffusion export scene=runs/clip",
+            "fourdiffusion export scene=runs/clip format=html output=clip.html",
+        ),
+    ),
+    Verb(
         "evaluate",
         "fourdiffusion.evaluate",
         "evaluate",

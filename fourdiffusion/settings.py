@@ -65,3 +65,29 @@ class DoctorConfig:
     """Whose weights to look for."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass
+class ExportConfig:
+    """What of a scene to write, and how. Formats:
+
+    glb: one animated GLB, a mesh a frame | glb_frames, obj, ply: a file a frame | splats: Gaussian PLY sequence |
+    html: one page that shows it offline | images: RGBA, depth and alpha PNGs | nerfstudio: a dataset of renders
+    """
+
+    scene: str = "???"  # the run folder of a fit, or its scene/
+    format: str = "glb"  # glb | glb_frames | obj | ply | splats | html | images | nerfstudio
+    output: str | None = None  # file (glb, html) or folder (others); null: under export/ in the run folder
+    num_frames: int | None = None  # evenly spaced over the clip; null: the run's frames, 8 where it does not say
+    fps: float = 8.0  # of the animation
+    resolution: int = 96  # grid points along the longest side of the occupied space
+    iso_level: float | None = None  # density of the surface; null: the one with the renderer's silhouettes
+    min_component: float = 0.05  # smaller loose parts are removed, as a share of the largest part over all frames
+    scale: float = 1.0  # meters a scene unit, of meshes and splats
+    author: str | None = None  # named in the file; null: the run's
+    license: str | None = None  # named in the file; null: the run's
+    size: int = 256  # side of images and nerfstudio pictures in pixels
+    azimuth_deg: float = 0.0  # of the camera of images
+    elevation_deg: float = 0.0  # of the camera of images
+    num_views: int = 24  # cameras of nerfstudio
+    device: str = "auto"  # auto | cpu | cuda
