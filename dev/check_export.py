@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from scene.shapes import iou, silhouette  # noqa: E402
 
 from fourdiffusion.cameras import FOVY_DEG, orbit  # noqa: E402
-from fourdiffusion.export import export, frame_times  # noqa: E402
+from fourdiffusion.export import export  # noqa: E402
 from fourdiffusion.scene.export.glb import TO_GLTF  # noqa: E402
+from fourdiffusion.scene.export.origin import frame_times  # noqa: E402
 from fourdiffusion.scene.export.surface import Mesh  # noqa: E402
 from fourdiffusion.scene.scene import load_scene, render_views  # noqa: E402
 from fourdiffusion.settings import ExportConfig  # noqa: E402
@@ -67,7 +68,8 @@ def drive_page(page_file: Path, out: Path) -> dict[str, object]:
 
         def seek(frame: int) -> None:
             page.evaluate(
-                "frame => { const s = document.getElementById('time'); s.value = frame; s.dispatchEvent(new Event('input')); }",
+                "frame => { const slider = document.getElementById('time'); slider.value = frame; "
+                "slider.dispatchEvent(new Event('input')); }",
                 frame,
             )
             page.wait_for_timeout(400)

@@ -8,21 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from torch import Tensor
-
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors
-from fourdiffusion.scene.export.surface import (
-    Mesh,
-    choose_iso_level,
-    extract_meshes,
-    remove_floaters,
-    sample_density,
-)
-from fourdiffusion.scene.scene import Scene, load_scene, scene_folder
+from fourdiffusion.scene.export.origin import credit_of, frame_times, origin
+from fourdiffusion.scene.export.surface import Mesh, scene_meshes
+from fourdiffusion.scene.scene import load_scene, scene_folder
 from fourdiffusion.settings import ExportConfig
 
 FILES = {"glb": "scene.glb", "html": "scene.html"}  # formats that are one file
@@ -47,8 +37,7 @@ def export(config: ExportConfig) -> None:
     _check_output(output, config.format)
     scene = load_scene(folder, resolve_device(config.device))
     times = frame_times(run, config.num_frames)
-    notes = _notes(run, config)
-    credit = ", ".join(value for value in (notes.get("author"), notes.get("license")) if value)
+    notes = origin(run, config.author, config.license)
     if config.format == "images":
         from fourdiffusion.scene.export.images import write_sequence
 
@@ -58,32 +47,14 @@ def export(config: ExportConfig) -> None:
         from fourdiffusion.scene.export.images import write_nerfstudio
 
         sizes = config.num_views, config.size
-        _fill(output, lambda partial: write_nerfstudio(partial, scene, times, *sizes, credit, "nerfstudio"))
+        _fill(output, lambda partial: write_nerfstudio(partial, scene, times, *sizes, credit_of(notes), "nerfstudio"))
     else:
-        meshes, level = scene_meshes(scene, times, config)
-        _write_meshes(output, meshes, config, credit, notes | {"iso_level": level}, run.resolve().name)
+        choice = config.resolution, config.iso_level, config.min_component
+        meshes, level = scene_meshes(scene, times, *choice, progress=True)
+        _write_meshes(output, meshes, config, credit_of(notes), notes | {"iso_level": level}, run.resolve().name)
         counts = [len(mesh.faces) for mesh in meshes]
         print(f"{len(meshes)} meshes of {min(counts)} to {max(counts)} faces at iso_level={level:.4g}")
     print(f"written: {output}")
-
-
-def scene_meshes(scene: Scene, times: Tensor, config: ExportConfig) -> tuple[list[Mesh], float]:
-    """Return one mesh for each of the times [F] without floaters, and the iso level used."""
-    grid = sample_density(scene, times, config.resolution, "density")
-    level = choose_iso_level(scene, times, grid) if config.iso_level is None else config.iso_level
-    grid.values = remove_floaters(grid.values, level, config.min_component)
-    return extract_meshes(scene, times, grid, level, "meshes"), level
-
-
-def frame_times(run: Path, num_frames: int | None) -> Tensor:
-    """Return evenly spaced times [F] from 0 to 1, or the run's own where no number is given."""
-    path = run / "input.safetensors"
-    if num_frames is None and path.is_file():
-        tensors, _ = load_tensors(path)
-        if "times" not in tensors:
-            raise UserError(f"{path} lacks times: it is not the input of a fit; remove it, or give num_frames=")
-        return tensors["times"]
-    return torch.linspace(0, 1, num_frames or 8)
 
 
 def _check(config: ExportConfig) -> None:
@@ -112,19 +83,6 @@ def _check_output(output: Path, format: str) -> None:
         raise UserError(f"output={output}: the name of a {format} file ends in .{format}")
     if format in FOLDERS and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"output={output} is there already: choose another output, or delete it")
-
-
-def _notes(run: Path, config: ExportConfig) -> dict[str, Any]:
-    """Return what the file says of its origin: author and license (the settings', or the run's), prompt, commit."""
-    try:
-        content = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        content = None
-    content = content if isinstance(content, dict) else {}
-    settings = content.get("settings") if isinstance(content.get("settings"), dict) else {}
-    notes = {key: content.get(key) or settings.get(key) for key in ("author", "license", "prompt", "commit")}
-    notes |= {key: value for key in ("author", "license") if (value := getattr(config, key))}
-    return {key: str(value) for key, value in notes.items() if value}
 
 
 def _write_meshes(

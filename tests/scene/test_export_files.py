@@ -64,7 +64,9 @@ def test_an_animated_glb_shows_one_frame_at_a_time(tmp_path: Path) -> None:
     meshes = [tetrahedron(shift) for shift in (0.0, 1.0, 2.0)]
     write_glb(tmp_path / "a.glb", meshes, 4.0, 2.0, "Ann, CC0-1.0", {"prompt": "a bird"})
     gltf = GLTF2().load(str(tmp_path / "a.glb"))
-    assert [visible(gltf, time) for time in (0.0, 0.24, 0.26, 0.49, 0.51, 0.74, 0.75)] == [[0], [0], [1], [1]] + [[2]] * 3
+    assert [visible(gltf, time) for time in (0.0, 0.24, 0.26, 0.49, 0.51, 0.74, 0.75)] == [[0], [0], [1], [1]] + [
+        [2]
+    ] * 3
     assert [node.scale for node in gltf.nodes[:3]] == [None, [0, 0, 0], [0, 0, 0]]
     assert gltf.asset.copyright == "Ann, CC0-1.0" and gltf.asset.extras == {"prompt": "a bird"}
     scene = trimesh.load(tmp_path / "a.glb")
@@ -182,7 +184,10 @@ def test_a_nerfstudio_dataset_describes_its_images(tmp_path: Path) -> None:
         # Unproject with the file's own numbers: what is opaque lies near the ball's surface.
         row, column = (rgba[..., 3] > 250).nonzero()
         z = depth[row, column]
-        local = [(column + 0.5 - content["cx"]) / content["fl_x"] * z, -(row + 0.5 - content["cy"]) / content["fl_y"] * z]
+        local = [
+            (column + 0.5 - content["cx"]) / content["fl_x"] * z,
+            -(row + 0.5 - content["cy"]) / content["fl_y"] * z,
+        ]
         world = np.stack([*local, -z], axis=1) @ c2w[:3, :3].numpy().T + c2w[:3, 3].numpy()
         distances = np.linalg.norm(world - ball_center(torch.tensor(frame["time"])).numpy(), axis=1)
         on_ball = distances < 0.35  # the rest is the speck

@@ -16,6 +16,7 @@ from fourdiffusion.scene.export.surface import (
     largest_along_rays,
     remove_floaters,
     sample_density,
+    smooth,
 )
 from fourdiffusion.scene.scene import Scene, render_views
 
@@ -65,6 +66,15 @@ def test_vertices_have_the_colors_of_the_field(meshes: list[Mesh]) -> None:
         above = mesh.vertices[:, 2] - center[2]
         np.testing.assert_allclose(mesh.colors[above > 0.05], [[1, 0, 0]] * (above > 0.05).sum(), atol=0.01)
         np.testing.assert_allclose(mesh.colors[above < -0.05], [[0, 0, 1]] * (above < -0.05).sum(), atol=0.01)
+
+
+def test_smoothing_blurs_space_and_not_time() -> None:
+    values = np.zeros((3, 21, 21, 21), dtype=np.float32)
+    values[1, 10, 10, 10] = 1
+    found = smooth(DensityGrid(values, np.zeros(3), 0.1), 0.15).values
+    assert found[1].sum() == pytest.approx(1, abs=1e-3) and not found[[0, 2]].any()
+    offsets = (np.arange(21) - 10) * 0.1
+    assert (found[1].sum(axis=(1, 2)) * offsets**2).sum() == pytest.approx(0.15**2, rel=0.02)
 
 
 def test_the_level_by_rule_gives_the_renderers_silhouettes(scene: Scene, grid: DensityGrid) -> None:

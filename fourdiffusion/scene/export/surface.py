@@ -42,6 +42,32 @@ class DensityGrid:
     spacing: float  # between neighbors, scene units
 
 
+def scene_meshes(
+    scene: Scene,
+    times: Tensor,
+    resolution: int,
+    iso_level: float | None = None,
+    min_component: float = 0.05,
+    progress: bool = False,
+) -> tuple[list[Mesh], float]:
+    """Return one mesh for each of the times [F], without floaters, and the iso level used.
+
+    Args:
+        resolution: see ``sample_density``.
+        iso_level: density of the surface; None: ``choose_iso_level``.
+        min_component: see ``remove_floaters``.
+        progress: shows progress bars.
+
+    Raises:
+        UserError: there is no surface.
+    """
+    grid = sample_density(scene, times, resolution, "density" if progress else None)
+    grid = smooth(grid, scene.renderer.step / 2)
+    level = choose_iso_level(scene, times, grid) if iso_level is None else iso_level
+    grid.values = remove_floaters(grid.values, level, min_component)
+    return extract_meshes(scene, times, grid, level, "meshes" if progress else None), level
+
+
 @torch.no_grad()
 def sample_density(scene: Scene, times: Tensor, resolution: int, label: str | None = None) -> DensityGrid:
     """Sample the density of each frame on a grid over the occupied cells' bounding box.
@@ -82,6 +108,17 @@ def sample_density(scene: Scene, times: Tensor, resolution: int, label: str | No
         values[frame] = flat.view(counts).cpu().numpy()
     values[:, [0, -1]] = values[:, :, [0, -1]] = values[:, :, :, [0, -1]] = 0
     return DensityGrid(values, origin.cpu().numpy().astype(np.float32), spacing)
+
+
+def smooth(grid: DensityGrid, scale: float) -> DensityGrid:
+    """Return the grid blurred in space with a Gaussian of standard deviation ``scale``, in scene units.
+
+    Half a renderer's step is right: the renderer does not see finer detail, and it would roughen the surface.
+    """
+    deviation = (0, *(scale / grid.spacing,) * 3)
+    values = ndimage.gaussian_filter(grid.values, deviation, mode="constant")
+    values[:, [0, -1]] = values[:, :, [0, -1]] = values[:, :, :, [0, -1]] = 0
+    return DensityGrid(values, grid.origin, grid.spacing)
 
 
 def choose_iso_level(scene: Scene, times: Tensor, grid: DensityGrid) -> float:
