@@ -97,6 +97,14 @@ VERBS = (
         ),
     ),
     Verb(
+        "view",
+        "fourdiffusion.view",
+        "view",
+        "fourdiffusion.settings:ViewConfig",
+        "turn a scene and its time in the browser, also while it is being fitted",
+        ("fourdiffusion view scene=runs/clip", "fourdiffusion view scene=runs/clip html=true output=clip.html"),
+    ),
+    Verb(
         "evaluate",
         "fourdiffusion.evaluate",
         "evaluate",

@@ -91,3 +91,19 @@ class ExportConfig:
     elevation_deg: float = 0.0  # of the camera of images
     num_views: int = 24  # cameras of nerfstudio
     device: str = "auto"  # auto | cpu | cuda
+
+
+@dataclass
+class ViewConfig:
+    """Show a scene in the browser: live from a fit that runs or has ended, or as one HTML file (html=true)."""
+
+    scene: str = "???"  # the run folder of a fit, running or finished, or a scene/
+    html: bool = False  # write one file that shows the scene offline, and end
+    output: str | None = None  # of html=true; null: export/scene.html in the run folder
+    host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in, without a password
+    port: int = 8080  # the next free one where it is taken
+    size: int = 256  # height of a picture in pixels while the camera rests
+    fps: float = 8.0  # frames of the clip a second at speed 1
+    moving_seconds: float = 0.15  # a picture may take while something moves; the resolution adapts
+    num_frames: int = 8  # of the clip, where the run does not hold its input's
+    device: str = "auto"  # auto | cpu | cuda
