@@ -24,16 +24,33 @@ class GenerateConfig:
 
 @dataclass
 class RenderConfig:
-    """Which pictures of a scene to make."""
+    """Which pictures of a scene to make, along which camera path:
+
+    overview: orbit.mp4, contact_sheet.png and the input beside the scene | still: one picture | fixed: a camera that
+    stands while time runs | orbit: around the object at one time | orbit_time: around it while time runs |
+    bullet_time: time runs, stops for a turn around the object, runs on | FILE.json: cameras and times of a file
+    """
 
     scene: str = "???"  # the run folder of a fit, or its scene/
-    output: str | None = None  # folder for the pictures; the run folder if not given
-    size: int = 128  # side of a picture in pixels
-    orbit_pictures: int = 72  # of the orbit video, over one turn
-    num_azimuths: int = 8  # rows of the contact sheet
-    elevation_deg: float = 0.0  # from where the orbit and the contact sheet look
+    output: str | None = None  # folder of overview, file or folder of the others; null: in the run folder
+    size: int = 128  # height of a picture in pixels
+    orbit_pictures: int = 72  # of overview's orbit video, over one turn
+    num_azimuths: int = 8  # rows of overview's contact sheet
+    elevation_deg: float = 0.0  # from where the camera looks
     num_frames: int = 8  # moments shown, where the run does not hold its input's
     device: str = "auto"  # auto | cpu | cuda
+    path: str = "overview"  # overview | still | fixed | orbit | orbit_time | bullet_time | FILE.json
+    format: str | None = None  # mp4 | webm | gif | png; null: as output ends, else png for a still and mp4
+    channel: str = "rgb"  # rgb | alpha | depth | normal
+    background: str = "white"  # white | gray | black | #rrggbb | transparent (webm, gif and png)
+    width: int | None = None  # of a picture in pixels; null: size
+    azimuth_deg: float = 0.0  # where the path starts; 0 is the input video's side
+    distance: float = 1.1  # of the camera from the middle, scene units
+    time: float | None = None  # in [0, 1], of still and orbit (null: 0), and when bullet_time stops (null: 0.5)
+    fps: float = 12.0  # pictures a second of a video
+    seconds: float | None = None  # length of a video; null: 4 seconds, or the file's
+    turns: float = 1.0  # around the object; negative: the other way
+    between_frames: bool = False  # render times between the run's frames, which no fit has seen
 
 
 @dataclass

@@ -207,8 +207,9 @@ def draw(client: Any, picture: Picture, controls: Controls, session: Session) ->
         session.scene, to_c2w(camera.wxyz, camera.position), math.degrees(camera.fov), controls.moment.value,
         height, width, normals=controls.channel.value == "normal",
     )  # fmt: skip
+    distance = math.dist(camera.position, (0, 0, 0))
     background = torch.full((3,), BACKGROUNDS[controls.background.value])
-    pixels = to_pixels(show(frame, controls.channel.value, background)[None])[0]
+    pixels = to_pixels(show(frame, controls.channel.value, background, distance)[None])[0]
     client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=90)
     client.flush()
     picture.fine = not moving

@@ -7,13 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from fourdiffusion.cameras import rays
+from fourdiffusion.cameras import DISTANCE, rays
 from fourdiffusion.ops.volume_rendering import accumulate
 from fourdiffusion.scene.renderer import render
 from fourdiffusion.scene.scene import Scene
 
 CHANNELS = ("rgb", "alpha", "depth", "normal")
 CHUNK = 1 << 15  # rays rendered at once
+DEPTH_REACH = 0.8  # scene units that a depth picture shows before and behind the middle
 
 
 @torch.no_grad()
@@ -53,11 +54,14 @@ def render_frame(
     return frame | ({"normal": image[5:8]} if normals else {})
 
 
-def show(frame: dict[str, Tensor], channel: str, background: Tensor) -> Tensor:
+def show(frame: dict[str, Tensor], channel: str, background: Tensor, distance: float = DISTANCE) -> Tensor:
     """Return a channel of a frame as a picture [3, H, W] in [0, 1].
 
-    "rgb" on the background [3]; "alpha" as gray; "depth" from white (near) to black (far, and nothing), over the range
-    that the camera can see of the unit ball; "normal" as (n + 1) / 2 on the background.
+    "rgb" on the background [3]; "alpha" as gray; "depth" on black, from white, 0.8 scene units nearer than the middle,
+    to black, 0.8 farther; "normal" as (n + 1) / 2 on the background.
+
+    Args:
+        distance: of the camera from the middle, scene units.
     """
     alpha, ground = frame["alpha"], background[:, None, None].to(frame["rgb"])
     if channel == "rgb":
@@ -65,19 +69,15 @@ def show(frame: dict[str, Tensor], channel: str, background: Tensor) -> Tensor:
     if channel == "alpha":
         return alpha.expand(3, -1, -1)
     if channel == "depth":
-        near, far = 0.3, 1.9  # of a camera 1.1 from the middle
-        nearness = (1 - (frame["depth"] - near) / (far - near)).clamp(0, 1)
-        return (nearness * (alpha > 0.01)).expand(3, -1, -1)
+        nearness = (0.5 + (distance - frame["depth"]) / (2 * DEPTH_REACH)).clamp(0, 1)
+        return (nearness * alpha).expand(3, -1, -1)
     if channel == "normal":
         return (frame["normal"] + 1) / 2 * alpha + ground * (1 - alpha)
     raise ValueError(f"channel={channel} is not one of {', '.join(CHANNELS)}")
 
 
-def with_alpha(frame: dict[str, Tensor], channel: str = "rgb") -> Tensor:
-    """Return a channel as a straight-alpha picture [4, H, W] in [0, 1]."""
-    picture = (
-        frame["rgb"]
-        if channel == "rgb"
-        else show(frame | {"alpha": torch.ones_like(frame["alpha"])}, channel, torch.zeros(3))
-    )
+def with_alpha(frame: dict[str, Tensor], channel: str = "rgb", distance: float = DISTANCE) -> Tensor:
+    """Return a channel as ``show`` does, with straight alpha in place of a background: [4, H, W] in [0, 1]."""
+    opaque = frame | {"alpha": torch.ones_like(frame["alpha"])}
+    picture = show(frame if channel == "alpha" else opaque, channel, torch.zeros(3), distance)
     return torch.cat([picture, frame["alpha"]])
