@@ -9,6 +9,7 @@ import math
 import socket
 import threading
 import time
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +50,8 @@ def view(config: ViewConfig) -> None:
     viser = _import_viser()
     device = resolve_device(config.device)
     session = Session(run, config, *load_newest(run, device), device)
+    # A browser may close while its picture is rendered.
+    warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
     server = viser.ViserServer(host=config.host, port=config.port, label="fourdiffusion", verbose=False)
     try:
         print("\n".join(_addresses(config.host, server.get_port())), flush=True)
@@ -157,7 +160,8 @@ def add_controls(server: Any, session: Session) -> Controls:
 
 def serve(server: Any, session: Session, stop: threading.Event) -> None:
     """Draw for every connected browser until ``stop`` is set."""
-    controls, pictures = add_controls(server, session), {}
+    controls = add_controls(server, session)
+    pictures: dict[int, Picture] = {}
     server.scene.set_up_direction("+z")
     server.on_client_connect(_place_camera)
     while not stop.is_set():

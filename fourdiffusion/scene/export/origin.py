@@ -17,7 +17,8 @@ def origin(run: Path, author: str | None = None, license: str | None = None) -> 
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         content = None
     content = content if isinstance(content, dict) else {}
-    settings = content.get("settings") if isinstance(content.get("settings"), dict) else {}
+    settings = content.get("settings")
+    settings = settings if isinstance(settings, dict) else {}
     notes = {key: content.get(key) or settings.get(key) for key in ("author", "license", "prompt", "commit")}
     notes |= {key: value for key, value in (("author", author), ("license", license)) if value}
     return {key: str(value) for key, value in notes.items() if value}
