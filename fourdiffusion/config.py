@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.renames import current_name
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -148,7 +149,7 @@ def compose(name: str, schema: type, words: Iterable[str]) -> "DictConfig":
     ConfigStore.instance().store(name=f"{name}_schema", node=schema)
     sections = {group.name: group for group in groups(name)}
     leaves = {setting.key: setting for setting in settings(schema)}
-    pairs = [_pair(word, leaves, sections) for word in words]
+    pairs = [_pair(word, leaves, sections, schema.__name__) for word in words]
     options = [f"{key}={_option(sections[key], value)}" for key, value in pairs if key in sections]
     try:
         with hydra.initialize_config_dir(str(shipped("configs")), version_base="1.3"):
@@ -184,9 +185,10 @@ def _sentence(error: Exception) -> str:
     return " ".join(re.split("full_key:|Config search path:", str(error))[0].split())
 
 
-def _pair(word: str, leaves: dict[str, Setting], sections: dict[str, Group]) -> tuple[str, str]:
+def _pair(word: str, leaves: dict[str, Setting], sections: dict[str, Group], schema: str) -> tuple[str, str]:
     """Key and value of one word of the command line; the key is one of the two tables'."""
     key, equals, value = word.partition("=")
+    key = current_name(schema, key)
     if not equals or key.startswith("-"):
         example = f"{key.lstrip('-')}={value or '...'}" if key.startswith("-") else f"{next(iter(leaves))}={word}"
         raise UserError(f"'{word}' is not a setting: write KEY=VALUE, for example {example}")

@@ -54,9 +54,9 @@ def read_release(
         raise UserError(f"imagedream={imagedream} holds motion layers: give it as motion=")
     beside = [imagedream / "tokenizer", imagedream.parent / "tokenizer"]
     vocabulary = encoders.find_tokenizer([Path(tokenizer)] if tokenizer else beside, sizes.text_length)
-    if len(vocabulary) > sizes.vocabulary:
+    if len(vocabulary) > sizes.vocab_size:
         raise UserError(
-            f"tokenizer: {len(vocabulary)} entries, the text tower knows {sizes.vocabulary}: give CLIP's own"
+            f"tokenizer: {len(vocabulary)} entries, the text tower knows {sizes.vocab_size}: give CLIP's own"
         )
     with torch.device("meta"):  # names and shapes without memory
         pipeline = fresh_pipeline(sizes, vocabulary, seed=0)

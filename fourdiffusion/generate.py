@@ -28,7 +28,7 @@ def generate(config: GenerateConfig) -> None:
             "num_frames": (config.num_frames, 1, 1000),
             "num_views": (config.num_views, 1, 360),
             "elevation_deg": (config.elevation_deg, -89, 89),
-            "model.sampling_steps": (model.sampling_steps, 1, 999),
+            "model.num_inference_steps": (model.num_inference_steps, 1, 999),
         }
     )
     video = load_video(config.video, config.num_frames, model.image_size, config.alpha, config.crop)
@@ -41,11 +41,13 @@ def generate(config: GenerateConfig) -> None:
     images = composite(video.rgba)
     azimuths = cameras.orthogonal_azimuths(config.num_views)
     c2w = cameras.orbit(azimuths, config.elevation_deg)
-    negative = unconditional(model.negative_prompt, model.guidance)
+    negative = unconditional(model.negative_prompt, model.guidance_scale)
     denoiser = pipeline.prepare(images, config.prompt, negative)
     generator = torch.Generator().manual_seed(config.seed)
-    with tqdm(total=model.sampling_steps, desc="sampling") as bar:
-        z = pipeline.sample(denoiser, c2w, model.sampling_steps, model.guidance, generator, groups, bar.update)
+    with tqdm(total=model.num_inference_steps, desc="sampling") as bar:
+        z = pipeline.sample(
+            denoiser, c2w, model.num_inference_steps, model.guidance_scale, generator, groups, bar.update
+        )
     views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()  # [V, F, 3, H, W]
 
     write_views(output, images, views, azimuths.tolist())

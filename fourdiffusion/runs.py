@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import write_atomic
+from fourdiffusion.renames import current_name
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -75,7 +76,9 @@ def open_run(folder: Path, config: Any, free: set[str], facts: dict[str, Any] | 
     path = folder / "config.yaml"
     if path.is_file():
         # what the run's version did not know yet, it did as the defaults do
-        old = _flat(dataclasses.asdict(type(config)())) | _flat(_read_settings(path))
+        name = type(config).__name__
+        written = {current_name(name, key): value for key, value in _flat(_read_settings(path)).items()}
+        old = _flat(dataclasses.asdict(type(config)())) | written
         for key, value in _flat(settings).items():
             before = old.get(key)
             if before != value and not any(f"{key}.".startswith(f"{name}.") for name in free | {"output"}):

@@ -26,7 +26,7 @@ def release_of(pipeline: FourDiffusionPipeline) -> dict[str, Tensor]:
 
 def write_release(path: Path, sizes: ModelConfig, known: dict[str, Tensor] | None = None) -> FourDiffusionPipeline:
     """A release of fresh weights, some of them replaced, and a vocabulary beside it; returns the fresh model."""
-    tokenizer = encoders.train_tokenizer(CAPTIONS, sizes.vocabulary, sizes.text_length)
+    tokenizer = encoders.train_tokenizer(CAPTIONS, sizes.vocab_size, sizes.text_length)
     tokenizer.save_pretrained(path.parent / "tokenizer")
     pipeline = fresh_pipeline(sizes, tokenizer, seed=0)
     torch.save(release_of(pipeline) | (known or {}), path)

@@ -36,7 +36,7 @@ def bad(tmp_path):
         ("fit video={bad}/busy alpha=magic", "magic"),
         ("fit", "video"),
         ("fit video={bad}/busy stepz=4", "stepz"),
-        ("fit video={bad}/busy steps=many", "many"),
+        ("fit video={bad}/busy max_steps=many", "many"),
         ("fit video={bad}/busy model=huge", "huge"),
         ("generate video={bad}/nowhere.gif", "nowhere.gif"),
         ("render scene={bad}/nowhere", "nowhere"),

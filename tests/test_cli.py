@@ -352,4 +352,4 @@ def test_the_presets_are_the_papers_numbers_and_the_releases_where_they_differ()
     default, paper = flat(dataclasses.asdict(FitConfig(video="x"))), settings("experiment=paper")
     assert differences(paper, default) == {"sds.ray_chunk", "sds.image_chunk"}  # these change the memory only
     released = settings("experiment=released")
-    assert differences(paper, released) == {"loss.opacity_from", "loss.sparsity_from"}
+    assert differences(paper, released) == {"loss.opacity_start_step", "loss.sparsity_start_step"}

@@ -128,8 +128,8 @@ def test_in_half_precision(model: Path, video: Path, tmp_path: Path) -> None:
 
 def test_too_many_sampling_steps(model: Path, video: Path, tmp_path: Path) -> None:
     config = settings(model, video, tmp_path / "run")
-    config.model.sampling_steps = 1000  # leading steps, shifted by one, would end past the schedule
-    with pytest.raises(UserError, match="model.sampling_steps=1000: give 1 to 999"):
+    config.model.num_inference_steps = 1000  # leading steps, shifted by one, would end past the schedule
+    with pytest.raises(UserError, match="model.num_inference_steps=1000: give 1 to 999"):
         generate(config)
 
 

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fourdiffusion"
 
 # Each layer imports only layers below it, and itself where that is said. Other modules at the top are the verbs.
-FOUNDATION = {"errors", "device", "cameras", "media", "files", "runs", "randomness", "tracking", "ops", "metrics"}
+FOUNDATION = {"errors", "device", "cameras", "files", "renames", "runs", "randomness", "tracking"}
+FOUNDATION |= {"media", "ops", "metrics"}
 SETTINGS = {"settings"}
 NOUNS = {"datasets", "diffusion", "scene"}
 COMMAND = {"cli", "config", "__main__"}

@@ -42,17 +42,17 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
     """
     if config.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
-    if config.storage is not None and config.storage not in DTYPES:
-        raise UserError(f"model.storage={config.storage} is none of {', '.join(DTYPES)}")
+    if config.storage_dtype is not None and config.storage_dtype not in DTYPES:
+        raise UserError(f"model.storage_dtype={config.storage_dtype} is none of {', '.join(DTYPES)}")
     if config.offload not in OFFLOADS:
         raise UserError(f"model.offload={config.offload} is none of {', '.join(OFFLOADS)}")
     if config.offload == "model" and device.type == "cpu":
         raise UserError("model.offload=model needs a GPU, and the device is the CPU: set model.offload=none")
     pipeline = load_pipeline(config.path, DTYPES[config.dtype])
-    set_sampler(pipeline, config.sampler, config.spacing)
-    if config.storage is not None:  # not the VAE: its gradient needs the weights after the pass
+    set_sampler(pipeline, config.scheduler, config.timestep_spacing)
+    if config.storage_dtype is not None:  # not the VAE: its gradient needs the weights after the pass
         for module in (pipeline.unet, pipeline.motion, pipeline.text_encoder, pipeline.image_encoder):
-            apply_layerwise_casting(module, DTYPES[config.storage], DTYPES[config.dtype])
+            apply_layerwise_casting(module, DTYPES[config.storage_dtype], DTYPES[config.dtype])
     if config.channels_last:
         for module in (pipeline.unet, pipeline.vae):
             module.to(memory_format=torch.channels_last)
@@ -102,9 +102,9 @@ def set_sampler(pipeline: FourDiffusionPipeline, name: str, spacing: str | None 
     begin always (Lin et al. 2023).
     """
     if name not in SAMPLERS:
-        raise UserError(f"model.sampler={name} is none of {', '.join(SAMPLERS)}")
+        raise UserError(f"model.scheduler={name} is none of {', '.join(SAMPLERS)}")
     if spacing not in (None, *SPACINGS):
-        raise UserError(f"model.spacing={spacing} is none of {', '.join(SPACINGS)}")
+        raise UserError(f"model.timestep_spacing={spacing} is none of {', '.join(SPACINGS)}")
     chosen = {} if spacing is None else {"timestep_spacing": spacing}
     pipeline.register_modules(scheduler=SAMPLERS[name].from_config(pipeline.scheduler.config, **chosen))
 
@@ -153,7 +153,7 @@ def fresh_pipeline(config: ModelConfig, tokenizer: CLIPTokenizer, seed: int) -> 
             ),
             tokenizer=tokenizer,
             text_encoder=encoders.fresh_text_encoder(
-                tokenizer, config.vocabulary, config.context_dim, config.text_layers, config.text_heads
+                tokenizer, config.vocab_size, config.context_dim, config.text_layers, config.text_heads
             ),
             image_encoder=encoders.fresh_image_encoder(
                 config.image_encoder_size, config.image_patch, config.image_dim, config.image_layers, config.image_heads

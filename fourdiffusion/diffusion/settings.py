@@ -18,16 +18,18 @@ class ModelConfig:
     """Where the weights are, and the sizes of a model made from nothing. The sizes' defaults are the release's."""
 
     path: str | None = None  # pipeline folder; None makes a fresh, untrained model of the sizes below
-    sampler: str = "ddim"  # ddim | dpm++ | unipc | euler, compared in docs/pipeline.md
-    spacing: str | None = None  # of its steps: leading | trailing | linspace; None: the sampler's own
-    sampling_steps: int = 100
-    guidance: float = 5.0  # of the sampler
+    scheduler: str = "ddim"  # ddim | dpm++ | unipc | euler, compared in docs/pipeline.md
+    timestep_spacing: str | None = None  # of its steps: leading | trailing | linspace; None: the sampler's own
+    num_inference_steps: int = 100
+    guidance_scale: float = 5.0  # of the sampler
     negative_prompt: str = NEGATIVE_PROMPT  # of the sampler
-    distillation_negative: str = DISTILLATION_NEGATIVE_PROMPT  # of the 4D stage
+    distillation_negative_prompt: str = DISTILLATION_NEGATIVE_PROMPT  # of the 4D stage
     window: int = 8  # frames that the model sees together, as many as it was trained with
     long_video: str = "windows"  # how longer videos are cut: windows | interleaved
     dtype: str = "float32"  # of all networks in generate and fit: float32 | bfloat16 | float16
-    storage: str | None = None  # generate and fit: UNet, motion layers and towers lie in this, and compute in dtype
+    storage_dtype: str | None = (
+        None  # generate and fit: UNet, motion layers and towers lie in this, and compute in dtype
+    )
     channels_last: bool = False  # generate and fit: memory layout of UNet and VAE; convolutions may run faster
     compile: bool = False  # generate and fit: torch.compile of the UNet; minutes at the first step
     offload: str = "none"  # generate and fit: none | model: towers and UNet wait in the CPU's memory for their turn
@@ -52,7 +54,7 @@ class ModelConfig:
     vae_blocks_per_level: int = 2
     vae_norm_groups: int = 32
     vae_attention: bool = True
-    vocabulary: int = 49408
+    vocab_size: int = 49408
     text_length: int = 77
     text_layers: int = 23
     text_heads: int = 16

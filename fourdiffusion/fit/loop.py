@@ -74,7 +74,7 @@ class Stage:
         size, target = self.config.model.image_size, self.target
         terms: dict[str, Tensor] = {}
         sds = self.config.sds
-        if sds.source != "off" and sds.weight and step >= sds.start and (step - sds.start) % sds.every == 0:
+        if sds.source != "off" and sds.weight and step >= sds.start_step and (step - sds.start_step) % sds.every == 0:
             terms |= self._distilled(step, weights, generator)
         if weights["perceptual"] or weights["d_ssim"]:
             frame = int(torch.randint(len(target.times), (), generator=generator))
@@ -86,7 +86,7 @@ class Stage:
             terms |= render_pass.backward(anchor, weights)
         if weights["views"]:
             origins, directions, times, jitter = render_pass.view_rays(target.c2w, target.times, size, generator)
-            chosen = torch.randint(len(times), (self.config.loss.views_rays,), generator=generator)
+            chosen = torch.randint(len(times), (self.config.loss.rgb_rays,), generator=generator)
             rays = (origins[chosen], directions[chosen], times[chosen], jitter[chosen])
             rgb = render_pass.render_rays(self.scene, rays).rgb
             colours = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)[chosen]  # rays run over F, V, H, W
@@ -100,12 +100,15 @@ class Stage:
         offset, height, place = torch.rand(3, generator=generator).tolist()
         azimuths = cameras.orthogonal_azimuths(len(target.views), 360 * offset)
         c2w = cameras.orbit(azimuths, sds.elevation_max_deg * height)
-        side = max(r for r, at in zip(sds.resolutions, sds.resolution_steps, strict=True) if step >= at)
-        since, length = step - sds.start, sds.ramp_steps
-        low = losses.ramp(since, sds.max_step, sds.min_step_end, length)
-        high = losses.ramp(since, sds.max_step, sds.max_step_end, length)
+        side = max(r for r, at in zip(sds.resolutions, sds.resolution_milestones, strict=True) if step >= at)
+        since, length = step - sds.start_step, sds.ramp_steps
+        low = losses.ramp(since, sds.t_start, sds.t_min_end, length)
+        high = losses.ramp(since, sds.t_start, sds.t_max_end, length)
         guidance = losses.ramp(
-            since, sds.guidance, sds.guidance if sds.guidance_end is None else sds.guidance_end, length
+            since,
+            sds.guidance_scale,
+            sds.guidance_scale if sds.guidance_scale_end is None else sds.guidance_scale_end,
+            length,
         )
         timestep = int((low + (high - low) * place) * self.pipeline.scheduler.config.num_train_timesteps)
 
@@ -114,8 +117,8 @@ class Stage:
             clip = self.denoiser.at_frames(frames)
             loss, gradient = distillation.distil(
                 images, model.image_size, self.pipeline.vae, lambda z_t: clip(z_t, timestep, c2w),
-                self.denoiser.alphas_cumprod[timestep], guidance, sds.rescale, generator, sds.image_chunk,
-                sds.in_pixels,
+                self.denoiser.alphas_cumprod[timestep], guidance, sds.guidance_rescale, generator, sds.image_chunk,
+                sds.pixel_space,
             )  # fmt: skip
             return loss, gradient.movedim(2, -1).reshape(-1, 3)
 
@@ -130,12 +133,12 @@ def fit(config: FitConfig) -> None:
     stage = _stage(config, output, device)
     scene, target = stage.scene, stage.target
     optimizer = torch.optim.AdamW(
-        scene.field.parameter_groups(config.grid_rate, config.mlp_rate), betas=(0.9, 0.99), eps=1e-15
+        scene.field.parameter_groups(config.grid_lr, config.mlp_lr), betas=(0.9, 0.99), eps=1e-15
     )
     rates = [group["lr"] for group in optimizer.param_groups]
     start = _resume(output, scene, optimizer)
 
-    bar = tqdm(range(start, config.steps), "fit", config.steps, initial=start)
+    bar = tqdm(range(start, config.max_steps), "fit", config.max_steps, initial=start)
     saved = shown = time.monotonic()
     recent: dict[str, list[Tensor]] = {}  # since the last line of the log; a term may miss at most steps
     with (
@@ -145,7 +148,7 @@ def fit(config: FitConfig) -> None:
         for step in bar:
             generator = stream(config.seed, 0, step)
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * config.rate_decay ** (step / config.steps)
+                group["lr"] = rate * config.lr_decay ** (step / config.max_steps)
             if step % config.occupancy_every == 0:
                 scene.occupancy.update(scene.field.density, target.times.to(device), generator)
                 _check_matter(scene.occupancy, step)
@@ -154,7 +157,7 @@ def fit(config: FitConfig) -> None:
             loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
             if not bool(loss.isfinite()):
                 raise UserError(
-                    f"the loss is {loss.item()} at step {step} ({_show(terms)}): lower grid_rate or sds.weight"
+                    f"the loss is {loss.item()} at step {step} ({_show(terms)}): lower grid_lr or sds.weight"
                 )
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -163,13 +166,13 @@ def fit(config: FitConfig) -> None:
             bar.set_postfix_str(_show(terms), refresh=False)
             for name, value in (terms | {"loss": loss}).items():
                 recent.setdefault(name, []).append(value)
-            if done % config.log_every == 0 or done == config.steps:
+            if done % config.log_every == 0 or done == config.max_steps:
                 means = {name: torch.stack(values).mean().item() for name, values in recent.items()}
                 append_log(output, {"step": done, **means})
                 track(means, done)
                 recent.clear()
             stopping = interrupted()
-            if now - saved > 60 * config.checkpoint_minutes or done == config.steps or stopping:
+            if now - saved > 60 * config.checkpoint_minutes or done == config.max_steps or stopping:
                 _save(output, scene, optimizer, done)
                 saved = time.monotonic()
             if stopping:
@@ -192,15 +195,15 @@ def _stage(config: FitConfig, output: Path, device: torch.device) -> Stage:
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     distance, perceptual = _perceptual(config.loss, pipeline.vae, device)
-    free = {"steps", "log_every", "checkpoint_minutes", "preview_minutes", "trackers", "device"}
+    free = {"max_steps", "log_every", "checkpoint_minutes", "preview_minutes", "trackers", "device"}
     free |= {f"scene.{name}" for name in backends}
     open_run(output, config, free, {"backends": backends, "perceptual": distance})
     tqdm.write(f"{config.video}: {video.summary()}")
     tqdm.write("backends: " + ", ".join(f"{name}={value}" for name, value in backends.items()))
     tqdm.write(f"perceptual loss: {distance}")
     target = _generate(config, pipeline, video.rgba, groups, output)
-    guided = sds.guidance if sds.guidance_end in (None, 1) else sds.guidance_end
-    negative = unconditional(model.distillation_negative, guided)
+    guided = sds.guidance_scale if sds.guidance_scale_end in (None, 1) else sds.guidance_scale_end
+    negative = unconditional(model.distillation_negative_prompt, guided)
     denoiser = pipeline.prepare(target.images, config.prompt, negative, sds.source == "fourdm")
     scene = Scene(
         DynamicField(config.scene.field, config.seed, backends["grid_backend"]).to(device),
@@ -212,8 +215,8 @@ def _stage(config: FitConfig, output: Path, device: torch.device) -> Stage:
 
 def _perceptual(config: LossConfig, vae: AutoencoderKL, device: torch.device) -> tuple[str, Perceptual]:
     """The anchor loss's distance (Eq. 11) and what it is: LPIPS, or a substitute where its weights are not here."""
-    used = bool(config.anchor and config.perceptual)
-    lpips = load_lpips(config.lpips) if used else None
+    used = bool(config.anchor and config.lambda_lpips)
+    lpips = load_lpips(config.lpips_weights) if used else None
     if lpips is None:
         what = "distance of VAE latents, for want of LPIPS' weights" if used else "off"
         return what, partial(encoders.latent_distance, vae)
@@ -230,21 +233,21 @@ def _check(config: FitConfig) -> None:
         {
             "num_frames": (config.num_frames, 2, 1000),
             "num_views": (config.num_views, 1, 360),
-            "steps": (config.steps, 1, 10_000_000),
+            "max_steps": (config.max_steps, 1, 10_000_000),
             "log_every": (config.log_every, 1, 10_000_000),
             "occupancy_every": (config.occupancy_every, 1, 10_000_000),
             "sds.every": (config.sds.every, 1, 10_000_000),
-            "model.sampling_steps": (config.model.sampling_steps, 1, 999),
+            "model.num_inference_steps": (config.model.num_inference_steps, 1, 999),
         }
     )
-    if len(config.sds.resolutions) != len(config.sds.resolution_steps):
-        raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_steps differ in length")
+    if len(config.sds.resolutions) != len(config.sds.resolution_milestones):
+        raise UserError(f"sds.resolutions={config.sds.resolutions} and sds.resolution_milestones differ in length")
     sds, loss = config.sds, config.loss
-    always = loss.views > 0 or (loss.anchor and (loss.perceptual > 0 or loss.d_ssim > 0))
-    if not always and (sds.source == "off" or sds.weight == 0 or sds.every > 1 or sds.start > 0):
+    always = loss.lambda_rgb > 0 or (loss.anchor and (loss.lambda_lpips > 0 or loss.lambda_dssim > 0))
+    if not always and (sds.source == "off" or sds.weight == 0 or sds.every > 1 or sds.start_step > 0):
         raise UserError(
-            f"sds.source={sds.source}, sds.weight={sds.weight:g}, sds.every={sds.every}, sds.start={sds.start} leave "
-            "steps without any loss: set loss.views or loss.anchor, or let SDS run at each step from the first"
+            f"sds.source={sds.source}, sds.weight={sds.weight:g}, sds.every={sds.every}, sds.start_step={sds.start_step} leave "
+            "steps without any loss: set loss.lambda_rgb or loss.anchor, or let SDS run at each step from the first"
         )
 
 
@@ -265,8 +268,8 @@ def _check_matter(occupancy: OccupancyGrid, step: int) -> None:
     opacity = -math.expm1(-float(occupancy.density.max()) * occupancy.config.step)
     if opacity < EMPTY:
         raise UserError(
-            f"the scene is empty at step {step} (a sample's opacity is {opacity:.1e} at most): lower loss.sparsity and "
-            "sds.weight, or grid_rate, and choose another output"
+            f"the scene is empty at step {step} (a sample's opacity is {opacity:.1e} at most): lower loss.lambda_sparsity and "
+            "sds.weight, or grid_lr, and choose another output"
         )
 
 
@@ -280,12 +283,18 @@ def _generate(
     times = torch.linspace(0, 1, config.num_frames)
     folder = output / "generated"
     if not folder.is_dir():
-        negative = unconditional(config.model.negative_prompt, config.model.guidance)
+        negative = unconditional(config.model.negative_prompt, config.model.guidance_scale)
         denoiser = pipeline.prepare(images, config.prompt, negative)
         generator = torch.Generator().manual_seed(config.seed)
-        with tqdm(total=config.model.sampling_steps, desc="sampling") as bar:
+        with tqdm(total=config.model.num_inference_steps, desc="sampling") as bar:
             z = pipeline.sample(
-                denoiser, c2w, config.model.sampling_steps, config.model.guidance, generator, groups, bar.update
+                denoiser,
+                c2w,
+                config.model.num_inference_steps,
+                config.model.guidance_scale,
+                generator,
+                groups,
+                bar.update,
             )
         views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()
         save_tensors(output / "input.safetensors", {"rgba": rgba, "times": times}, {})
@@ -293,7 +302,7 @@ def _generate(
         write_clip(folder, opaque_clip("generated", views, c2w, cameras.FOVY_DEG, config.prompt, source))
         write_views(folder, images, views, azimuths.tolist())
     views = read_clip(folder).rgba[:, :, :3].float() / 255
-    if config.loss.input_view:
+    if config.loss.use_input_view:
         views[0] = images
     anchor = config.loss.anchor_view
     if anchor is None:
@@ -306,12 +315,14 @@ def loss_weights(config: FitConfig, step: int) -> dict[str, float]:
     loss = config.loss
     return {
         "sds": config.sds.weight,
-        "perceptual": loss.perceptual if loss.anchor else 0.0,
-        "d_ssim": loss.d_ssim if loss.anchor else 0.0,
-        "views": loss.views,
-        "orientation": losses.ramp(step, loss.orientation_start, loss.orientation_end, loss.orientation_ramp),
-        "opacity": loss.opacity if step >= loss.opacity_from else 0.0,
-        "sparsity": loss.sparsity if step >= loss.sparsity_from else 0.0,
+        "perceptual": loss.lambda_lpips if loss.anchor else 0.0,
+        "d_ssim": loss.lambda_dssim if loss.anchor else 0.0,
+        "views": loss.lambda_rgb,
+        "orientation": losses.ramp(
+            step, loss.lambda_orientation, loss.lambda_orientation_end, loss.orientation_ramp_steps
+        ),
+        "opacity": loss.lambda_opacity if step >= loss.opacity_start_step else 0.0,
+        "sparsity": loss.lambda_sparsity if step >= loss.sparsity_start_step else 0.0,
     }
 
 

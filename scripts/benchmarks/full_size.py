@@ -84,14 +84,14 @@ def main(arguments: argparse.Namespace) -> None:
         path=str(folder),
         image_size=arguments.size or sizes.image_size,
         dtype=arguments.dtype,
-        storage=arguments.storage,
+        storage_dtype=arguments.storage,
         offload=arguments.offload,
         channels_last=arguments.channels_last,
         compile=arguments.compile,
     )
     config.prompt, config.num_frames, config.num_views, config.model = PROMPT, arguments.frames, arguments.views, model
     config.sds.image_chunk, config.sds.ray_chunk = arguments.image_chunk, arguments.ray_chunk
-    config.sds.resolutions = [model.image_size] * len(config.sds.resolution_steps)
+    config.sds.resolutions = [model.image_size] * len(config.sds.resolution_milestones)
     images = torch.rand(arguments.frames, 3, model.image_size, model.image_size)
     measure = measure_generate if arguments.task == "generate" else measure_sds
     seconds = measure(config, device, images, arguments.steps)
@@ -138,10 +138,10 @@ def measure_generate(config: FitConfig, device: torch.device, images: Tensor, st
     pipeline = open_pipeline(model, device)
     loaded = _now(device)
     c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
-    denoiser = pipeline.prepare(images, config.prompt, unconditional(model.negative_prompt, model.guidance))
+    denoiser = pipeline.prepare(images, config.prompt, unconditional(model.negative_prompt, model.guidance_scale))
     marks = [_now(device)]
     z = pipeline.sample(
-        denoiser, c2w, steps, model.guidance, torch.Generator().manual_seed(0),
+        denoiser, c2w, steps, model.guidance_scale, torch.Generator().manual_seed(0),
         progress=lambda _: marks.append(_now(device)),
     )  # fmt: skip
     views = encoders.decode_latents(pipeline.vae, z)
@@ -161,18 +161,18 @@ def measure_sds(config: FitConfig, device: torch.device, images: Tensor, steps: 
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     loaded = _now(device)
-    negative = unconditional(config.model.distillation_negative, config.sds.guidance)
+    negative = unconditional(config.model.distillation_negative_prompt, config.sds.guidance_scale)
     denoiser = pipeline.prepare(images, config.prompt, negative)
     field, renderer = DynamicField(config.scene.field, config.seed).to(device), config.scene.renderer
     scene = Scene(field, OccupancyGrid(renderer).to(device), renderer)
-    optimizer = torch.optim.AdamW(field.parameter_groups(config.grid_rate, config.mlp_rate))
+    optimizer = torch.optim.AdamW(field.parameter_groups(config.grid_lr, config.mlp_lr))
     c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
     times = torch.linspace(0, 1, config.num_frames)
     target = Target(images, images.expand(config.num_views, *images.shape), c2w, times, anchor=0)
     perceptual = partial(encoders.latent_distance, pipeline.vae)
     stage = Stage(config, pipeline, denoiser, perceptual, scene, target)
     marks = [_now(device)]
-    for step in range(config.sds.resolution_steps[-1], config.sds.resolution_steps[-1] + steps):
+    for step in range(config.sds.resolution_milestones[-1], config.sds.resolution_milestones[-1] + steps):
         generator = stream(config.seed, 0, step)
         scene.occupancy.update(field.density, times.to(device), generator)
         weights = loss_weights(config, step)

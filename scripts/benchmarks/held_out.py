@@ -92,11 +92,11 @@ def sample(
     model = settings.model
     groups = frame_groups(model.long_video, settings.num_frames, model.window, pipeline.motion.config.max_frames)
     images = example.truth[0].to(pipeline.device)
-    negative = unconditional(model.negative_prompt, model.guidance)
+    negative = unconditional(model.negative_prompt, model.guidance_scale)
     denoiser = pipeline.prepare(images, example.caption, negative, use_motion)
     c2w = cameras.orbit(cameras.orthogonal_azimuths(settings.num_views))
     generator = torch.Generator().manual_seed(seed)
-    z = pipeline.sample(denoiser, c2w, model.sampling_steps, model.guidance, generator, groups)
+    z = pipeline.sample(denoiser, c2w, model.num_inference_steps, model.guidance_scale, generator, groups)
     return encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()
 
 

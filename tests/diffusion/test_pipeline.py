@@ -322,9 +322,9 @@ def test_few_trailing_steps_begin_in_noise_and_leading_ones_do_not() -> None:
 
 
 def test_unknown_samplers_are_named() -> None:
-    with pytest.raises(UserError, match="model.sampler=magic is none of ddim, dpm"):
+    with pytest.raises(UserError, match="model.scheduler=magic is none of ddim, dpm"):
         set_sampler(tiny_pipeline(), "magic")
-    with pytest.raises(UserError, match="model.spacing=even is none of leading, trailing"):
+    with pytest.raises(UserError, match="model.timestep_spacing=even is none of leading, trailing"):
         set_sampler(tiny_pipeline(), "ddim", "even")
 
 
@@ -369,7 +369,7 @@ def test_half_precision_is_near_single(pipeline: FourDiffusionPipeline, saved: P
 
 
 def test_weights_may_lie_in_half_and_compute_in_single_precision(pipeline: FourDiffusionPipeline, saved: Path) -> None:
-    stored = opened(saved, storage="bfloat16")
+    stored = opened(saved, storage_dtype="bfloat16")
 
     def share(part: str) -> float:
         """Of single precision's bytes; normalisations and the patches' embedding keep them."""
@@ -425,7 +425,7 @@ def test_offload_on_a_gpu(pipeline: FourDiffusionPipeline, saved: Path) -> None:
     "switch, message",
     [
         ({"dtype": "fp16"}, "model.dtype=fp16 is none of float32, bfloat16, float16"),
-        ({"storage": "int4"}, "model.storage=int4 is none of float32, bfloat16, float16"),
+        ({"storage_dtype": "int4"}, "model.storage_dtype=int4 is none of float32, bfloat16, float16"),
         ({"offload": "disk"}, "model.offload=disk is none of none, model"),
         ({"offload": "model"}, "model.offload=model needs a GPU"),
     ],

@@ -61,17 +61,17 @@ def config(model, video, tmp_path):
         num_frames=FRAMES,
         crop="frame",
         device="cpu",
-        steps=STEPS,
+        max_steps=STEPS,
         occupancy_every=2,
         log_every=1,
         preview_minutes=0.0,
-        model=dataclasses.replace(tiny_config(str(model)), sampling_steps=2),
+        model=dataclasses.replace(tiny_config(str(model)), num_inference_steps=2),
         scene=SceneConfig(
             field=FieldConfig(space=GRID, spacetime=GRID, hidden_width=8),
             renderer=RendererConfig(num_samples=24, occupancy_resolution=8),
         ),
-        sds=DistillationConfig(every=2, ramp_steps=4, resolutions=[8, SIZE], resolution_steps=[0, 3]),
-        loss=LossConfig(views=10.0, views_rays=64, opacity=1.0, sparsity=1.0, sparsity_from=0),
+        sds=DistillationConfig(every=2, ramp_steps=4, resolutions=[8, SIZE], resolution_milestones=[0, 3]),
+        loss=LossConfig(lambda_rgb=10.0, rgb_rays=64, lambda_opacity=1.0, lambda_sparsity=1.0, sparsity_start_step=0),
     )
 
 
@@ -105,14 +105,14 @@ def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(config):
 
 
 def test_the_run_says_which_backends_it_took_and_goes_on_with_others(config, capsys):
-    config.steps = 1
+    config.max_steps = 1
     fit(config)
     assert "backends: grid_backend=numba, ray_backend=torch" in capsys.readouterr().out
     content = yaml.safe_load(Path(config.output, "config.yaml").read_text())
     assert content["backends"] == {"grid_backend": "numba", "ray_backend": "torch"}
     assert content["perceptual"] == "distance of VAE latents, for want of LPIPS' weights"
     assert content["settings"]["scene"]["grid_backend"] == "auto"
-    config.steps, config.scene.grid_backend = 2, "torch"
+    config.max_steps, config.scene.grid_backend = 2, "torch"
     fit(config)
     assert yaml.safe_load(Path(config.output, "config.yaml").read_text())["backends"]["grid_backend"] == "torch"
     assert [line["step"] for line in log(config)] == [1, 2]
@@ -121,7 +121,7 @@ def test_the_run_says_which_backends_it_took_and_goes_on_with_others(config, cap
 
 
 def test_tensorboard_has_the_curves_of_the_log(config):
-    config.steps = 2
+    config.max_steps = 2
     fit(config)
     events = EventAccumulator(f"{config.output}/tensorboard").Reload()
     assert set(events.Tags()["scalars"]) == set().union(*log(config)) - {"step"}
@@ -139,7 +139,7 @@ def test_guidance_falls_along_the_ramp(config, monkeypatch):
         return real(images, size, vae, denoise, alpha_bar, guidance, *rest)
 
     monkeypatch.setattr(distillation, "distil", spy)
-    config.sds = dataclasses.replace(config.sds, every=1, guidance=1.0, guidance_end=5.0)
+    config.sds = dataclasses.replace(config.sds, every=1, guidance_scale=1.0, guidance_scale_end=5.0)
     fit(config)
     assert [guidance for guidance, _ in seen] == [1.0, 2.0, 3.0, 4.0, 5.0, 5.0]
     assert not any(same for _, same in seen)
@@ -162,7 +162,7 @@ def test_a_line_of_the_log_has_the_means_since_the_line_before(config, tmp_path)
 def test_the_ablations_run(config, change):
     config.sds = dataclasses.replace(config.sds, **change)
     config.loss = dataclasses.replace(config.loss, anchor=False)
-    config.steps = 2
+    config.max_steps = 2
     fit(config)
     first = log(config)[0]
     assert ("sds" in first) == (change["source"] != "off")
@@ -171,9 +171,9 @@ def test_the_ablations_run(config, change):
 
 def test_a_run_in_two_parts_equals_a_run_in_one(config, tmp_path):
     fit(config)
-    halves = dataclasses.replace(config, output=str(tmp_path / "halves"), steps=3)
+    halves = dataclasses.replace(config, output=str(tmp_path / "halves"), max_steps=3)
     fit(halves)
-    fit(dataclasses.replace(halves, steps=STEPS))
+    fit(dataclasses.replace(halves, max_steps=STEPS))
     assert_equal_bits(scene_tensors(config), scene_tensors(halves))
     assert log(config) == log(halves)
 
@@ -185,7 +185,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one(config, tmp_path):
 )
 def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, minutes, sign):
     """Killed after its first checkpoint; or stopped with Ctrl-C before its first one is due."""
-    config.steps, config.checkpoint_minutes = 12, minutes
+    config.max_steps, config.checkpoint_minutes = 12, minutes
     fit(config)
     killed = dataclasses.replace(config, output=str(tmp_path / "killed"))
     program = "import pickle, sys; from fourdiffusion.fit.loop import fit; fit(pickle.load(open(sys.argv[1], 'rb')))"
@@ -211,14 +211,14 @@ def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, minutes
         ({"video": "nowhere.mp4"}, "nowhere.mp4"),
         ({"device": "tpu"}, "tpu"),
         ({"num_frames": 1}, "num_frames=1"),
-        ({"steps": 0}, "steps=0"),
+        ({"max_steps": 0}, "max_steps=0"),
         ({"sds": DistillationConfig(source="dreams")}, "dreams"),
         ({"sds": DistillationConfig(resolutions=[8])}, "resolution"),
         ({"sds": DistillationConfig(every=2), "loss": LossConfig(anchor=False)}, "sds.every=2.* without any loss"),
         ({"model": tiny_config("nowhere")}, "nowhere"),
         ({"scene": SceneConfig(grid_backend="tinycudann")}, "scene.grid_backend=tinycudann (needs|serves)"),
         ({"scene": SceneConfig(ray_backend="nerfacc")}, "scene.ray_backend=nerfacc (needs|serves)"),
-        ({"loss": LossConfig(lpips="nowhere")}, "lpips=nowhere lacks vgg16-397923af.pth or vgg.pth"),
+        ({"loss": LossConfig(lpips_weights="nowhere")}, "lpips=nowhere lacks vgg16-397923af.pth or vgg.pth"),
         ({"trackers": ["abacus"]}, "trackers: abacus is none of tensorboard, wandb"),
         ({"scene": SceneConfig(ray_backend="sun")}, "scene.ray_backend=sun is unknown: choose auto, nerfacc, torch"),
     ],
@@ -231,13 +231,13 @@ def test_what_it_refuses_leaves_no_run(config, change, words):
 
 
 def test_a_damaged_checkpoint_is_named(config):
-    config.steps = 1
+    config.max_steps = 1
     fit(config)
     path = f"{config.output}/checkpoint.safetensors"
     with open(path, "r+b") as file:
         file.truncate(100)
     with pytest.raises(UserError, match="checkpoint.safetensors"):
-        fit(dataclasses.replace(config, steps=2))
+        fit(dataclasses.replace(config, max_steps=2))
 
 
 def test_the_anchor_is_the_view_most_like_the_input_and_can_be_set(config):
@@ -265,8 +265,8 @@ def test_an_empty_scene_stops_with_a_reason(config):
         fit(config)
 
 
-@pytest.mark.parametrize("in_pixels", [False, True])
-def test_gradients_in_chunks_are_the_whole_gradient(config, in_pixels):
+@pytest.mark.parametrize("pixel_space", [False, True])
+def test_gradients_in_chunks_are_the_whole_gradient(config, pixel_space):
     """Memory must not grow with the number of rays; nothing else may change."""
     pipeline = load_pipeline(config.model.path)
     rgba = load_video(config.video, FRAMES, SIZE, crop="frame").rgba
@@ -276,7 +276,7 @@ def test_gradients_in_chunks_are_the_whole_gradient(config, in_pixels):
     perceptual = partial(latent_distance, pipeline.vae)
     found = []
     for rays, pictures in ((0, 0), (0, 3), (100, 3), (777, 0)):
-        config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=pictures, in_pixels=in_pixels)
+        config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=pictures, pixel_space=pixel_space)
         renderer = config.scene.renderer
         scene = Scene(DynamicField(config.scene.field, 0), OccupancyGrid(renderer), renderer)
         generator = torch.Generator().manual_seed(0)
