@@ -29,9 +29,10 @@ def ball_density(x: Tensor, t: Tensor) -> Tensor:
 
 
 def ball_field(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Red above the ball's center, blue below it."""
-    above = (x[:, 2] > ball_center(t)[:, 2]).float()
-    return ball_density(x, t), torch.stack([above, torch.zeros_like(above), 1 - above], dim=1)
+    """Red above the ball's center, blue below it, and green outside of it."""
+    offset = x - ball_center(t)
+    above, inside = (offset[:, 2] > 0).float(), (offset.norm(dim=1) < RADIUS + 0.03).float()
+    return ball_density(x, t), torch.stack([above * inside, 1 - inside, (1 - above) * inside], dim=1)
 
 
 class BallField:
