@@ -168,7 +168,7 @@ def test_image_sequences_show_the_ball(tmp_path: Path) -> None:
         column = round(16 - 0.5 - 0.1 / 0.9 * 16 / np.tan(np.radians(22.5)))
         assert alpha[row, column] > 250 and depth[row, column] == pytest.approx(0.65, abs=0.05)
         top, bottom = rgba[row - 4, column], rgba[row + 4, column]
-        assert top[0] > 200 > 50 > top[2] and bottom[2] > 200 > 50 > bottom[0]
+        assert top[0] > 140 > 60 > top[2] and bottom[2] > 140 > 60 > bottom[0]
         assert depth[-1, -1] == 0 and alpha[-1, -1] == 0
 
 
