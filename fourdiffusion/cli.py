@@ -133,6 +133,25 @@ VERBS = (
         ("scene", "output", "size", "orbit_pictures", "num_azimuths", "elevation_deg", "device"),
     ),
     Verb(
+        "export",
+        "fourdiffusion.export",
+        "export",
+        "fourdiffusion.settings:ExportConfig",
+        "write a fitted scene as animated GLB, meshes, splats, an HTML page, images or a dataset",
+        (
+            "fourdiffusion export scene=runs/clip",
+            "fourdiffusion export scene=runs/clip format=html output=clip.html",
+        ),
+    ),
+    Verb(
+        "view",
+        "fourdiffusion.view",
+        "view",
+        "fourdiffusion.settings:ViewConfig",
+        "turn a scene and its time in the browser, also while it is being fitted",
+        ("fourdiffusion view scene=runs/clip", "fourdiffusion view scene=runs/clip html=true output=clip.html"),
+    ),
+    Verb(
         "evaluate",
         "fourdiffusion.evaluate",
         "evaluate",

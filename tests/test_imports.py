@@ -35,7 +35,8 @@ HOMES = {
     "rembg": {"media/matting.py"},
     "imageio": {"media/read.py", "media/write.py"},
     "imageio_ffmpeg": {"media/read.py", "media/write.py"},
-    "av": {"media/read.py", "media/write.py"},
+    "av": {"media/read.py", "media/write.py", "media/animation.py"},
+    "viser": {"view.py"},
     "bpy": set(),  # only the Blender script beside the package
 }
 HEAVY = {*HOMES, "torch", "numpy", "scipy", "diffusers", "skimage", "PIL"}
