@@ -42,6 +42,30 @@ VERBS = (
         ("output", "num_clips", "split", "num_views", "num_frames", "size", "rig", "num_faulty", "num_workers"),
     ),
     Verb(
+        "data render",
+        "fourdiffusion.prepare.render_assets",
+        "render_assets",
+        "fourdiffusion.datasets.rendering.settings:RenderAssetsConfig",
+        "render animated assets to clips of many views, with Blender or, for glTF, with OpenGL",
+        (
+            "fourdiffusion data render assets=assets output=cache/clips",
+            "fourdiffusion data render assets=assets output=cache/clips engine=opengl width=128 height=128 num_views=8",
+        ),
+        (
+            "assets",
+            "output",
+            "engine",
+            "blender",
+            "width",
+            "height",
+            "num_views",
+            "num_random_views",
+            "num_frames",
+            "animations",
+            "num_workers",
+        ),
+    ),
+    Verb(
         "train",
         "fourdiffusion.train.loop",
         "train",
@@ -142,6 +166,7 @@ VERBS = (
             "fourdiffusion export scene=runs/clip",
             "fourdiffusion export scene=runs/clip format=html output=clip.html",
         ),
+        ("scene", "format", "output", "num_frames", "fps", "resolution", "iso_level", "size", "device"),
     ),
     Verb(
         "view",
@@ -150,6 +175,7 @@ VERBS = (
         "fourdiffusion.settings:ViewConfig",
         "turn a scene and its time in the browser, also while it is being fitted",
         ("fourdiffusion view scene=runs/clip", "fourdiffusion view scene=runs/clip html=true output=clip.html"),
+        ("scene", "port", "size", "html", "output", "device"),
     ),
     Verb(
         "evaluate",

@@ -71,7 +71,7 @@ def serve() -> None:
         from fourdiffusion.ops.settings import HashGridConfig
         from fourdiffusion.scene.settings import FieldConfig
     except ImportError:  # commits before the rooms
-        from fourdiffusion.ops.hash_grid import HashGridConfig  # type: ignore[no-redef, attr-defined]
+        from fourdiffusion.ops.hash_grid import HashGridConfig
 
         FieldConfig = module.FieldConfig  # type: ignore[misc, attr-defined]
     grid = HashGridConfig(num_levels=8, log2_hashmap_size=15, per_level_scale=1.4)
