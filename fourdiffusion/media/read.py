@@ -246,7 +246,7 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
     elif is_picture(source.path):
         pictures = _animation_frames(source.path, set(wanted))
     else:
-        pictures = _video_frames(source.path, set(wanted))
+        pictures = video_frames(source.path, set(wanted))
     kept: dict[int, np.ndarray] = {}
     for index, frame in zip(wanted, pictures, strict=False):
         first = kept.setdefault(wanted[0], frame)
@@ -275,15 +275,21 @@ def _animation(path: Path) -> Iterator[Image.Image]:
         count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo with its thumbnails
         if count * image.width * image.height > MAX_SEQUENCE_PIXELS:
             raise ValueError(f"{count} frames of {image.width} x {image.height} pixels are too many to decode")
-        for index in range(count):
+        still = 1 if image.info.get("default_image") and count > 1 else 0  # of a PNG: shown where it cannot move
+        for index in range(still, count):
             image.seek(index)
             image.load()
             yield image
 
 
 def _animation_durations(path: Path, default_s: float) -> np.ndarray:
-    durations = [float(image.info.get("duration", 1000 * default_s)) / 1000 for image in _animation(path)]
-    return np.array([duration if duration > 0.0105 else SHORT_S for duration in durations])
+    """Seconds that each frame is shown; of a file without durations (TIFF pages), ``default_s``."""
+    durations = []
+    for image in _animation(path):
+        milliseconds = image.info.get("duration", 0)
+        short = default_s if image.format == "TIFF" else SHORT_S
+        durations.append(milliseconds / 1000 if milliseconds > 10 else short)
+    return np.array(durations)
 
 
 def _animation_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
@@ -295,7 +301,7 @@ def _animation_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
 # ---- videos ---------------------------------------------------------------------------------------------------------
 
 
-def _video_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
+def video_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
     for index, (frame, aspect) in enumerate(_decode_video(path)):
         if index in wanted:
             if frame.is_corrupt:

@@ -83,6 +83,13 @@ def test_orientation_is_applied(tmp_path: Path, orientation: int, name: str) -> 
     assert picture_size(tmp_path / name) == (WIDTH, HEIGHT)
 
 
+def test_a_photo_with_its_thumbnail_is_one_picture(tmp_path: Path) -> None:
+    """Phones write JPEGs that hold several pictures (MPO)."""
+    small = Image.fromarray(drawing()).resize((8, 8))
+    Image.fromarray(drawing()).save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[small], quality=100)
+    assert np.abs(read_picture(tmp_path / "a.jpg")[..., :3].astype(int) - drawing()).mean() < 4
+
+
 # ---- what is no picture ---------------------------------------------------------------------------------------------
 
 

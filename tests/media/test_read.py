@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -308,6 +309,20 @@ def test_durations_of_a_gif_count(tmp_path: Path) -> None:
     assert video.times_s == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     images[0].save(tmp_path / "in.webp", save_all=True, append_images=images[1:], duration=durations, lossless=True)
     assert load_video(str(tmp_path / "in.webp"), 6, 32).frame_indices == [0, 0, 0, 0, 1, 3]
+
+
+def test_the_still_of_an_animated_png_is_no_frame_and_short_durations_are_a_tenth(tmp_path: Path) -> None:
+    images = [Image.fromarray(frame) for frame in numbered(4)]
+    later = {"save_all": True, "append_images": images[1:]}
+    images[0].save(tmp_path / "still.png", default_image=True, duration=[100] * 4, **later)
+    video = load_video(str(tmp_path / "still.png"), 3, 16)
+    assert video.num_source_frames == 3 and numbers(video.rgba) == [1, 2, 3]
+    images[0].save(tmp_path / "fast.gif", duration=[0, 10, 300, 100], **later)
+    fast = InputVideo(str(tmp_path / "fast.gif"), num_frames=4, stride=1)
+    assert load_video(fast, 16).times_s == pytest.approx([0, 0.1, 0.2, 0.5])
+    images[0].save(tmp_path / "pages.tif", **later)
+    pages = InputVideo(str(tmp_path / "pages.tif"), num_frames=4, source_fps=200)
+    assert load_video(pages, 16).times_s == pytest.approx([0, 0.005, 0.01, 0.015])
 
 
 def test_a_part_of_a_video(tmp_path: Path) -> None:
@@ -621,6 +636,23 @@ def test_pipes_and_closed_folders_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(folder / "1.png")
     with pytest.raises(UserError, match="1.png: is a pipe"):
         load_video(str(folder), 3, 32)
+
+
+def test_what_may_not_be_read_is_one_line(tmp_path: Path) -> None:
+    """As a user without the rights of root."""
+    save_folder(tmp_path / "closed", rgba_frames(2))
+    save_mp4(tmp_path / "closed.mp4", rgb_frames(2))
+    for path in (tmp_path / "closed", tmp_path / "closed.mp4"):
+        path.chmod(0)
+    code = "import sys\nfrom fourdiffusion.media.series import find_source\nfor name in sys.argv[1:]:\n"
+    code += "    try:\n        find_source(name)\n    except Exception as error:\n        print(repr(error))"
+    rights = "-dac_override,-dac_read_search"
+    drop = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", "--no-new-privs"]
+    names = [str(tmp_path / "closed"), str(tmp_path / "closed" / "0.png"), str(tmp_path / "closed.mp4")]
+    command = [*(drop if os.geteuid() == 0 else []), sys.executable, "-c", code, *names]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    (tmp_path / "closed").chmod(0o700)
+    assert len(said) == 3 and all("UserError" in line and "Permission denied" in line for line in said)
 
 
 def test_playlists_open_no_other_file(tmp_path: Path) -> None:
