@@ -166,7 +166,7 @@ VERBS = (
             "fourdiffusion export scene=runs/clip",
             "fourdiffusion export scene=runs/clip format=html output=clip.html",
         ),
-        ("scene", "format", "output", "num_frames", "fps", "resolution", "iso_level", "size", "device"),
+        ("scene", "format", "output", "fps", "resolution", "iso_level", "scale", "author", "license", "device"),
     ),
     Verb(
         "view",

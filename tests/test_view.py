@@ -21,6 +21,7 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.files import save_tensors
 from fourdiffusion.scene.frames import render_frame, show
 from fourdiffusion.scene.live import load_newest
+from fourdiffusion.scene.renderer import render_image
 from fourdiffusion.scene.scene import load_scene, save_scene
 from fourdiffusion.settings import ViewConfig
 
@@ -235,6 +236,10 @@ def test_frames_hold_depth_along_the_axis_and_normals_toward_the_camera(run: Pat
     solid = frame["alpha"][0] > 0.95
     origins, directions = rays(c2w, FOVY_DEG, 16, 24)
     z = -directions @ c2w[:3, 2]
+    _, _, distance = render_image(
+        scene.field, scene.occupancy, origins, directions, torch.zeros(()), torch.ones(3), scene.renderer
+    )
+    torch.testing.assert_close(frame["depth"][0], distance[0] * z)
     points = origins + directions * (frame["depth"][0] / z)[..., None]
     assert solid.sum() > 20 and (points[solid].norm(dim=-1) < 0.7).all()
     assert ((frame["normal"] * directions.movedim(-1, 0)).sum(0)[solid] < 0).float().mean() > 0.8

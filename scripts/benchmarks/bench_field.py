@@ -73,7 +73,7 @@ def serve() -> None:
     except ImportError:  # commits before the rooms
         from fourdiffusion.ops.hash_grid import HashGridConfig
 
-        FieldConfig = module.FieldConfig  # type: ignore[misc, attr-defined]
+        FieldConfig = module.FieldConfig
     grid = HashGridConfig(num_levels=8, log2_hashmap_size=15, per_level_scale=1.4)
     field = module.DynamicField(FieldConfig(space=grid, spacetime=grid), seed=0)
     for part in (field.space, field.spacetime):

@@ -72,7 +72,7 @@ def scene_meshes(
 def sample_density(scene: Scene, times: Tensor, resolution: int, label: str | None = None) -> DensityGrid:
     """Sample the density of each frame on a grid over the occupied cells' bounding box.
 
-    Points that the renderer skips (unoccupied cells, outside the ball) are 0: the surface encloses what is rendered.
+    Points that the renderer skips (unoccupied cells, outside the bounds) are 0: the surface encloses what is rendered.
 
     Args:
         times: [F] in [0, 1].
@@ -97,7 +97,9 @@ def sample_density(scene: Scene, times: Tensor, resolution: int, label: str | No
     ]
     points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).view(-1, 3)
     index = ((points + radius) / size).floor().long()
-    inside = ((index >= 0) & (index < len(occupied))).all(dim=1) & (points.norm(dim=1) <= radius)
+    inside = ((index >= 0) & (index < len(occupied))).all(dim=1)
+    if scene.renderer.bounds == "ball":
+        inside &= points.norm(dim=1) <= radius
     index = index.clamp(0, len(occupied) - 1)
     visible = (inside & occupied[index[:, 0], index[:, 1], index[:, 2]]).nonzero().squeeze(1)
     values = np.zeros((len(times), *counts), dtype=np.float32)
