@@ -37,17 +37,6 @@ class RenderConfig:
 
 
 @dataclass
-class EvaluateConfig:
-    """Generated videos are compared at their own views, a scene at all views of the truth; a run of fit holds both."""
-
-    prediction: str = "???"  # a run folder of fit or generate, or a clip folder
-    truth: str = "???"  # a clip folder: simultaneous views with their cameras
-    output: str | None = None  # folder for metrics.json and comparison.png; the prediction's folder if not given
-    device: str = "auto"  # auto | cpu | cuda: where a scene is rendered
-    lpips: str | None = None  # folder of LPIPS' weights; None: where torchvision and the package lpips keep them
-
-
-@dataclass
 class ConvertConfig:
     """``imagedream`` (and ``motion``) go into a pipeline folder, the motion layers of ``model.path`` into a file."""
 

@@ -29,6 +29,7 @@ SURFACES = {"MESH", "CURVE", "SURFACE", "FONT", "META"}
 
 Message = dict[str, Any]
 Users = dict[str, list[tuple[Any, Any, Any]]]  # animation name: (data block, action, slot)
+GROUPS: Users = {}  # the animations of the opened file
 REST: dict[tuple[str, str | None], Any] = {}  # see rest_pose
 
 
@@ -76,7 +77,8 @@ def open_asset(message: Message) -> Message:
     if not REST:
         REST.update(rest_pose())
     check_textures()
-    cull_backfaces()
+    GROUPS.clear()
+    GROUPS.update(strips() or other_actions())
     return {"axes": "blender", "animations": list_animations()}
 
 
@@ -113,8 +115,9 @@ def check_textures() -> None:
 def cull_backfaces() -> None:
     """Make Cycles leave out the back faces of materials that are marked so, as the other engines do."""
     for material in bpy.data.materials:
-        if not (material.use_backface_culling and material.node_tree):
+        if not (material.use_backface_culling and material.node_tree) or "culled" in material:
             continue
+        material["culled"] = True
         tree = material.node_tree
         output = next((n for n in tree.nodes if n.bl_idname == "ShaderNodeOutputMaterial" and n.is_active_output), None)
         if output is None or not output.inputs["Surface"].links:
@@ -138,23 +141,32 @@ def animated_data() -> list[Any]:
 
 
 def strips() -> Users:
-    """Return {animation name: [(data block, action, slot)]} of the NLA tracks, as the glTF importer makes them."""
+    """Return {animation name: [(data block, action, slot)]} of the NLA tracks, as the glTF importer makes them.
+
+    It stacks them: the first animation of the file lies on top.
+    """
     found: Users = {}
     for block in animated_data():
         for track in block.animation_data.nla_tracks:
             for strip in track.strips:
                 if strip.action:
                     found.setdefault(track.name, []).append((block, strip.action, strip.action_slot))
-    return found
+    return dict(reversed(found.items()))
 
 
 def other_actions() -> Users:
-    """Return {action name: [(data block, action, slot)]} of the actions that data blocks use or were made for."""
+    """Return {action name: [(data block, action, slot)]} of the actions that data blocks use or were made for.
+
+    Where every action plays already, each on blocks of its own, there is nothing to choose: they are one animation.
+    """
     found: Users = {}
     for action in bpy.data.actions:
         for slot in action.slots:
             for block in slot.users():
                 found.setdefault(action.name, []).append((block, action, slot))
+    playing = {block.animation_data.action.name for block in animated_data() if block.animation_data.action}
+    if len(found) > 1 and playing == set(found):
+        return {"scene": [user for users in found.values() for user in users]}
     return found
 
 
@@ -169,21 +181,19 @@ def list_animations() -> list[Message]:
     """Return [{name, start, end}] in seconds: NLA tracks, else actions, else the scene's own frame range."""
     scene = bpy.context.scene
     fps = scene.render.fps / scene.render.fps_base
-    groups = strips() or other_actions()
     found = []
-    for name, users in groups.items():
+    for name, users in GROUPS.items():
         starts, ends = zip(*(action.frame_range for _, action, _ in users), strict=True)
         found.append({"name": name, "start": min(starts) / fps, "end": max(ends) / fps})
     if not found and has_cache():
         found.append({"name": "scene", "start": scene.frame_start / fps, "end": scene.frame_end / fps})
-    # The importer of glTF stacks its tracks: the first animation of the file lies on top.
-    return found[::-1] if strips() else found
+    return found
 
 
 def choose_animation(index: int) -> None:
     """Make an animation of ``list_animations`` the one that plays."""
     name = list_animations()[index]["name"]
-    users = (strips() or other_actions()).get(name)
+    users = GROUPS.get(name)
     if users is None:
         return
     for block in animated_data():
@@ -315,6 +325,8 @@ def render_clip(message: Message) -> Message:
     scale = float(np.linalg.norm(world[:3, 0]))
     rotation = world[:3, :3] / scale
     camera = make_camera(message["fovy_deg"], scale)
+    if message["cull_backfaces"]:
+        cull_backfaces()
     lights = make_lights(message, world, rotation, scale)
     set_engine(message)
     layers = [kind for kind in ("depth", "normal", "motion") if message[kind]]
@@ -332,6 +344,7 @@ def render_clip(message: Message) -> Message:
             bpy.ops.render.render(write_still=True)
             if layers:
                 write_layers(message, name, layers, rotation, scale)
+        reply({"progress": f + 1})
     for thing in (camera, *lights):
         bpy.data.objects.remove(thing)
     return {}
@@ -419,6 +432,8 @@ def set_engine(message: Message) -> None:
     for layer in scene.view_layers:  # from the first render on: persistent data keep their passes
         layer.use_pass_z, layer.use_pass_normal = message["depth"], message["normal"]
         layer.use_pass_vector = message["motion"]
+    for material in bpy.data.materials:  # what EEVEE looks at
+        material.use_backface_culling = material.use_backface_culling and message["cull_backfaces"]
     scene.view_settings.view_transform, scene.view_settings.look = "Standard", "None"
     scene.view_settings.exposure, scene.view_settings.gamma = 0, 1
     if message["engine"] == "eevee":
@@ -545,6 +560,11 @@ def read_exr(path: str) -> dict[str, np.ndarray]:
     return {name: rows["values"][:, k] for k, name in enumerate(names)}
 
 
+def reply(answer: Message) -> None:
+    """Print an answer where the other side looks for it; Blender may have left a line unfinished."""
+    print("\n" + ANSWER + json.dumps(answer), flush=True)
+
+
 def main() -> None:
     """Answer requests until the input ends."""
     work = {"hello": lambda _: {}, "open": open_asset, "measure": measure, "render": render_clip}
@@ -559,7 +579,7 @@ def main() -> None:
         except Exception as error:
             traceback.print_exc()
             answer = {"reason": "error", "detail": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        print("\n" + ANSWER + json.dumps(answer), flush=True)
+        reply(answer)
 
 
 if __name__ == "__main__":

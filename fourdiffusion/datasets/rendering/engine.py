@@ -8,7 +8,9 @@ An answer starts with ``ANSWER``; other lines of the output (Blender prints many
 * ``{"do": "render", "animation", "times", "world", "cameras", "fovy_deg", "folder", ...}`` -> ``{}``; writes
   `rgba/v00_f00.png` (8-bit, straight alpha) and, as asked for, `depth`, `normal` and `motion` as `.npy`
 
-A failed request is answered by ``{"reason": WORD, "detail": TEXT}``.
+A failed request is answered by ``{"reason": WORD, "detail": TEXT}``. While it renders, an engine prints an answer
+``{"progress": frames}`` after each frame: the timeout counts from the last of them, so it does not depend on the number
+of frames.
 """
 
 from __future__ import annotations
@@ -59,13 +61,16 @@ class Engine:
             self.process.stdin.flush()
         except OSError:
             pass  # it died: reading its output tells
-        answer = self._answer(time.monotonic() + timeout_s, timeout_s)
+        answer = self._answer(timeout_s)
+        while "progress" in answer:
+            answer = self._answer(timeout_s)
         if "reason" in answer:
             raise EngineFailure(answer["reason"], answer["detail"], fatal=False)
         return answer
 
-    def _answer(self, deadline: float, timeout_s: float) -> dict[str, Any]:
+    def _answer(self, timeout_s: float) -> dict[str, Any]:
         assert self.process.stdout is not None
+        deadline = time.monotonic() + timeout_s
         with selectors.DefaultSelector() as selector:
             selector.register(self.process.stdout, selectors.EVENT_READ)
             while True:

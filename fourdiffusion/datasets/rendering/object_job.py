@@ -212,6 +212,7 @@ def render_message(
         "width": config.width, "height": config.height, "supersampling": config.supersampling,
         "samples": config.samples, "denoise": config.denoise, "engine": config.engine, "device": config.device,
         "threads": config.threads, "lights": lights, "shadows": config.shadows, "ambient": config.ambient,
+        "cull_backfaces": config.cull_backfaces,
         "hdri": str(Path(config.hdri).resolve()) if config.hdri else "", "depth": config.depth,
         "normal": config.normals, "motion": config.motion_vectors,
     }  # fmt: skip

@@ -62,6 +62,7 @@ class Worker:
             self.rasterizer = Rasterizer(self.asset, *size, message["supersampling"], layers)
         lights = [Light(tuple(x["direction"]), x["strength"], x["angle_deg"]) for x in message["lights"]]
         self.rasterizer.set_lights(lights, message["ambient"])
+        self.rasterizer.cull_backfaces = message["cull_backfaces"]
         animation, world = self.asset.animations[message["animation"]], np.array(message["world"])
         cameras = [np.array(camera) for camera in message["cameras"]]
         poses = [pose(self.asset, animation, time) for time in message["times"]]
@@ -74,7 +75,13 @@ class Worker:
                 write_picture(
                     folder, f"v{v:02d}_f{f:02d}", self.rasterizer.render(camera, message["fovy_deg"]), message
                 )
+            reply({"progress": f + 1})
         return {}
+
+
+def reply(answer: dict[str, Any]) -> None:
+    """Print an answer where the other side looks for it."""
+    print(ANSWER + json.dumps(answer), flush=True)
 
 
 def write_picture(folder: Path, name: str, picture: Picture, message: dict[str, Any]) -> None:
@@ -94,7 +101,7 @@ def main() -> None:
             answer = worker.answer(json.loads(line))
         except AssetError as error:
             answer = {"reason": error.reason, "detail": str(error)}
-        print(ANSWER + json.dumps(answer), flush=True)
+        reply(answer)
 
 
 if __name__ == "__main__":

@@ -167,7 +167,7 @@ class Rasterizer:
         self.context = create_context()
         self.width, self.height, self.supersampling = width, height, supersampling
         self.asset = asset
-        self.layers = layers
+        self.layers, self.cull_backfaces = layers, False
         fine = (width * supersampling, height * supersampling)
         extra = ("f4", "f4") if layers else ()
         self.fine, self.fine_textures = self._target(fine, "f2", *extra)
@@ -286,10 +286,10 @@ class Rasterizer:
 
     def _use(self, primitive: Primitive, texture: Any) -> None:
         material, program, gl = primitive.material, self.program, self.context
-        if material.double_sided:
-            gl.disable(gl.CULL_FACE)
-        else:
+        if self.cull_backfaces and not material.double_sided:
             gl.enable(gl.CULL_FACE)
+        else:
+            gl.disable(gl.CULL_FACE)
         program["base_color"].value = material.color
         program["emissive"].value = material.emissive
         program["metallic"].value = material.metallic

@@ -1,0 +1,183 @@
+"""Bounds of the numeric settings, both ends included: what `KEY=VALUE` refuses before a verb begins.
+
+One table for each settings class, by field; a class inherits its bases' bounds, and a list's bounds are those of its
+entries. They keep out what cannot mean anything (a negative count, NaN, an infinity), not what is unwise. A verb may
+refuse more, where settings depend on each other.
+"""
+
+_SEED = (0, 2**62)
+_STEPS = (0, 10**9)
+_COUNT = (1, 10**6)
+_PIXELS = (8, 8192)
+_FRAMES = (1, 10_000)
+_VIEWS = (1, 360)
+_LATITUDE = (-89.0, 89.0)
+_WEIGHT = (0.0, 1e9)
+_RATE = (0.0, 10.0)
+_FRACTION = (0.0, 1.0)
+_GUIDANCE = (0.0, 1000.0)
+_MINUTES = (0.0, 1e6)
+_WIDTH = (1, 65_536)
+_LAYERS = (1, 1000)
+
+Range = tuple[float, float]
+
+RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, greatest)}}
+    "InputVideo": {
+        "num_frames": _FRAMES,
+        "start": (0.0, 1e6),
+        "end": (0.0, 1e6),
+        "fps": (1e-3, 1000.0),
+        "stride": _FRAMES,
+        "source_fps": (1e-3, 1000.0),
+    },
+    "GenerateConfig": {
+        "num_frames": _FRAMES,
+        "num_views": _VIEWS,
+        "elevation_deg": _LATITUDE,
+        "seed": _SEED,
+    },
+    "RenderConfig": {
+        "size": (1, 8192),
+        "orbit_pictures": (1, 100_000),
+        "num_azimuths": _VIEWS,
+        "elevation_deg": _LATITUDE,
+        "num_frames": _FRAMES,
+    },
+    "ModelConfig": {
+        "num_inference_steps": (1, 1000),
+        "guidance_scale": _GUIDANCE,
+        "window": _FRAMES,
+        "image_size": _PIXELS,
+        "channels": _WIDTH,
+        "blocks_per_level": _LAYERS,
+        "head_dim": _WIDTH,
+        "context_dim": _WIDTH,
+        "num_image_tokens": _WIDTH,
+        "resampler_layers": _LAYERS,
+        "resampler_heads": _LAYERS,
+        "resampler_head_dim": _WIDTH,
+        "norm_groups": _WIDTH,
+        "beta_end": (1e-6, 0.999),
+        "motion_heads": _LAYERS,
+        "max_frames": _FRAMES,
+        "latent_channels": _WIDTH,
+        "vae_channels": _WIDTH,
+        "vae_blocks_per_level": _LAYERS,
+        "vae_norm_groups": _WIDTH,
+        "vocab_size": (1, 10**7),
+        "text_length": (2, 100_000),
+        "text_layers": _LAYERS,
+        "text_heads": _LAYERS,
+        "image_encoder_size": _PIXELS,
+        "image_patch": (1, 8192),
+        "image_dim": _WIDTH,
+        "image_layers": _LAYERS,
+        "image_heads": _LAYERS,
+    },
+    "DataConfig": {
+        "num_views": _VIEWS,
+        "num_frames": _FRAMES,
+        "frame_stride": _FRAMES,
+        "cache_clips": (0, 10**9),
+    },
+    "DistillationConfig": {
+        "weight": _WEIGHT,
+        "guidance_scale": _GUIDANCE,
+        "guidance_scale_end": _GUIDANCE,
+        "guidance_rescale": _FRACTION,
+        "start_step": _STEPS,
+        "every": (1, 10**9),
+        "t_start": _FRACTION,
+        "t_min_end": _FRACTION,
+        "t_max_end": _FRACTION,
+        "ramp_steps": _STEPS,
+        "resolutions": _PIXELS,
+        "resolution_milestones": _STEPS,
+        "elevation_max_deg": (0.0, 89.0),
+        "ray_chunk": (0, 10**9),
+        "image_chunk": (0, 10**6),
+    },
+    "LossConfig": {
+        "anchor_view": (0, 359),
+        "lambda_lpips": _WEIGHT,
+        "lambda_dssim": _WEIGHT,
+        "lambda_rgb": _WEIGHT,
+        "rgb_rays": (1, 10**9),
+        "lambda_orientation": _WEIGHT,
+        "lambda_orientation_end": _WEIGHT,
+        "orientation_ramp_steps": _STEPS,
+        "lambda_opacity": _WEIGHT,
+        "opacity_start_step": _STEPS,
+        "lambda_sparsity": _WEIGHT,
+        "sparsity_start_step": _STEPS,
+    },
+    "FitConfig": {
+        "num_frames": _FRAMES,
+        "num_views": _VIEWS,
+        "seed": _SEED,
+        "max_steps": _STEPS,
+        "grid_lr": _RATE,
+        "mlp_lr": _RATE,
+        "lr_decay": (1e-9, 1.0),
+        "occupancy_every": (1, 10**9),
+        "checkpoint_minutes": _MINUTES,
+        "preview_minutes": _MINUTES,
+        "log_every": (1, 10**9),
+    },
+    "HashGridConfig": {
+        "num_levels": (1, 64),
+        "features_per_level": (1, 16),
+        "log2_hashmap_size": (1, 30),
+        "base_resolution": (1, 4096),
+        "per_level_scale": (1.0, 16.0),
+    },
+    "FieldConfig": {
+        "radius": (1e-3, 1e3),
+        "hidden_width": _WIDTH,
+        "blob_scale": (0.0, 1e4),
+        "blob_std": (1e-6, 1e3),
+    },
+    "RendererConfig": {
+        "num_samples": (1, 100_000),
+        "radius": (1e-3, 1e3),
+        "occupancy_resolution": (1, 1024),
+        "occupancy_threshold": _FRACTION,
+        "occupancy_decay": _FRACTION,
+        "early_stop": _FRACTION,
+        "normal_epsilon": (1e-6, 1.0),
+    },
+    "SynthConfig": {
+        "num_clips": (0, 10**7),
+        "first_seed": (0, 10**9),
+        "num_views": _VIEWS,
+        "num_frames": _FRAMES,
+        "size": _PIXELS,
+        "elevation_deg": _LATITUDE,
+        "num_faulty": (0, 10**7),
+        "num_workers": (1, 1024),
+    },
+    "TrainConfig": {
+        "seed": _SEED,
+        "max_steps": _STEPS,
+        "batch_size": _COUNT,
+        "learning_rate": _RATE,
+        "weight_decay": (0.0, 10.0),
+        "lr_warmup_steps": _STEPS,
+        "lr_decay_steps": _STEPS,
+        "max_grad_norm": (1e-9, 1e9),
+        "ema_decay": _FRACTION,
+        "cond_drop_prob": _FRACTION,
+        "timestep_shift": (1e-3, 1e3),
+        "min_snr_gamma": (1e-3, 1e6),
+        "kl_weight": _WEIGHT,
+        "crop_size": _PIXELS,
+        "num_workers": (0, 1024),
+        "log_every": (1, 10**9),
+        "checkpoint_every": (1, 10**9),
+        "keep_every": _STEPS,
+        "validation_every": _STEPS,
+        "validation_num_inference_steps": (1, 1000),
+        "validation_guidance_scale": _GUIDANCE,
+    },
+}
