@@ -18,11 +18,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from fourdiffusion.datasets.clips import Clip, read_clip
 from fourdiffusion.errors import UserError
-from fourdiffusion.media.read import IMAGE_SUFFIXES, PILLOW_ERRORS, _video_frames
+from fourdiffusion.media.picture import SUFFIXES, open_picture, to_rgba
+from fourdiffusion.media.read import read_all_frames
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
 VIEW_NAME = re.compile(r"(eval|view|v|cam|camera)?_?\d+", re.IGNORECASE)
@@ -108,20 +108,7 @@ def _folder_video(folder: Path) -> Video:
 
 
 def _file_video(path: Path) -> Video:
-    def read() -> np.ndarray:
-        if path.suffix.lower() == ".gif":
-            with Image.open(path) as image:
-                frames = []
-                for number in range(getattr(image, "n_frames", 1)):
-                    image.seek(number)
-                    frames.append(np.asarray(image.convert("RGBA")))
-        else:
-            frames = [frame for frame in _video_frames(path, set(range(MAX_VIDEO_FRAMES))) if frame is not None]
-        if not frames:
-            raise UserError(f"{path} holds no frame: export it again")
-        return _stack(path, frames)
-
-    return Video(path, None, read)
+    return Video(path, None, lambda: read_all_frames(path, MAX_VIDEO_FRAMES))
 
 
 def _clip_videos(folder: Path) -> dict[str, Video]:
@@ -151,14 +138,10 @@ def _stack(path: Path, frames: list[np.ndarray]) -> np.ndarray:
 
 
 def _picture(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"{path} has {image.mode} pixels: pictures are 8-bit RGB or RGBA; convert it")
-            return np.asarray(image.convert("RGBA"))
-    except PILLOW_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is no image that can be read ({reason}): replace or remove it") from error
+    with open_picture(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise UserError(f"{path} has {image.mode} pixels: pictures are 8-bit RGB or RGBA; convert it")
+        return to_rgba(image)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
@@ -171,7 +154,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    return [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
 
 
 def _videos(folder: Path) -> list[Path]:

@@ -70,7 +70,7 @@ class VideoInput:
     def write(self, folder: Path) -> None:
         """Write ``input.json`` and ``matte.png`` into a run's folder, each whole or not at all."""
         record = {
-            "crop": list(self.crop),
+            "crop": list(self.crop) if len(set(self.crops)) == 1 else None,  # None: it moves, see crops
             "crops": [list(crop) for crop in self.crops],
             "frames": self.frame_indices,
             "times_s": [round(time, 6) for time in self.times_s],
@@ -266,6 +266,15 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
     return np.stack([kept[i] for i in indices])
 
 
+def read_all_frames(path: Path, max_frames: int) -> np.ndarray:
+    """Return the first ``max_frames`` frames of a video or an animated picture, uint8 [F, H, W, 4]; F is at least 1."""
+    source = Source(printable(path), path)
+    count = len(frame_times(source, 24.0, None)[0])
+    if count == 0:
+        raise UserError(f"{source.name} holds no frame: export it again")
+    return read_frames(source, list(range(min(count, max_frames))))
+
+
 # ---- animated pictures ----------------------------------------------------------------------------------------------
 
 
@@ -318,7 +327,7 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
     """
     name = printable(path)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-    count, discarded, shown_until = 0, 0, 0.0
+    count, shown_until = 0, 0.0
     try:
         # An absolute path: FFmpeg would take the words before a colon for a protocol.
         with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
@@ -334,7 +343,6 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
             decoder = _alpha_decoder(stream)
             aspect = float(stream.sample_aspect_ratio or 1)
             for packet in container.demux(stream):
-                discarded += packet.is_discard
                 for frame in decoder.decode(packet) if decoder else packet.decode():
                     if frame.pts is not None and frame.time_base:
                         shown_until = float((frame.pts + (frame.duration or 0)) * frame.time_base)
@@ -349,7 +357,7 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
             "'ffmpeg -i IN -pix_fmt yuv420p OUT.mp4', or give a folder of frames"
         ) from error
     # An edit list shows a part of what the file holds: too few frames alone do not say that the file is cut off.
-    if count < 0.9 * (announced - discarded) and shown_until < 0.9 * length:
+    if count < 0.9 * announced and shown_until < 0.9 * length:
         raise UserError(f"{name} ends after {count} of {announced} frames: it is cut off, copy or export it again")
 
 
