@@ -133,6 +133,25 @@ VERBS = (
         ("scene", "output", "size", "orbit_pictures", "num_azimuths", "elevation_deg", "device"),
     ),
     Verb(
+        "export",
+        "fourdiffusion.export",
+        "export",
+        "fourdiffusion.settings:ExportConfig",
+        "write a fitted scene as animated GLB, meshes, splats, an HTML page, images or a dataset",
+        (
+            "fourdiffusion export scene=runs/clip",
+            "fourdiffusion export scene=runs/clip format=html output=clip.html",
+        ),
+    ),
+    Verb(
+        "view",
+        "fourdiffusion.view",
+        "view",
+        "fourdiffusion.settings:ViewConfig",
+        "turn a scene and its time in the browser, also while it is being fitted",
+        ("fourdiffusion view scene=runs/clip", "fourdiffusion view scene=runs/clip html=true output=clip.html"),
+    ),
+    Verb(
         "evaluate",
         "fourdiffusion.evaluate",
         "evaluate",
@@ -142,7 +161,7 @@ VERBS = (
             "fourdiffusion evaluate prediction=runs/clip reference=data/sample/truth",
             "fourdiffusion evaluate prediction=c4d/pred reference=c4d/gt protocol=consistent4d weights=cache/weights",
         ),
-        ("prediction", "reference", "protocol", "weights", "output", "device"),
+        ("prediction", "reference", "weights", "output", "device", "compare", "page"),
     ),
     Verb(
         "doctor",

@@ -40,7 +40,7 @@ class Task:
         safe_streams()
         register_resolvers()
         try:
-            settings_object = build(composed, load_settings_class(self.settings))
+            settings_object: Any = build(composed, load_settings_class(self.settings))
             return getattr(importlib.import_module(self.module), self.function)(settings_object)
         except Exception as error:
             in_sweep = HydraConfig.get().mode == RunMode.MULTIRUN

@@ -170,6 +170,35 @@ def test_several_runs_and_their_clips_are_paired_by_name(scene: Scene, tmp_path:
         evaluate(EvaluateConfig(str(tmp_path / "runs"), str(tmp_path / "truth"), device="cpu", protocol=PROTOCOL))
 
 
+def test_a_run_is_compared_at_the_protocols_views_and_frames(scene: Scene, tmp_path: Path) -> None:
+    truth = save_truth(tmp_path / "truth", film(scene, 45.0, torch.linspace(0, 1, 3)))
+    run = save_run(tmp_path / "run", scene)
+    protocol = ProtocolConfig(metrics=["psnr"], views=["1"], frames=2)
+    evaluate(EvaluateConfig(run, truth, str(tmp_path / "out"), "cpu", protocol=protocol))
+    report = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert report["scene"]["views"] == [1] and report["scene"]["frames"] == [0, 1]
+    assert any("views 0 are no part" in note for note in report["notes"])
+    for changes, message in (
+        ({"views": ["1", "7"]}, "compares views 1, 7, here are 0, 1"),
+        ({"frames": 9}, "3 frames"),
+    ):
+        with pytest.raises(UserError, match=message):
+            evaluate(EvaluateConfig(run, truth, device="cpu", protocol=ProtocolConfig(metrics=["psnr"], **changes)))
+    with pytest.raises(UserError, match="weights=nowhere: no such folder"):
+        evaluate(EvaluateConfig(run, truth, device="cpu", weights="nowhere", protocol=PROTOCOL))
+
+
+def test_a_scene_that_is_not_finite_is_named(scene: Scene, tmp_path: Path) -> None:
+    truth = save_truth(tmp_path / "truth", film(scene, 45.0, TIMES))
+    run = save_run(tmp_path / "run", scene)
+    from safetensors.torch import load_file, save_file
+
+    path = next((tmp_path / "run" / "scene").glob("diffusion_pytorch_model.safetensors"))
+    save_file({key: value * math.nan for key, value in load_file(path).items()}, path)
+    with pytest.raises(UserError, match="not finite: the fit has diverged"):
+        psnr(run, truth, tmp_path)
+
+
 # ---- Frechet distances of a table -----------------------------------------------------------------------------------
 
 

@@ -177,7 +177,7 @@ class DiffusionObjective(nn.Module):
         views = torch.cat([add_noise(z, noise, alpha_bar), extra[:, :, None]], dim=2)
         predicted = pipeline.unet(views, timestep, context, camera, self.motion)[:, :, :-1]
         snr = (alpha_bar / (1 - alpha_bar)).flatten()
-        if pipeline.unet.config.prediction == "velocity":
+        if pipeline.unet.config.prediction_type == "v_prediction":
             wanted, emphasis = velocity(z, noise, alpha_bar), snr + 1
         else:
             wanted, emphasis = noise, snr  # what the squared error weighs as an error of the clean latents

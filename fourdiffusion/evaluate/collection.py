@@ -18,11 +18,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from fourdiffusion.datasets.clips import Clip, read_clip
 from fourdiffusion.errors import UserError
-from fourdiffusion.media.picture import SUFFIXES, open_picture, to_rgba
-from fourdiffusion.media.read import read_all_frames
+from fourdiffusion.media.picture import SUFFIXES, read_picture
+from fourdiffusion.media.read import video_frames
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
 VIEW_NAME = re.compile(r"(eval|view|v|cam|camera)?_?\d+", re.IGNORECASE)
@@ -104,11 +105,24 @@ def _folder_video(folder: Path) -> Video:
             raise UserError(f"{folder} holds frame {number} twice, {numbered[number].name} and {path.name}: remove one")
         numbered[number] = path
     files = dict(sorted(numbered.items()))
-    return Video(folder, tuple(files), lambda: _stack(folder, [_picture(path) for path in files.values()]))
+    return Video(folder, tuple(files), lambda: _stack(folder, [read_picture(path) for path in files.values()]))
 
 
 def _file_video(path: Path) -> Video:
-    return Video(path, None, lambda: read_all_frames(path, MAX_VIDEO_FRAMES))
+    def read() -> np.ndarray:
+        if path.suffix.lower() == ".gif":
+            with Image.open(path) as image:
+                frames = []
+                for number in range(getattr(image, "n_frames", 1)):
+                    image.seek(number)
+                    frames.append(np.asarray(image.convert("RGBA")))
+        else:
+            frames = [frame for frame in video_frames(path, set(range(MAX_VIDEO_FRAMES))) if frame is not None]
+        if not frames:
+            raise UserError(f"{path} holds no frame: export it again")
+        return _stack(path, frames)
+
+    return Video(path, None, read)
 
 
 def _clip_videos(folder: Path) -> dict[str, Video]:
@@ -135,13 +149,6 @@ def _stack(path: Path, frames: list[np.ndarray]) -> np.ndarray:
                 f"{frames[0].shape[1]} x {frames[0].shape[0]}: all frames of a view must have one size"
             )
     return np.stack(frames)
-
-
-def _picture(path: Path) -> np.ndarray:
-    with open_picture(path) as image:
-        if image.mode.startswith(("I", "F")):
-            raise UserError(f"{path} has {image.mode} pixels: pictures are 8-bit RGB or RGBA; convert it")
-        return to_rgba(image)
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

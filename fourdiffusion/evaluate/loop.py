@@ -55,7 +55,11 @@ def evaluate(config: EvaluateConfig) -> None:
         raise UserError(f"prediction={folder}: no such folder; give a run folder of fit or generate, or a clip folder")
     others = read_others([Path(path) for path in config.compare], protocol)
     device = resolve_device(config.device)
-    networks = load_networks(protocol, [name for name in (config.weights, config.lpips) if name], device)
+    folders = [name for name in (config.weights, config.lpips) if name]
+    for name in folders:
+        if not Path(name).expanduser().is_dir():
+            raise UserError(f"weights={name}: no such folder; docs/evaluate.md says what lies in it")
+    networks = load_networks(protocol, folders, device)
     output = Path(config.output) if config.output else folder
     changed = changed_settings(protocol)
     head = {
@@ -239,7 +243,7 @@ def _evaluate_runs(
         parts, found = compare_run(folder, truth, device)
         notes += found
         reports[name] = {}
-        for part in parts:
+        for part in (_restrict(part, protocol, notes) for part in parts):
             notes += [f"{part.name}: {note}" for note in part.notes]
             report, measured = _compare_part(name, part, protocol, networks, notes, films)
             reports[name][part.name] = report
@@ -249,6 +253,33 @@ def _evaluate_runs(
     chosen = "scene" if "scene" in rows else "videos"
     result = summarize(rows[chosen], protocol, {})
     return {"runs": reports, "table_of": chosen} | result | {"notes": notes + result["notes"]}, sheets
+
+
+def _restrict(part: Part, protocol: ProtocolConfig, notes: list[str]) -> Part:
+    """The views and the first fitted frames that the protocol names; views go by their number in the truth's clip."""
+    if protocol.frames is not None:
+        if part.fitted.count(True) < protocol.frames and protocol.frame_mismatch == "error":
+            count = part.fitted.count(True)
+            raise UserError(f"{part.name}: {count} frames, {protocol.name} compares {protocol.frames}")
+        seen = [sum(part.fitted[: number + 1]) for number in range(len(part.fitted))]
+        last = next((number for number, count in enumerate(seen) if count == protocol.frames), len(seen) - 1)
+        part.rgb, part.truth = part.rgb[:, : last + 1], part.truth[:, : last + 1]
+        part.alpha = None if part.alpha is None else part.alpha[:, : last + 1]
+        part.frames, part.fitted = part.frames[: last + 1], part.fitted[: last + 1]
+    if protocol.views:
+        chosen = [part.views.index(int(name)) for name in protocol.views if name.isdigit() and int(name) in part.views]
+        if not chosen or (len(chosen) < len(protocol.views) and protocol.view_mismatch == "error"):
+            raise UserError(
+                f"{part.name}: {protocol.name} compares views {', '.join(protocol.views)}, here are "
+                f"{', '.join(map(str, part.views))}: name them, protocol.views=[...]"
+            )
+        if left := [view for number, view in enumerate(part.views) if number not in chosen]:
+            notes.append(f"{part.name}: views {', '.join(map(str, left))} are no part of {protocol.name}: left out")
+        part.rgb, part.truth = part.rgb[chosen], part.truth[chosen]
+        part.alpha = None if part.alpha is None else part.alpha[chosen]
+        part.views, part.roles = [part.views[n] for n in chosen], [part.roles[n] for n in chosen]
+        part.azimuths_deg = [part.azimuths_deg[n] for n in chosen]
+    return part
 
 
 def _compare_part(

@@ -246,7 +246,7 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
     elif is_picture(source.path):
         pictures = _animation_frames(source.path, set(wanted))
     else:
-        pictures = _video_frames(source.path, set(wanted))
+        pictures = video_frames(source.path, set(wanted))
     kept: dict[int, np.ndarray] = {}
     for index, frame in zip(wanted, pictures, strict=False):
         first = kept.setdefault(wanted[0], frame)
@@ -264,15 +264,6 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
     if len(kept) < len(wanted):
         raise UserError(f"{source.name} ends before frame {wanted[len(kept)]}: export it again")
     return np.stack([kept[i] for i in indices])
-
-
-def read_all_frames(path: Path, max_frames: int) -> np.ndarray:
-    """Return the first ``max_frames`` frames of a video or an animated picture, uint8 [F, H, W, 4]; F is at least 1."""
-    source = Source(printable(path), path)
-    count = len(frame_times(source, 24.0, None)[0])
-    if count == 0:
-        raise UserError(f"{source.name} holds no frame: export it again")
-    return read_frames(source, list(range(min(count, max_frames))))
 
 
 # ---- animated pictures ----------------------------------------------------------------------------------------------
@@ -310,7 +301,7 @@ def _animation_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
 # ---- videos ---------------------------------------------------------------------------------------------------------
 
 
-def _video_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
+def video_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
     for index, (frame, aspect) in enumerate(_decode_video(path)):
         if index in wanted:
             if frame.is_corrupt:

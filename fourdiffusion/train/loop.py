@@ -21,9 +21,11 @@ from fourdiffusion.datasets.clips import list_clips, read_caption
 from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion import encoders
+from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective, TowersObjective
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.settings import architecture
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors, save_tensors
 from fourdiffusion.media.write import contact_sheet, write_image
@@ -230,7 +232,8 @@ def _pipeline(config: TrainConfig, data: ClipSamples) -> FourDiffusionPipeline:
     if config.stage == "base":
         tqdm.write("model.path=null: VAE and towers are untrained; set it to what the stages vae and clip made")
     try:
-        tokenizer = encoders.train_tokenizer(captions, config.model.vocab_size, config.model.text_length)
+        sizes = architecture(config.model)
+        tokenizer = encoders.train_tokenizer(captions, sizes.vocab_size, sizes.text_length)
         return fresh_pipeline(config.model, tokenizer, config.seed)
     except ValueError as error:
         raise UserError(f"model: {error}") from error
@@ -323,15 +326,23 @@ def _sample(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) ->
         rows = [images, decoded.cpu()]
     else:
         for i in range(batch.target.shape[0]):
-            denoiser = pipeline.prepare(batch.input[i].to(device), batch.captions[i], "", config.stage == "motion")
-            z = pipeline.sample(
-                denoiser,
-                batch.c2w[i],
-                config.validation_num_inference_steps,
-                config.validation_guidance_scale,
-                torch.Generator().manual_seed(i),
+            settings = dataclasses.replace(
+                pipeline.generation_config,
+                image_size=batch.input.shape[-1],
+                num_inference_steps=config.validation_num_inference_steps,
+                guidance_scale=config.validation_guidance_scale,
+                negative_prompt="",
             )
-            images = encoders.decode_latents(pipeline.vae, z).cpu()  # [F, V, 3, H, W]
+            views = generate_views(
+                pipeline,
+                batch.input[i],
+                batch.captions[i],
+                c2w=batch.c2w[i],
+                settings=settings,
+                generator=torch.Generator().manual_seed(i),
+                use_motion=config.stage == "motion",
+            )
+            images = views.transpose(0, 1)  # [F, V, 3, H, W]
             for f in range(0, frames, 2):
                 rows += [torch.cat([batch.input[i, f : f + 1], x[f]]) for x in (batch.target[i], images)]
     write_image(path, contact_sheet(torch.stack(rows)))

@@ -105,10 +105,10 @@ def test_dropped_is_what_the_sampler_calls_unconditional(pipeline: FourDiffusion
         assert loss(objective, **one | {"dropout": torch.full((1, 2), chance)}) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("prediction, extra", [("epsilon", 0.0), ("velocity", 1.0)])
+@pytest.mark.parametrize("prediction, extra", [("epsilon", 0.0), ("v_prediction", 1.0)])
 def test_min_snr_caps_the_weight_of_easy_steps(pipeline: FourDiffusionPipeline, prediction: str, extra: float) -> None:
     """Weight min(1, gamma / SNR): 1 on noisy steps; of velocity, SNR + 1 takes the place of SNR."""
-    pipeline.unet.register_to_config(prediction=prediction)
+    pipeline.unet.register_to_config(prediction_type=prediction)
     plain = DiffusionObjective(pipeline, "motion", 0.0, 0.0, True, None)
     weighed = DiffusionObjective(pipeline, "motion", 0.0, 0.0, True, 5.0)
     for timestep in (10, 100, 300, 900):

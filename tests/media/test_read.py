@@ -17,7 +17,7 @@ from PIL import Image
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.crop import OBJECT_SHARE
 from fourdiffusion.media.image import composite
-from fourdiffusion.media.read import load_video, read_all_frames
+from fourdiffusion.media.read import load_video
 from fourdiffusion.media.settings import InputVideo
 from fourdiffusion.media.write import contact_sheet, write_image, write_video, write_views
 
@@ -323,13 +323,6 @@ def test_the_still_of_an_animated_png_is_no_frame_and_short_durations_are_a_tent
     images[0].save(tmp_path / "pages.tif", **later)
     pages = InputVideo(str(tmp_path / "pages.tif"), num_frames=4, source_fps=200)
     assert load_video(pages, 16).times_s == pytest.approx([0, 0.005, 0.01, 0.015])
-
-
-def test_all_frames_of_a_file_are_read(tmp_path: Path) -> None:
-    path = Path(save_timed_mp4(tmp_path / "in.mp4", [0.1 * i for i in range(5)]))
-    frames = read_all_frames(path, 100)
-    assert frames.shape == (5, 32, 64, 4) and [round(int(f[16, 32, 0]) / 8) for f in frames] == [0, 1, 2, 3, 4]
-    assert len(read_all_frames(path, 3)) == 3
 
 
 def test_a_part_of_a_video(tmp_path: Path) -> None:

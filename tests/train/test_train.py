@@ -249,8 +249,8 @@ def test_one_batch_gives_one_result_however_it_is_divided(base: Path, clips: Pat
     "changes, message",
     [
         (
-            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction="sharp")},
-            "model: prediction=sharp is neither epsilon nor velocity",
+            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction_type="sharp")},
+            "model: prediction_type=sharp is none of epsilon, v_prediction",
         ),
         ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocab_size=3)}, "model: vocabulary=3: give at"),
         ({"stage": "moton"}, "stage=moton is none of vae, clip, base, motion"),

@@ -89,7 +89,7 @@ def write_picture(folder: Path, name: str, picture: Picture, message: dict[str, 
     Image.fromarray(picture.rgba).save(folder / "rgba" / f"{name}.png", compress_level=1)
     layers = {"depth": picture.distance, "normal": picture.normal, "motion": picture.motion}
     for kind, values in layers.items():
-        if message[kind]:
+        if message[kind] and values is not None:
             np.save(folder / kind / f"{name}.npy", values)
 
 

@@ -230,9 +230,9 @@ def largest_scale(points: np.ndarray, config: RenderAssetsConfig, rig: Rig) -> f
     tangent_y = np.tan(np.radians(rig.fovy_deg) / 2) * (1 - config.frame_margin)
     tangent_x = tangent_y * config.width / config.height
     radius, z = np.hypot(points[:, 0], points[:, 1]), points[:, 2]
-    elevations = list(np.linspace(*config.elevation_deg, 5))
+    elevations = list(np.linspace(config.elevation_deg[0], config.elevation_deg[1], 5))
     if config.num_random_views:
-        elevations += list(np.linspace(*config.random_elevation_deg, 9))
+        elevations += list(np.linspace(config.random_elevation_deg[0], config.random_elevation_deg[1], 9))
     scales = [np.inf]
     for elevation in np.radians(np.unique(elevations)):
         cos, sin = np.cos(elevation), np.sin(elevation)

@@ -197,7 +197,7 @@ class Rasterizer:
         fixed = self.context.buffer(np.concatenate([uv, colors], axis=1).astype("f4").tobytes())
         moving = self.context.buffer(reserve=count * 9 * 4, dynamic=True)
         indices = self.context.buffer(primitive.indices.astype("u4").tobytes())
-        names = ("3f 3f 3f", "in_position", "in_next", "in_normal")
+        names: tuple[str, ...] = ("3f 3f 3f", "in_position", "in_next", "in_normal")
         if not self.layers:
             names = ("3f 12x 3f", "in_position", "in_normal")
         content = [(moving, *names), (fixed, "2f 4f", "in_uv", "in_color")]
@@ -281,7 +281,7 @@ class Rasterizer:
         return Picture(rgba, distance, surface[..., :3], motion[..., :2])
 
     def _read(self, attachment: int, kind: str, dtype: type) -> np.ndarray:
-        data = np.frombuffer(self.coarse.read(components=4, attachment=attachment, dtype=kind), dtype)
+        data: np.ndarray = np.frombuffer(self.coarse.read(components=4, attachment=attachment, dtype=kind), dtype)
         return np.ascontiguousarray(data.reshape(self.height, self.width, 4)[::-1])
 
     def _use(self, primitive: Primitive, texture: Any) -> None:
