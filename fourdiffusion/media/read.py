@@ -34,7 +34,7 @@ from fourdiffusion.media.picture import (
 from fourdiffusion.media.series import Source, find_source
 from fourdiffusion.media.settings import ALPHA_SOURCES, CROPS, InputVideo
 
-MAX_BYTES = 2**32  # of the chosen frames in memory
+MAX_BYTES = 2**31  # of the chosen frames in memory
 MAX_STRETCH = 8.0  # of the sides of a pixel; beyond it the file is damaged
 SHORT_S = 0.1  # shown so long, where an animated picture says 0.01 s or less, as browsers do
 # Containers that hold their pictures themselves; playlists would have FFmpeg open other files and addresses.
@@ -70,7 +70,7 @@ class VideoInput:
     def write(self, folder: Path) -> None:
         """Write ``input.json`` and ``matte.png`` into a run's folder, each whole or not at all."""
         record = {
-            "crop": list(self.crop),
+            "crop": list(self.crop) if len(set(self.crops)) == 1 else None,  # None: it moves, see crops
             "crops": [list(crop) for crop in self.crops],
             "frames": self.frame_indices,
             "times_s": [round(time, 6) for time in self.times_s],
@@ -318,10 +318,10 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
     """
     name = printable(path)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-    count, discarded, shown_until = 0, 0, 0.0
+    count, shown_until = 0, 0.0
     try:
         # An absolute path: FFmpeg would take the words before a colon for a protocol.
-        with av.open(str(path.absolute()), options=options) as container:
+        with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"{name} has no picture in it (no video stream): give a video")
             stream = container.streams.video[0]
@@ -334,19 +334,21 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
             decoder = _alpha_decoder(stream)
             aspect = float(stream.sample_aspect_ratio or 1)
             for packet in container.demux(stream):
-                discarded += packet.is_discard
                 for frame in decoder.decode(packet) if decoder else packet.decode():
                     if frame.pts is not None and frame.time_base:
                         shown_until = float((frame.pts + (frame.duration or 0)) * frame.time_base)
                     yield frame, aspect
                     count += 1
-    except av.FFmpegError as error:
+    except UserError:
+        raise
+    except Exception as error:  # of FFmpeg mostly; damaged headers make PyAV raise others
+        reason = printable(error.strerror if isinstance(error, av.FFmpegError) else error)
         raise UserError(
-            f"{name} is not a video that can be read ({error.strerror}): convert it, for example with "
+            f"{name} is not a video that can be read ({reason}): convert it, for example with "
             "'ffmpeg -i IN -pix_fmt yuv420p OUT.mp4', or give a folder of frames"
         ) from error
     # An edit list shows a part of what the file holds: too few frames alone do not say that the file is cut off.
-    if count < 0.9 * (announced - discarded) and shown_until < 0.9 * length:
+    if count < 0.9 * announced and shown_until < 0.9 * length:
         raise UserError(f"{name} ends after {count} of {announced} frames: it is cut off, copy or export it again")
 
 

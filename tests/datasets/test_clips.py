@@ -90,6 +90,7 @@ BAD_META = {
     "not simultaneous": (lambda m: m["frames"][4].update(time=0.9), "simultaneous"),
     "size": (lambda m: m.update(w=9), r"8 x 8, transforms.json \(or the first\) says 9 x 8"),
     "depth unit": (lambda m: m.pop("depth_unit"), "missing: 'depth_unit'"),
+    "depth unit below 0": (lambda m: m.update(depth_unit=-0.001), "'depth_unit' is -0.001; give scene units"),
     "text number": (lambda m: m.update(w="wide"), "'w' is 'wide'"),
     "text time": (lambda m: m["frames"][0].update(time="noon"), "'time' is 'noon'"),
     "negative view": (lambda m: m["frames"][0].update(view=-1), "numbered from 0"),

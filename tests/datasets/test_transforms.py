@@ -325,3 +325,5 @@ def test_control_characters_do_not_reach_the_terminal(folder: Path) -> None:
     with pytest.raises(UserError) as caught:
         read_clip(folder)
     assert str(caught.value).isprintable() and "x1b" in str(caught.value)
+    edit(folder, lambda meta: (meta.pop("camera_model"), meta.update(caption="a \x1b[2Jbox\n")))
+    assert read_clip(folder).caption == "a  [2Jbox "
