@@ -198,7 +198,7 @@ def _instance(settings_class: type[Settings], tree: dict[str, Any]) -> Settings:
 
 
 @contextlib.contextmanager
-def one_line_errors(*others: type[Exception]) -> Iterator[None]:
+def one_line_errors(*others: type[BaseException]) -> Iterator[None]:
     """Turn the errors of Hydra and OmegaConf into UserErrors of one line, without what only we need to know.
 
     Hydra raises plain exceptions, too, for some mistakes in its own settings: ``others`` are these, where nothing else

@@ -4,6 +4,8 @@ One table for each settings class that had other names in version 0.1.0. The key
 writes them.
 """
 
+from typing import Any
+
 _MODEL = {
     "model.sampler": "model.scheduler",
     "model.spacing": "model.timestep_spacing",
@@ -12,7 +14,10 @@ _MODEL = {
     "model.distillation_negative": "model.distillation_negative_prompt",
     "model.storage": "model.storage_dtype",
     "model.vocabulary": "model.vocab_size",
+    "model.prediction": "model.prediction_type",
 }
+UNET_CONFIG = {"prediction": "prediction_type"}  # keys of a pipeline folder's unet/config.json
+VALUES = {"velocity": "v_prediction"}  # of prediction_type
 SETTINGS: dict[str, dict[str, str]] = {  # {settings class: {former key: key}}
     "GenerateConfig": _MODEL,
     "ConvertConfig": _MODEL,
@@ -59,6 +64,7 @@ SETTINGS: dict[str, dict[str, str]] = {  # {settings class: {former key: key}}
         "sample_data": "validation_data",
         "sample_steps": "validation_num_inference_steps",
         "sample_guidance": "validation_guidance_scale",
+        "data.cache_clips": "data.cache_mib",
     },
 }
 
@@ -66,3 +72,11 @@ SETTINGS: dict[str, dict[str, str]] = {  # {settings class: {former key: key}}
 def current_name(settings_class: str, key: str) -> str:
     """Return the present name of a dotted settings key; a key that was never renamed is its own."""
     return SETTINGS.get(settings_class, {}).get(key, key)
+
+
+def current_unet_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the content of a unet/config.json under the present names and values."""
+    renamed = {UNET_CONFIG.get(key, key): value for key, value in config.items()}
+    if isinstance(kind := renamed.get("prediction_type"), str):
+        renamed["prediction_type"] = VALUES.get(kind, kind)
+    return renamed

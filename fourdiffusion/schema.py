@@ -74,7 +74,7 @@ class Setting:
     key: str  # dotted, as the command line writes it
     kind: str  # its type, as the source writes it
     doc: str
-    owner: type  # the dataclass that holds the field
+    owner: Any  # the dataclass that holds the field
 
     @property
     def is_text(self) -> bool:

@@ -28,14 +28,15 @@ HOMES = {
     "tensorboard": {"tracking.py"},
     "hydra": {"config.py", "launch.py", "overrides.py"},
     "omegaconf": {"config.py", "help_text.py", "launch.py", "overrides.py"},
-    "numba": {"ops/hash_grid/numba_kernels.py"},
+    "numba": {"ops/field_kernels.py", "ops/hash_grid/numba_kernels.py"},
     "tinycudann": {"ops/hash_grid/tinycudann_backend.py"},
     "nerfacc": {"ops/volume_rendering/nerfacc_backend.py"},
     "transformers": {"diffusion/encoders.py", "metrics/similarity.py"},
     "rembg": {"media/matting.py"},
     "imageio": {"media/read.py", "media/write.py"},
     "imageio_ffmpeg": {"media/read.py", "media/write.py"},
-    "av": {"media/read.py", "media/write.py"},
+    "av": {"media/read.py", "media/write.py", "media/animation.py"},
+    "viser": {"view.py"},
     "bpy": set(),  # only the Blender script beside the package
 }
 HEAVY = {*HOMES, "torch", "numpy", "scipy", "diffusers", "skimage", "PIL"}

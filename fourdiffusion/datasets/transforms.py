@@ -8,6 +8,7 @@ asked for in one line. Nothing outside the file's folder is opened unless that i
 import json
 import math
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,17 @@ def read_transforms(path: Path, allow_outside: bool = False) -> Transforms:
     grid = _grid(path, entries)
     files = [[_picture(path, entry, "file_path", allow_outside) for entry in row] for row in grid]
     size = _size(path, meta, grid[0][0], files[0][0])
-    depths = None
+    depths, unit = None, 0.0
     if all("depth_file_path" in entry for entry in entries):
         depths = [[_picture(path, entry, "depth_file_path", allow_outside) for entry in row] for row in grid]
+        unit = _number(path, meta, "depth_unit")
+        if not 0 < unit <= 1:
+            raise UserError(f"{printable(path)}: 'depth_unit' is {unit:g}; give scene units a step, in (0, 1]")
     return Transforms(
         path=path,
         pictures=files,
         depths=depths,
-        depth_unit=_number(path, meta, "depth_unit") if depths else 0.0,
+        depth_unit=unit,
         c2w=_cameras(path, grid),
         times=_times(path, grid),
         fovy_deg=_fovy_deg(path, meta, grid, size),
@@ -102,13 +106,13 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path, meta: dict[str, Any], key: str) -> str:
-    """Return the text under a key, empty where it is missing."""
+    """Return the text under a key, empty where it is missing; control characters become spaces."""
     value = meta.get(key, "")
     if not isinstance(value, str):
         raise UserError(f"{printable(path)}: '{key}' is {_show(value)}; give a text")
     if any("\ud800" <= c <= "\udfff" for c in value):
         raise UserError(f"{printable(path)}: '{key}' is {_show(value)}, which holds half of a character; give a text")
-    return value
+    return "".join(" " if unicodedata.category(c) == "Cc" else c for c in value)
 
 
 # ---- what every entry needs -----------------------------------------------------------------------------------------

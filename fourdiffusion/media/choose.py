@@ -93,7 +93,8 @@ def _warnings(indices: list[int], times_s: list[float], repeats: int, part_s: fl
     if gap > FAR_APART_S:
         found.append(
             f"the {len(indices)} chosen frames stand up to {gap:.1f} s apart (over {part_s:.1f} s of video): the "
-            "motion between them is lost; choose a part with start= and end= in seconds, or the distance with fps= or stride="
+            "motion between them is lost; choose a part with start= and end= in seconds, or a distance with fps= or "
+            "stride="
         )
     if repeats:
         found.append(

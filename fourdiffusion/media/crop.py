@@ -5,7 +5,7 @@ Letters: F frames, H W pixels, S the side of a square crop. A square is (left, t
 
 import numpy as np
 import torch
-from scipy import ndimage
+from scipy.signal import savgol_filter
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -13,7 +13,7 @@ Square = tuple[int, int, int]
 
 # The training data shows an object of half extent about 0.36 in an image of half extent 1.1 tan(22.5 deg) = 0.456.
 OBJECT_SHARE = 0.36 / 0.456
-SMOOTH_FRAMES = 1.0  # standard deviation of the Gaussian that smooths the path of a crop which follows the object
+SMOOTH_FRAMES = 5  # the path of a crop that follows the object is smoothed by lines through so many frames
 
 
 def object_square(alpha: np.ndarray, object_share: float) -> Square:
@@ -36,12 +36,9 @@ def follow_squares(alpha: np.ndarray, object_share: float) -> list[Square]:
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     every = np.arange(len(alpha))
     path = np.stack([np.interp(every, present, centers[:, axis]) for axis in (0, 1)], axis=1)
-    # Odd reflection continues a steady motion at the ends, where a plain average would lag behind it.
-    reach = len(path) - 1
-    if reach > 0:
-        before, after = 2 * path[0] - path[reach:0:-1], 2 * path[-1] - path[-2 : -reach - 2 : -1]
-        padded = np.concatenate([before, path, after])
-        path = ndimage.gaussian_filter1d(padded, SMOOTH_FRAMES, axis=0)[reach : reach + len(path)]
+    window = min(SMOOTH_FRAMES, len(path) - 1 + len(path) % 2)
+    if window > 2:
+        path = savgol_filter(path, window, polyorder=1, axis=0)  # a steady motion stays as it is, also at the ends
     margins = np.maximum(path[present] - boxes[:, :2], boxes[:, 2:] - path[present])
     side = max(1, round(2 * float(margins.max()) / object_share))
     return [(round(float(x) - side / 2), round(float(y) - side / 2), side) for x, y in path]
@@ -53,8 +50,12 @@ def frame_square(height: int, width: int) -> Square:
     return (width - side) // 2, (height - side) // 2, side
 
 
-def resample(frames: np.ndarray, squares: list[Square], size: int) -> Tensor:
-    """uint8 [F, H, W, 4] -> [F, 4, S, S]. Resized with premultiplied alpha: hidden color must not bleed in."""
+def resample(frames: np.ndarray, squares: Square | list[Square], size: int) -> Tensor:
+    """Cut one square out of all frames, or one out of each, and resize it: uint8 [F, H, W, 4] -> [F, 4, S, S].
+
+    Alpha is premultiplied on the way: hidden color must not bleed in.
+    """
+    squares = [squares] * len(frames) if isinstance(squares, tuple) else squares
     height, width = frames.shape[1:3]
     resized = []
     for frame, (left, top, side) in zip(frames, squares, strict=True):

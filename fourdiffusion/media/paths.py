@@ -51,16 +51,16 @@ def require_file(path: Path, remedy: str = "give another file") -> None:
     try:
         mode = path.stat().st_mode
     except FileNotFoundError as error:
-        raise UserError(f"{name}: missing: {remedy}") from error
+        raise UserError(f"{name}: missing; {remedy}") from error
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror}): {remedy}") from error
+        raise UserError(f"{name}: cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
-        raise UserError(f"{name}: is no file name: {remedy}") from error
+        raise UserError(f"{name}: is no file name; {remedy}") from error
     if not stat.S_ISREG(mode):
         kind = next((words for test, words in KINDS if test(mode)), "no file")
-        raise UserError(f"{name}: is {kind}, not a file: {remedy}")
+        raise UserError(f"{name}: is {kind}, not a file; {remedy}")
     if not os.access(path, os.R_OK):
-        raise UserError(f"{name}: cannot be read (Permission denied): {remedy}")
+        raise UserError(f"{name}: cannot be read (Permission denied); {remedy}")
 
 
 def _encodes(text: str) -> bool:

@@ -18,7 +18,7 @@ from fourdiffusion.media.paths import printable, require_file
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 MAX_PIXELS = 2**26  # 8192 x 8192
-MAX_SEQUENCE_PIXELS = 2**33  # of all frames of an animated picture: about a minute of decoding
+MAX_SEQUENCE_PIXELS = 2**31  # of all frames of an animated picture: some 15 s of decoding
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 exchange width and height
 
 
@@ -46,13 +46,29 @@ def read_gray16(path: Path) -> np.ndarray:
         return _gray(image).astype(np.uint16)
 
 
+def is_picture(path: Path) -> bool:
+    """Return whether a file is of a format that is read here, animated or not; UserError where it cannot be read."""
+    require_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS):
+                return True
+    except Image.DecompressionBombError:
+        return True  # refused where it is opened
+    except UnidentifiedImageError:
+        return False
+    except Exception as error:
+        raise UserError(f"{printable(path)}: cannot be read ({_reason(error)}): give another file") from error
+
+
 @contextmanager
 def open_picture(path: Path) -> Iterator[Image.Image]:
     """Open a picture file with Pillow. Whatever goes wrong inside the block is one UserError that names the file."""
     require_file(path, "restore it")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")  # what matters is refused below
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")

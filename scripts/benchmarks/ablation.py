@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from fourdiffusion.datasets.clips import read_clip
 from fourdiffusion.evaluate import evaluate
-from fourdiffusion.settings import EvaluateConfig
+from fourdiffusion.evaluate.settings import EvaluateConfig
 
 COPIED = "copied input"
 VARIANTS = {

@@ -4,7 +4,7 @@
 #   scripts/build/make_small_model.sh [FOLDER OF DATA]
 #
 # Every step goes on where it was interrupted. Two processes of one thread each use two cores best; on a GPU, replace
-# `train` by `fourdiffusion train` and leave out cpu=true. docs/small_model.md says what it took.
+# `train` by `fourdiffusion train` and leave out cpu=true. dev/LOG.md says what it took.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=${1:-.cache/synth}

@@ -17,15 +17,12 @@ from tiny_model import FRAMES, tiny_config, write_clips, write_model
 from torch import Tensor
 
 from fourdiffusion import cli
-from fourdiffusion.datasets.sampling import ClipBatches
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors
-from fourdiffusion.randomness import stream
 from fourdiffusion.runs import open_run
-from fourdiffusion.train import loop as train_module
-from fourdiffusion.train.loop import learning_rate_factor, train
+from fourdiffusion.train.loop import train
 from fourdiffusion.train.settings import TrainConfig
 
 PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")
@@ -124,14 +121,6 @@ def test_a_model_from_nothing(clips: Path, tmp_path: Path) -> None:
     assert texts[0] == texts[1]
 
 
-def test_learning_rate() -> None:
-    config = TrainConfig(max_steps=100, lr_warmup_steps=10, lr_decay_steps=20)
-    factors = [learning_rate_factor(config, step) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1) and factors[9:81] == [1.0] * 72 and factors[99] == pytest.approx(0.05)
-    assert factors[:10] == sorted(factors[:10]) and factors[80:] == sorted(factors[80:], reverse=True)
-    assert {learning_rate_factor(TrainConfig(max_steps=5), step) for step in range(5)} == {1.0}
-
-
 # ---- going on -------------------------------------------------------------------------------------------------------
 
 
@@ -217,30 +206,40 @@ def test_damaged_checkpoint_is_named(base: Path, clips: Path, tmp_path: Path) ->
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def distributed(num_processes: int, arguments: list[str]) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     result = subprocess.run(
-        [*launch, "-m", "fourdiffusion", *command(base, clips, tmp_path / "run", "max_steps=2", "max_grad_norm=1e9")],
+        [*launch, "-m", "fourdiffusion", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=500,
     )
     assert result.returncode == 0, result.stderr
-    assert logged_steps(tmp_path / "run") == [1, 2]  # one of the two writes
-    assert load_pipeline(tmp_path / "run/model").motion.layers[0].proj_out.weight.any()
 
-    config = settings("motion", base, clips, tmp_path)
-    pipeline = load_pipeline(base)
-    objective = train_module._objective(config, pipeline)
-    for rank in range(2):
-        batch = ClipBatches(config.data, 3, 1, 0, rank, 2)[0]
-        inputs = train_module._inputs(config, pipeline, batch, stream(1, rank, 0), torch.device("cpu"))
-        (sum(objective(*inputs).values()) / 2).backward()
-    gradients = [p.grad for p in objective.parameters()]
-    norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
-    first = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
-    assert first["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+
+def log_of(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_one_batch_gives_one_result_however_it_is_divided(base: Path, clips: Path, tmp_path: Path) -> None:
+    """Whole, in micro-batches, over two processes, and over two, then one: the same losses, gradients and weights."""
+    words = ["batch_size=4", "learning_rate=1e-3"]
+    train(settings("motion", base, clips, tmp_path / "whole", batch_size=4))
+    train(settings("motion", base, clips, tmp_path / "micro", batch_size=4, micro_batch_size=1))
+    distributed(2, command(base, clips, tmp_path / "two", *words, "max_steps=1"))
+    shutil.copytree(tmp_path / "two", tmp_path / "two-one")
+    distributed(2, command(base, clips, tmp_path / "two", *words, "max_steps=2", "micro_batch_size=1"))
+    assert cli.main(command(base, clips, tmp_path / "two-one", *words, "max_steps=2", "micro_batch_size=2")) == 0
+    first = log_of(tmp_path / "whole")
+    assert [line["step"] for line in first] == [1, 2] and all(line["grad_norm"] > 0 for line in first)
+    for other in ("micro", "two", "two-one"):
+        for a, b in zip(first, log_of(tmp_path / other), strict=True):
+            assert b["step"] == a["step"], other
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), other
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4), other
+        for name, value in weights(tmp_path / "whole/model").items():
+            torch.testing.assert_close(weights(tmp_path / other / "model")[name], value, atol=1e-5, rtol=1e-4)
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -250,8 +249,8 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
     "changes, message",
     [
         (
-            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction="sharp")},
-            "model: prediction=sharp is neither epsilon nor velocity",
+            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction_type="sharp")},
+            "model: prediction_type=sharp is none of epsilon, v_prediction",
         ),
         ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocab_size=3)}, "model: vocabulary=3: give at"),
         ({"stage": "moton"}, "stage=moton is none of vae, clip, base, motion"),
@@ -264,6 +263,9 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
         ({"data": {"num_views": 0}}, "data.num_views=0: give at least 1"),
         ({"data": {"num_views": 3}}, "no 3 evenly spaced views"),
         ({"batch_size": 0}, "batch_size=0: give at least 1"),
+        ({"batch_size": 4, "micro_batch_size": 3}, "micro_batch_size=3 does not divide the 4 clips"),
+        ({"frozen_dtype": "float12"}, "frozen_dtype=float12 is none of"),
+        ({"frozen_dtype": "bfloat16"}, "set mixed_precision=bf16"),
         ({"timestep_shift": 0.0}, "timestep_shift=0.0: give a number above 0"),
         ({"log_every": 0}, "log_every=0: give at least 1"),
         ({"model": {"dtype": "bfloat16"}}, "model.dtype=bfloat16: training keeps float32 weights"),
@@ -315,6 +317,6 @@ def test_other_settings_are_refused(base: Path, clips: Path, tmp_path: Path) -> 
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(base: Path, clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the loss is (nan|inf) at step [12]: lower learning_rate"):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step [12] \(term mse\): lower learning_rate"):
         train(settings("motion", base, clips, tmp_path / "run", max_steps=3, learning_rate=1e25))
     assert not (tmp_path / "run/model").exists()
