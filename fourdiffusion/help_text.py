@@ -34,6 +34,8 @@ WORDS = {  # of settings that are the same in every verb
     "num_clips": "clips to make",
     "num_inference_steps": "sampling steps",
     "max_steps": "optimization steps",
+    "width": "of the pictures in pixels",
+    "height": "of the pictures in pixels",
     "size": "side of the pictures in pixels",
     "learning_rate": "of AdamW",
     "device": "auto | cpu | cuda",

@@ -201,6 +201,9 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
     },
     "RendererConfig": {
         "num_samples": (1, 100_000),
+        "step_scale": (1e-3, 1e3),
+        "prune_alpha": _FRACTION,
+        "prune_weight": _FRACTION,
         "radius": (1e-3, 1e3),
         "occupancy_resolution": (1, 1024),
         "occupancy_threshold": _FRACTION,
