@@ -208,7 +208,9 @@ def one_line_errors(*others: type[BaseException]) -> Iterator[None]:
         yield
     except (UserError, OSError):
         raise
-    except (HydraException, OmegaConfBaseException, *others) as error:  # type: ignore[misc]
+    except Exception as error:
+        if not isinstance(error, (HydraException, OmegaConfBaseException, *others)):
+            raise
         text = " ".join(re.split("full_key:|Config search path:", str(error))[0].split())
         missing = re.search(r"hydra/launcher/(\w+)", text)
         hint = f": {INSTALL[missing[1]]}" if missing and missing[1] in INSTALL else ""

@@ -81,7 +81,7 @@ def explain(verb: "Verb", words: list[str], in_full: bool) -> str:
         with config.one_line_errors():
             value = "(required)" if setting.key in missing else _written(OmegaConf.select(composed, setting.key))
         words_for_it = setting.doc or WORDS.get(setting.key.rpartition(".")[2], "")
-        rows.append((f"{setting.key}={value}", f"{words_for_it} ({setting.type})".lstrip()))
+        rows.append((f"{setting.key}={value}", f"{words_for_it} ({setting.kind})".lstrip()))
     choices = []
     for group in groups(verb.function, source.config_dir):
         for option, description in group.options().items():

@@ -161,7 +161,7 @@ def _text_word(setting: Setting, text: str, keys: set[str], sweep: bool) -> Word
 
 def _value_word(setting: Setting, text: str, schema: type, sweep: bool) -> Word:
     """Return the override of a setting that is no text: Hydra's grammar, each value checked for type and range."""
-    plain = setting.type.removesuffix(" | None")
+    plain = setting.kind.removesuffix(" | None")
     expected = EXPECTED.get(plain, plain) + (" or null" if setting.is_nullable else "")
     try:
         override = OverridesParser.create().parse_override(f"{setting.key}={text}")

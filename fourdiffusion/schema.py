@@ -72,22 +72,22 @@ class Setting:
     """One leaf of a schema."""
 
     key: str  # dotted, as the command line writes it
-    type: str
+    kind: str  # its type, as the source writes it
     doc: str
     owner: Any  # the dataclass that holds the field
 
     @property
     def is_text(self) -> bool:
-        return self.type in ("str", "str | None")
+        return self.kind in ("str", "str | None")
 
     @property
     def is_nullable(self) -> bool:
-        return self.type.endswith(" | None")
+        return self.kind.endswith(" | None")
 
     @property
     def is_number(self) -> bool:
         """Whether the value is a number or a list of numbers."""
-        return re.fullmatch(r"(int|float|list\[(int|float)\])( \| None)?", self.type) is not None
+        return re.fullmatch(r"(int|float|list\[(int|float)\])( \| None)?", self.kind) is not None
 
     @property
     def range(self) -> tuple[float, float] | None:

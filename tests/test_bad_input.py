@@ -41,7 +41,6 @@ def bad(tmp_path):
         ("fit video={bad}/busy prompt=a red bird", "prompt='a red bird'"),
         ("fit video={bad}/busy grid_lr=nan", "grid_lr=nan"),
         ("fit video={bad}/busy num_frames=-3", "num_frames=-3"),
-        ("fit video={bad}/busy output={bad}/notes.txt/deeper", "notes.txt"),
         ("fit video={bad}/busy -m seed=0,x", "seed=0,x"),
         ("fit --config-path {bad}/scene", "config.yaml"),
         ("fit --config-path {bad}/notes.txt", "notes.txt"),

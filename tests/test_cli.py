@@ -168,16 +168,20 @@ def test_values_arrive_with_their_types(run) -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
+    "texts",
     [
-        *["a (1), final.mp4", "frames/*.png", "it's a \\", "[a, b]", "a=b", "007", "1e3", "null", "", "~/x", "a: b"],
-        *["ü", "a\\'b", "{x: 1}", "a\nb"],
-        *["a${b}", "${", "${}", "costs ${5}", "\\${b}", "\\\\${b}", "${oc.env:", "${foo:bar}"],
+        ["a (1), final.mp4", "frames/*.png", "it's a \\", "[a, b]", "a=b"],
+        ["007", "1e3", "null", "", "~/x"],
+        ["a: b", "ü", "a\\'b", "{x: 1}", "a\nb"],
+        ["a${b}", "${", "${}", "costs ${5}", "\\${b}"],
+        ["\\\\${b}", "${oc.env:", "${foo:bar}", "$(date)", "${steps"],
     ],
 )
-def test_text_is_taken_as_it_stands(run, text: str) -> None:
-    seen = run(f"video={text}", f"caption='{text}'")
-    assert seen["video"] == text and seen["caption"] == text
+def test_text_is_taken_as_it_stands(run, texts: list[str]) -> None:
+    bare = ["video", "colour", "scene", "model.folder"]
+    seen = run(*(f"{key}={text}" for key, text in zip(bare, texts, strict=False)), f"caption='{texts[-1]}'")
+    assert [seen["video"], seen["colour"], seen["scene"], seen["model"]["folder"], seen["caption"]] == texts
+    assert run(f"video='{texts[2]}'")["video"] == texts[2]
 
 
 def test_interpolations_of_settings_and_resolvers_are_replaced(run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -635,13 +639,13 @@ def test_every_range_belongs_to_a_number() -> None:
 def test_nan_and_infinity_are_refused_by_name_for_every_number(verb: cli.Verb) -> None:
     settings_class = schema.load_settings_class(verb.settings)
     for setting in schema.settings(settings_class):
-        for value in ("nan", "inf", "-inf") if "float" in setting.type else ():
+        for value in ("nan", "inf", "-inf") if "float" in setting.kind else ():
             with pytest.raises(UserError, match=f"^{setting.key}={value}: "):
                 overrides.translate([f"{setting.key}={value}"], settings_class, groups=[], sweep=False)
         if setting.is_number:
             low, high = setting.range
             for value in (low - 1, high * 1.01 + 1):
-                number = f"[{value:.0f}]" if "list" in setting.type else f"{value:.0f}"
+                number = f"[{value:.0f}]" if "list" in setting.kind else f"{value:.0f}"
                 with pytest.raises(UserError, match=f"^{setting.key}="):
                     overrides.translate([f"{setting.key}={number}"], settings_class, groups=[], sweep=False)
 
