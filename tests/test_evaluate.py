@@ -11,12 +11,12 @@ from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit
 from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate, view_roles
+from fourdiffusion.evaluate.settings import EvaluateConfig
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene, render_views, save_scene
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
-from fourdiffusion.settings import EvaluateConfig
 
 SIZE, FRAMES = 16, 3
 
@@ -128,7 +128,7 @@ def test_view_roles_tell_azimuth_and_elevation_apart() -> None:
     [
         ("missing", "nowhere: no such folder"),
         ("empty", "neither a scene .* nor a clip"),
-        ("truth", "missing; a clip folder holds transforms.json"),
+        ("truth", "holds no videos"),
         ("size", "is 12 pixels high, the truth 16"),
         ("frames", "is 2 frames a view, the truth 3"),
         ("camera", "no camera where view 1 of the prediction stands"),

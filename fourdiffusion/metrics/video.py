@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from fourdiffusion.metrics.image import check_pair, gmsd, psnr, ssim
 
@@ -19,6 +20,35 @@ def temporal_error(prediction: Tensor, truth: Tensor) -> Tensor:
         raise ValueError(f"temporal_error needs [..., F, C, H, W] with at least 2 frames, got {list(prediction.shape)}")
     change = prediction.diff(dim=-4) - truth.diff(dim=-4)
     return change.abs().flatten(-4).mean(-1)
+
+
+def warped_temporal_error(prediction: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
+    """Return the mean absolute change of a video along the true motion: flicker raises it, correct motion does not.
+
+    Frame i + 1 is sampled bilinearly where the flow carries each pixel of frame i, and compared with frame i.
+
+    Args:
+        prediction: [F, C, H, W] in [0, 1], F at least 2.
+        flow: [F - 1, 2, H, W], from frame i to frame i + 1 in pixels, x to the right, then y down.
+        visible: [F - 1, H, W], bool: the pixel of frame i is seen in frame i + 1 too.
+
+    Returns:
+        A number; NaN where no pixel is visible.
+    """
+    check_pair(prediction, prediction)
+    frames, _, height, width = prediction.shape
+    if frames < 2 or flow.shape != (frames - 1, 2, height, width) or visible.shape != (frames - 1, height, width):
+        raise ValueError(
+            f"flow {list(flow.shape)} and visible {list(visible.shape)} do not fit a video {list(prediction.shape)}: "
+            "give [F - 1, 2, H, W] and [F - 1, H, W]"
+        )
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    target_x, target_y = x + flow[:, 0], y + flow[:, 1]
+    grid = torch.stack([(target_x + 0.5) / width * 2 - 1, (target_y + 0.5) / height * 2 - 1], dim=-1)
+    carried = grid_sample(prediction[1:].float(), grid.float(), padding_mode="border", align_corners=False)
+    inside = (target_x >= 0) & (target_x <= width - 1) & (target_y >= 0) & (target_y <= height - 1) & visible
+    change = (carried - prediction[:-1]).abs().mean(dim=1).double()
+    return (change * inside).sum() / inside.sum()
 
 
 def copied_input(video: Tensor, num_views: int) -> Tensor:
@@ -37,8 +67,8 @@ def evaluate_views(
         lpips: what ``metrics.lpips.load_lpips`` found; None leaves that measure out.
 
     Returns:
-        "mean": {metric: float}; "per_view": {metric: [V]}; "per_frame": {metric: [V][F]}. Means are of the pictures'
-        values (PSNR is averaged in dB). "temporal_error" belongs to a view, not to a frame, and needs F >= 2.
+        "mean": {metric: float}; "per_view": {metric: [V]}; "per_frame": {metric: V lists of F}. Means are of the
+        pictures' values (PSNR is averaged in dB). "temporal_error" belongs to a view, not to a frame, and needs F >= 2.
     """
     if prediction.ndim != 5:
         raise ValueError(f"evaluate_views needs [V, F, 3, H, W], got {list(prediction.shape)}")

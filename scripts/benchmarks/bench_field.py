@@ -9,6 +9,8 @@ wall time and of processor time, and their ratios; on a machine that others use 
 """
 
 import argparse
+import importlib
+import importlib.util
 import json
 import os
 import statistics
@@ -67,15 +69,11 @@ def serve() -> None:
     """Read [number of points, job] line by line, do it, answer with its seconds and norms of all results."""
     import fourdiffusion.scene.field as module
 
-    try:
-        from fourdiffusion.ops.settings import HashGridConfig
-        from fourdiffusion.scene.settings import FieldConfig
-    except ImportError:  # commits before the rooms
-        from fourdiffusion.ops.hash_grid import HashGridConfig  # type: ignore[no-redef, attr-defined]
-
-        FieldConfig = module.FieldConfig  # type: ignore[misc, attr-defined]
-    grid = HashGridConfig(num_levels=8, log2_hashmap_size=15, per_level_scale=1.4)
-    field = module.DynamicField(FieldConfig(space=grid, spacetime=grid), seed=0)
+    older = importlib.util.find_spec("fourdiffusion.scene.settings") is None  # commits before 0.2
+    grids = importlib.import_module("fourdiffusion.ops.hash_grid" if older else "fourdiffusion.ops.settings")
+    fields = module if older else importlib.import_module("fourdiffusion.scene.settings")
+    grid = grids.HashGridConfig(num_levels=8, log2_hashmap_size=15, per_level_scale=1.4)
+    field = module.DynamicField(fields.FieldConfig(space=grid, spacetime=grid), seed=0)
     for part in (field.space, field.spacetime):
         part.params.data *= 3e3
     for line in sys.stdin:

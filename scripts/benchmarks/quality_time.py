@@ -24,9 +24,9 @@ from held_out import fingerprint, first_clips, fit_once, novel_means, write_inpu
 from fourdiffusion.datasets.clips import read_clip
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate
+from fourdiffusion.evaluate.settings import EvaluateConfig
 from fourdiffusion.files import load_tensors
 from fourdiffusion.scene.scene import load_scene, save_scene
-from fourdiffusion.settings import EvaluateConfig
 
 NEAR = 0.2  # dB
 Point = dict[str, Any]  # "fit", "object", "step", "seconds", "psnr" and the other measures, "copied_psnr"

