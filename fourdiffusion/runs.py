@@ -390,8 +390,9 @@ def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tupl
             raise UserError(f"{path} lacks the tensor {name}")
         if tensors[name].shape != value.shape:
             raise UserError(f"{path}: {name} is {list(tensors[name].shape)}, this run's is {list(value.shape)}")
-    if name := first_non_finite(tensors):
-        raise UserError(f"{path}: {name} is not finite")
+    culprit = first_non_finite(tensors)
+    if culprit is not None:
+        raise UserError(f"{path}: {culprit} is not finite")
     return tensors, step
 
 
