@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_model import FRAMES, SIZE, balls, picture, tiny_config, tiny_pipeline, write_model
 
 from fourdiffusion import cameras
-from fourdiffusion.datasets.clips import opaque_clip, write_clip
+from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
 from fourdiffusion.diffusion.distillation import draw_window
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors
@@ -101,6 +101,7 @@ def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(config):
     for name in ("orbit.mp4", "contact_sheet.png", "generated/contact_sheet.png", "generated/view_270.mp4"):
         assert os.path.getsize(f"{config.output}/{name}") > 0
     record = json.loads(Path(config.output, "input.json").read_text())
+    assert record["source_size"] == [SIZE, SIZE] and Path(config.output, "matte.png").is_file()
     assert record["crop"] == [0, 0, SIZE] and record["frames"] == list(range(FRAMES)) and record["times"][-1] == 1
     assert (record["fovy_deg"], record["distance"], record["elevation_deg"]) == (45, 1.1, 0)
 
@@ -358,3 +359,14 @@ def test_gradients_in_chunks_are_the_whole_gradient(config, pixel_space):
 
 def parameters(problem):
     return torch.cat([value.detach().flatten().clone() for value in problem.scene.field.parameters()])
+
+
+def test_the_scene_and_its_files_have_the_true_times_of_the_frames(config):
+    """Frames are shown at the times that they were taken at, not evenly."""
+    inputs = read_inputs(config)
+    times = [0.0, 0.1, 0.25, 1.0]
+    video = dataclasses.replace(inputs.video, times=times, digest="another")
+    problem = open_problem(config, dataclasses.replace(inputs, video=video))
+    assert problem.target.times.tolist() == pytest.approx(times)
+    assert json.loads(Path(config.output, "input.json").read_text())["times"] == times
+    assert read_clip(Path(config.output, "generated")).times.tolist() == pytest.approx(times)
