@@ -37,7 +37,7 @@ HOMES = {
     "imageio_ffmpeg": {"media/read.py", "media/write.py"},
     "av": {"media/read.py", "media/write.py", "media/animation.py"},
     "viser": {"view.py"},
-    "bpy": set(),  # only the Blender script beside the package
+    "bpy": {"datasets/rendering/blender_render.py"},  # runs inside Blender and imports nothing of the project
 }
 HEAVY = {*HOMES, "torch", "numpy", "scipy", "diffusers", "skimage", "PIL"}
 

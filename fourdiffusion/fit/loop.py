@@ -51,9 +51,8 @@ def fit(config: FitConfig) -> None:
             problem = setup.open_problem(config, inputs)
             optimize(problem, output)
             save_scene(output / "scene", problem.scene)
-            pictures = write_pictures(
-                output, problem.scene, problem.target.images, problem.pipeline.generation_config.image_size
-            )
+            target, size = problem.target, problem.pipeline.generation_config.image_size
+            pictures = write_pictures(output, problem.scene, target.images, size, times=target.times)
             tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
 
 
@@ -89,7 +88,7 @@ def optimize(problem: Problem, output: Path) -> None:
             if stopping:
                 interrupted.leave()
             if config.preview_minutes and now - shown > 60 * config.preview_minutes:
-                write_pictures(output / "preview", scene, target.images, 64, 16)
+                write_pictures(output / "preview", scene, target.images, 64, 16, times=target.times)
                 shown = time.monotonic()
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from fourdiffusion.diffusion.settings import ModelConfig
+from fourdiffusion.media.settings import InputVideo
 from fourdiffusion.scene.settings import SceneConfig
 
 GUIDANCES = ("fourdm", "per_frame", "off")
@@ -57,18 +58,14 @@ class LossConfig:
 
 
 @dataclass
-class FitConfig:
+class FitConfig(InputVideo):
     """Settings of one fit."""
 
-    video: str = "???"  # mp4, gif, webm, a folder or a glob of frames
     output: str = "runs/fit"
     prompt: str = ""  # what the object is
-    num_frames: int = 8
     num_views: int = 4
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
-    alpha: str = "auto"  # what tells the object from the background: auto | file | plain | rembg
-    crop: str = "object"  # object: framed as in the training data | frame: the frame as it is
     max_steps: int = 35_000
     grid_lr: float = 1e-2  # learning rates
     mlp_lr: float = 1e-3

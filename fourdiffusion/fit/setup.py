@@ -1,6 +1,5 @@
 """What comes before the first step of a fit: settings checked, input and networks read, views generated once."""
 
-import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
-from fourdiffusion import cameras
+from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit, orthogonal_azimuths
 from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
@@ -20,7 +19,7 @@ from fourdiffusion.diffusion.loading import open_pipeline, with_own_settings
 from fourdiffusion.diffusion.long_video import frame_groups
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, unconditional
 from fourdiffusion.errors import UserError, check_ranges
-from fourdiffusion.files import save_tensors, write_atomic
+from fourdiffusion.files import save_tensors
 from fourdiffusion.fit.settings import GUIDANCES, FitConfig, LossConfig
 from fourdiffusion.fit.step import Perceptual, Problem, Target
 from fourdiffusion.media.image import composite
@@ -28,7 +27,7 @@ from fourdiffusion.media.read import VideoInput, load_video
 from fourdiffusion.media.write import write_views
 from fourdiffusion.metrics.lpips import load_lpips
 from fourdiffusion.ops import hash_grid, volume_rendering
-from fourdiffusion.runs import folder_digest, open_run, tensor_digest
+from fourdiffusion.runs import folder_digest, open_run
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene
@@ -37,11 +36,12 @@ from fourdiffusion.tracking import check_trackers
 
 SSIM_WINDOW = 11  # pixels, of losses.dssim
 ELEVATION_DEG = 0.0  # of the input camera and of the generated views
-# Settings that do not change the result of a run, beyond rounding; max_steps prolongs it.
+# Settings that do not change the result of a run, beyond rounding; max_steps prolongs it, the masks are in the video's
+# digest.
 FREE = {
     "max_steps", "log_every", "checkpoint_minutes", "preview_minutes", "trackers", "device",
     "scene.grid_backend", "scene.ray_backend", "sds.ray_chunk", "sds.image_chunk", "loss.lpips_weights",
-    "model.compile", "model.offload", "model.channels_last",
+    "model.compile", "model.offload", "model.channels_last", "mask",
 }  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def read_inputs(config: FitConfig) -> Inputs:
     """Read the video and the networks; nothing is written."""
     model, device = config.model, resolve_device(config.device)
     backends = resolve_backends(config.scene, device)
-    video = load_video(config.video, config.num_frames, sampling_settings(model).image_size, config.alpha, config.crop)
+    video = load_video(config, sampling_settings(model).image_size)
     pipeline = open_pipeline(model, device)
     own = pipeline.generation_config
     frame_groups(own.long_video, config.num_frames, own.window, pipeline.motion.config.max_frames)
@@ -144,8 +144,7 @@ def read_inputs(config: FitConfig) -> Inputs:
 def open_problem(config: FitConfig, inputs: Inputs) -> Problem:
     """Open the run folder, write or read the generated views, and build what the steps need."""
     output, sds, video, pipeline = Path(config.output), config.sds, inputs.video, inputs.pipeline
-    content = {"video": tensor_digest((video.rgba * 255).round().to(torch.uint8))}
-    content["model.path"] = folder_digest(Path(str(config.model.path)))
+    content = {"video": video.digest, "model.path": folder_digest(Path(str(config.model.path)))}
     try:
         scene = Scene(
             DynamicField(config.scene.field, config.seed, inputs.backends["grid_backend"]).to(inputs.device),
@@ -159,8 +158,8 @@ def open_problem(config: FitConfig, inputs: Inputs) -> Problem:
     tqdm.write(f"{config.video}: {video.summary()}")
     tqdm.write("backends: " + ", ".join(f"{name}={value}" for name, value in inputs.backends.items()))
     tqdm.write(f"perceptual loss: {inputs.perceptual_name}")
-    times = torch.linspace(0, 1, config.num_frames)
-    _record_input(output, video, times)
+    times = torch.tensor(video.times)
+    video.write(output, {"fovy_deg": FOVY_DEG, "distance": DISTANCE, "elevation_deg": ELEVATION_DEG})
     target = generate_target(config, pipeline, video.rgba, times)
     guided = sds.guidance_scale if sds.guidance_scale_end in (None, 1) else sds.guidance_scale_end
     negative = unconditional(pipeline.generation_config.distillation_negative_prompt, guided)
@@ -168,33 +167,18 @@ def open_problem(config: FitConfig, inputs: Inputs) -> Problem:
     return Problem(config, pipeline, denoiser, inputs.perceptual, scene, target)
 
 
-def _record_input(output: Path, video: VideoInput, times: Tensor) -> None:
-    """Write ``input.json``: which part of the source the scene shows, and from where."""
-    record = {
-        "crop": list(video.crop),  # left, top, side in source pixels
-        "frames": video.frame_indices,
-        "num_source_frames": video.num_source_frames,
-        "alpha_from": video.alpha_from,
-        "times": [round(time, 6) for time in times.tolist()],
-        "fovy_deg": cameras.FOVY_DEG,
-        "distance": cameras.DISTANCE,
-        "elevation_deg": ELEVATION_DEG,
-    }
-    text = json.dumps(record, indent=1) + "\n"
-    write_atomic(output / "input.json", lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
 def generate_target(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, times: Tensor) -> Target:
     """Sample 4DM's videos of the input once, keep them in the run folder, and choose the anchor view (Eq. 11)."""
     images, output = composite(rgba), Path(config.output)
-    azimuths = cameras.orthogonal_azimuths(config.num_views)
-    c2w = cameras.orbit(azimuths, ELEVATION_DEG)
+    azimuths = orthogonal_azimuths(config.num_views)
+    c2w = orbit(azimuths, ELEVATION_DEG)
     folder = output / "generated"
     if not folder.is_dir():
         views = _sample(config, pipeline, images, c2w)
         save_tensors(output / "input.safetensors", {"rgba": rgba, "times": times}, {})
         source = f"generated from {config.video}"
-        write_clip(folder, opaque_clip("generated", views, c2w, cameras.FOVY_DEG, config.prompt, source))
+        clip = opaque_clip("generated", views, c2w, FOVY_DEG, config.prompt, source)
+        write_clip(folder, replace(clip, times=times))
     clip = read_clip(folder)
     expected = (config.num_views, len(images), 4, *images.shape[-2:])
     if clip.rgba.shape != expected or not torch.allclose(clip.c2w, c2w, atol=1e-3):
@@ -210,7 +194,7 @@ def generate_target(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Te
     anchor = config.loss.anchor_view
     if anchor is None:
         anchor = int((views - images).square().flatten(1).mean(1).argmin())
-    return Target(images, views, c2w, times, anchor)
+    return Target(images, views, c2w, clip.times, anchor)
 
 
 def _sample(config: FitConfig, pipeline: FourDiffusionPipeline, images: Tensor, c2w: Tensor) -> Tensor:

@@ -50,12 +50,8 @@ def frame_square(height: int, width: int) -> Square:
     return (width - side) // 2, (height - side) // 2, side
 
 
-def resample(frames: np.ndarray, squares: Square | list[Square], size: int) -> Tensor:
-    """Cut one square out of all frames, or one out of each, and resize it: uint8 [F, H, W, 4] -> [F, 4, S, S].
-
-    Alpha is premultiplied on the way: hidden color must not bleed in.
-    """
-    squares = [squares] * len(frames) if isinstance(squares, tuple) else squares
+def resample(frames: np.ndarray, squares: list[Square], size: int) -> Tensor:
+    """uint8 [F, H, W, 4] -> [F, 4, S, S]. Resized with premultiplied alpha: hidden color must not bleed in."""
     height, width = frames.shape[1:3]
     resized = []
     for frame, (left, top, side) in zip(frames, squares, strict=True):

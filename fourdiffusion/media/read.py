@@ -67,8 +67,11 @@ class VideoInput:
         )
         return "; warning: ".join([what, *self.warnings])
 
-    def write(self, folder: Path) -> None:
-        """Write ``input.json`` and ``matte.png`` into a run's folder, each whole or not at all."""
+    def write(self, folder: Path, camera: dict[str, float] | None = None) -> None:
+        """Write ``input.json`` and ``matte.png`` into a run's folder, each whole or not at all.
+
+        ``camera`` holds what the run assumes of the camera: "fovy_deg" of the square crop, "distance", "elevation_deg".
+        """
         record = {
             "crop": list(self.crop) if len(set(self.crops)) == 1 else None,  # None: it moves, see crops
             "crops": [list(crop) for crop in self.crops],
@@ -79,6 +82,7 @@ class VideoInput:
             "alpha_from": self.alpha_from,
             "digest": self.digest,
             "warnings": self.warnings,
+            **(camera or {}),
         }
         text = json.dumps(record, indent=1) + "\n"
         write_atomic(folder / "input.json", lambda partial: partial.write_text(text, encoding="utf-8"))

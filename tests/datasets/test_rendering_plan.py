@@ -222,3 +222,9 @@ def test_presets_are_valid_settings(preset: str) -> None:
     config = OmegaConf.to_object(merged)
     assert isinstance(config, RenderAssetsConfig)
     validate(config)
+
+
+def test_lights_may_be_plain_mappings() -> None:
+    config = settings(lights=[{"azimuth_deg": 10.0, "kind": "area"}])
+    validate(config)
+    assert config.lights == [LightConfig(azimuth_deg=10.0, kind="area")]

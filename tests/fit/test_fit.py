@@ -19,7 +19,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_model import FRAMES, SIZE, balls, picture, tiny_config, tiny_pipeline, write_model
 
 from fourdiffusion import cameras
-from fourdiffusion.datasets.clips import opaque_clip, write_clip
+from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
 from fourdiffusion.diffusion.distillation import draw_window
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors
@@ -101,6 +101,7 @@ def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(config):
     for name in ("orbit.mp4", "contact_sheet.png", "generated/contact_sheet.png", "generated/view_270.mp4"):
         assert os.path.getsize(f"{config.output}/{name}") > 0
     record = json.loads(Path(config.output, "input.json").read_text())
+    assert record["source_size"] == [SIZE, SIZE] and Path(config.output, "matte.png").is_file()
     assert record["crop"] == [0, 0, SIZE] and record["frames"] == list(range(FRAMES)) and record["times"][-1] == 1
     assert (record["fovy_deg"], record["distance"], record["elevation_deg"]) == (45, 1.1, 0)
 
@@ -199,7 +200,7 @@ def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, code, m
     settings.write_bytes(pickle.dumps(killed))
     checkpoint = tmp_path / "killed" / "checkpoint.safetensors"
     process = subprocess.Popen([sys.executable, "-c", program, str(settings)], stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not (tmp_path / "killed" / sign).exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
     process.send_signal(sent)
@@ -339,11 +340,12 @@ def test_an_empty_scene_stops_with_a_reason(config):
 @pytest.mark.parametrize("pixel_space", [False, True])
 def test_gradients_in_chunks_are_the_whole_gradient(config, pixel_space):
     """Of rays and of encoded images together; memory must not grow with their number, and nothing else may change."""
+    config.sds = dataclasses.replace(config.sds, pixel_space=pixel_space)
     write_generated(config)
     inputs = read_inputs(config)
     found = []
     for rays, images in ((0, 0), (777, 3)):
-        config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=images, pixel_space=pixel_space)
+        config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=images)
         problem = open_problem(config, inputs)
         optimizer = torch.optim.SGD([{"params": list(problem.scene.field.parameters()), "base_lr": 1.0}], lr=1.0)
         before = parameters(problem)
@@ -357,3 +359,14 @@ def test_gradients_in_chunks_are_the_whole_gradient(config, pixel_space):
 
 def parameters(problem):
     return torch.cat([value.detach().flatten().clone() for value in problem.scene.field.parameters()])
+
+
+def test_the_scene_and_its_files_have_the_true_times_of_the_frames(config):
+    """Frames are shown at the times that they were taken at, not evenly."""
+    inputs = read_inputs(config)
+    times = [0.0, 0.1, 0.25, 1.0]
+    video = dataclasses.replace(inputs.video, times=times, digest="another")
+    problem = open_problem(config, dataclasses.replace(inputs, video=video))
+    assert problem.target.times.tolist() == pytest.approx(times)
+    assert json.loads(Path(config.output, "input.json").read_text())["times"] == times
+    assert read_clip(Path(config.output, "generated")).times.tolist() == pytest.approx(times)

@@ -261,6 +261,13 @@ def test_pixels_that_are_not_square_are_stretched(tmp_path: Path, aspect: str, s
     assert load_video(str(tmp_path / "turned.mp4"), 2, 64).source_size == size[::-1]
 
 
+def test_an_aspect_that_no_camera_has_is_refused(tmp_path: Path) -> None:
+    source = save_mp4(tmp_path / "in.mp4", rgb_frames(2))
+    ffmpeg("-i", source, "-vf", "setsar=30/1", str(tmp_path / "sar.mp4"))
+    with pytest.raises(UserError, match="its pixels are 30 times as wide as high: export it again"):
+        load_video(str(tmp_path / "sar.mp4"), 2, 32)
+
+
 # --- time ------------------------------------------------------------------------------------------------------------
 
 

@@ -97,6 +97,10 @@ class RenderAssetsConfig:
     timeout_s: float = 300.0  # to open an asset, to measure an animation, or to render one frame from all cameras
     retry_failed: bool = False  # try again what the log calls failed
 
+    def __post_init__(self) -> None:
+        # The command line hands lights over as plain mappings.
+        self.lights = [LightConfig(**light) if isinstance(light, dict) else light for light in self.lights]
+
 
 # The settings that change the pixels: a folder holds clips of one choice of them.
 PIXEL_SETTINGS = (
