@@ -113,7 +113,7 @@ def _run_config(source: Source, path: Path) -> dict[str, Any]:
         raise UserError(f"{path} holds no settings: give --config-path RUN, the folder of a run")
     leaves = {each.key for each in settings(source.schema)}
     node = root(source.name)
-    for former, value in _flat(given).items():
+    for former, value in flat(given, leaves).items():
         key = former if former in leaves else current_name(source.schema.__name__, former)
         if key not in leaves:
             raise UserError(
@@ -128,11 +128,14 @@ def _run_config(source: Source, path: Path) -> dict[str, Any]:
     return node
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def flat(tree: dict[str, Any], leaves: Iterable[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Return {dotted key: value} of nested settings; a setting among ``leaves`` may itself be a dict."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = prefix + name
+        is_section = isinstance(value, dict) and key not in leaves
+        found |= flat(value, leaves, f"{key}.") if is_section else {key: value}
+    return found
 
 
 def compose(name: str, schema: type, words: Iterable[str], config_dir: Path | None = None) -> DictConfig:
@@ -166,9 +169,9 @@ def build(config: DictConfig, settings_class: type[Settings]) -> Settings:
     with one_line_errors():
         tree = OmegaConf.to_container(config, resolve=True)
     assert isinstance(tree, dict)
-    values = _flat(typing.cast(dict[str, Any], tree))
-    for setting in settings(settings_class):
-        setting.check(values[setting.key])
+    leaves = {setting.key: setting for setting in settings(settings_class)}
+    for key, value in flat(typing.cast(dict[str, Any], tree), leaves).items():
+        leaves[key].check(value)
     return _instance(settings_class, typing.cast(dict[str, Any], tree))
 
 
@@ -176,8 +179,8 @@ def missing_keys(config: DictConfig) -> set[str]:
     """Return the keys whose values the user must still give."""
     tree = OmegaConf.to_container(config, resolve=False)  # OmegaConf's own function resolves what may be missing
     assert isinstance(tree, dict)
-    flat = _flat(typing.cast(dict[str, Any], tree))
-    return {key for key, value in flat.items() if value == MISSING and not key.startswith("hydra.")}
+    values = flat(typing.cast(dict[str, Any], tree))
+    return {key for key, value in values.items() if value == MISSING and not key.startswith("hydra.")}
 
 
 def check_complete(config: DictConfig, given: Iterable[str] = ()) -> None:

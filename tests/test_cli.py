@@ -57,6 +57,7 @@ class ToyConfig:
     caption: Optional[str] = "a toy"
     scene: str = ""
     views: list[float] = field(default_factory=lambda: [0.0, 90.0])
+    notes: dict[str, str] = field(default_factory=dict)
     verbose: bool = False
 
     def __post_init__(self) -> None:
@@ -320,7 +321,7 @@ def test_help_shows_the_basic_settings_and_says_how_to_see_the_rest(toy, capsys:
     out = capsys.readouterr().out
     for text in ("  video=", "  steps=", "  model.width=", "prompt='a red bird'", "${oc.env:HOME}"):
         assert text in out
-    assert "colour=" not in out and "9 more settings: fourdiffusion toy box --help all" in out
+    assert "colour=" not in out and "10 more settings: fourdiffusion toy box --help all" in out
 
 
 @pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
@@ -476,12 +477,12 @@ def test_a_mistake_in_a_users_experiment_is_one_line(toy, tmp_path, capsys, name
 
 def test_a_run_begins_with_the_settings_of_another_one(run, tmp_path: Path, monkeypatch, capsys) -> None:
     monkeypatch.setitem(renames.SETTINGS, "ToyConfig", {"pace": "rate"})
-    before = {"video": "a ${b}.mp4", "pace": 0.75, "model": {"width": 5}, "output": "runs/x"}
+    before = {"video": "a ${b}.mp4", "pace": 0.75, "model": {"width": 5}, "output": "runs/x", "notes": {"b": "c"}}
     (tmp_path / "config.yaml").write_text(json.dumps({"commit": "abc", "settings": before}))
     for flags in (["-cp", str(tmp_path)], ["-cp", f"{tmp_path}/config.yaml"], ["-cp", str(tmp_path), "-cn", "config"]):
         seen = run("--config-path", *flags[1:], "steps=4")
         assert (seen["video"], seen["rate"], seen["steps"]) == ("a ${b}.mp4", 0.75, 4)
-        assert seen["model"]["width"] == 5 and seen["output"] == "runs/x"
+        assert seen["model"]["width"] == 5 and seen["output"] == "runs/x" and seen["notes"] == {"b": "c"}
     assert run("-cp", str(tmp_path), "experiment=paper")["rate"] == 0.25  # what the words name lies over the run
     assert cli.main(["toy", "box", "--cfg", "job", "video=b", "steps=9"]) == 0
     (tmp_path / "mine.yaml").write_text(capsys.readouterr().out)
@@ -564,7 +565,8 @@ def test_every_option_of_every_group_fits_and_every_number_has_a_range(verb: cli
     leaves = list(schema.settings(settings_class))
     options = [(group.name, option) for group in schema.groups(verb.function) for option in group.options()]
     for words in [[], *([f"{name}={option}"] for name, option in options)]:
-        tree = config._flat(OmegaConf.to_container(config.compose(verb.function, settings_class, words)))
+        composed = config.compose(verb.function, settings_class, words)
+        tree = config.flat(OmegaConf.to_container(composed), {setting.key for setting in leaves})
         assert list(tree) == [setting.key for setting in leaves]
         for setting in leaves:
             if setting.is_number:
