@@ -1,6 +1,7 @@
 """Settings of the diffusion model and the defaults that travel with its weights. This module imports no torch."""
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from fourdiffusion.renames import VALUES
 
@@ -129,9 +130,10 @@ def architecture(config: ModelConfig) -> Architecture:
     given = {field.name: getattr(config, field.name) for field in fields(Architecture)}
     if config.prediction_type is not None:
         given["prediction_type"] = VALUES.get(config.prediction_type, config.prediction_type)
-    return Architecture(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None}
-    )
+    sizes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None
+    }
+    return Architecture(**sizes)
 
 
 def override(own: GenerationConfig, config: ModelConfig) -> GenerationConfig:
