@@ -17,6 +17,7 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate
 from fourdiffusion.evaluate.collection import find_videos, view_name
 from fourdiffusion.evaluate.settings import EvaluateConfig, ProtocolConfig, load_protocol, protocol_hash, read_protocol
+from fourdiffusion.evaluate.tables import table_rows
 from fourdiffusion.media.write import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,6 +172,17 @@ def test_tables_put_published_rows_apart_and_pair_methods(made: Path, tmp_path: 
     assert r"$^\dagger$" in (tmp_path / "mild" / "table.tex").read_text()
     with pytest.raises(UserError, match="other settings than now"):
         run(made / "mild", made / "gt", tmp_path, small("synthetic"), compare=[str(tmp_path / "strong")])
+
+
+def test_a_published_value_stands_only_under_its_own_network() -> None:
+    report = {"prediction": "mine", "objects": {}, "protocol": {"changed": []}}
+    columns = {"lpips_vgg": 0.2, "lpips_squeeze": 0.1, "clip_i [ViT-bigG]": 0.8}
+    benchmark = table_rows(report | {"mean": columns}, {}, load_protocol("consistent4d"))
+    assert benchmark["rows"][-1]["values"] == {"lpips_vgg": 0.1316}
+    paper = table_rows(report | {"mean": columns}, {}, load_protocol("paper_table1"))
+    assert set(paper["rows"][-1]["values"]) == {"clip_i [ViT-bigG]"}  # which LPIPS is not published, and here are two
+    one = table_rows(report | {"mean": {"lpips_vgg": 0.2}}, {}, load_protocol("paper_table1"))
+    assert one["rows"][-1] == {"method": "4Diffusion", "published": True, "values": {"lpips_vgg": 0.1199}}
 
 
 def test_the_page_is_one_file_with_every_video(made: Path, tmp_path: Path) -> None:
