@@ -192,6 +192,20 @@ def test_the_page_is_one_file_with_every_video(made: Path, tmp_path: Path) -> No
     assert "http" not in text.replace("http://www.w3.org", "")
 
 
+def test_the_command_line_takes_a_protocol_by_its_name(made: Path, tmp_path: Path) -> None:
+    from fourdiffusion.cli import main
+    from fourdiffusion.config import build, compose
+
+    composed = build(compose("evaluate", EvaluateConfig, ["prediction=a", "protocol=v2m4"]), EvaluateConfig)
+    assert composed.protocol == load_protocol("v2m4") and composed.reference is None
+    words = [f"prediction={made / 'mild'}", f"truth={made / 'gt'}", f"output={tmp_path}", "protocol=consistent4d"]
+    assert main(["evaluate", *words, "protocol.metrics=[psnr]", "protocol.size=null"]) == 0
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["protocol"]["name"] == "consistent4d" and "size=None" in report["protocol"]["changed"]
+    assert "size=None" in report["notes"][0]
+    assert main(["evaluate", *words, "protocol.alpha=white"]) == 2
+
+
 # ---- traps ----------------------------------------------------------------------------------------------------------
 
 
