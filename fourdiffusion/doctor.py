@@ -15,7 +15,7 @@ OPTIONAL = (  # module, what it is for, the line that installs it
     ("numba", "fast hash grids on the CPU", INSTALL["numba"]),
     ("tinycudann", "fast hash grids on the GPU", INSTALL["tinycudann"]),
     ("nerfacc", "rays on the GPU; nvcc compiles it at its first use", INSTALL["nerfacc"]),
-    ("rembg", "matting of videos with any background", "pip install -e '.[matting]'"),
+    ("onnxruntime", "matting of videos with any background", "pip install -e '.[matting]'"),
     ("tensorboard", "training curves", "pip install tensorboard"),
     ("wandb", "training curves on the web", "pip install -e '.[wandb]'"),
 )

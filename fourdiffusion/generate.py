@@ -13,12 +13,15 @@ from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.generation_config import sampling_settings
 from fourdiffusion.diffusion.loading import check_precision, open_pipeline, with_own_settings
 from fourdiffusion.diffusion.long_video import frame_groups
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import check_ranges
 from fourdiffusion.media.image import composite
-from fourdiffusion.media.read import load_video
+from fourdiffusion.media.read import VideoInput, load_video
 from fourdiffusion.media.write import write_views
-from fourdiffusion.runs import open_run
+from fourdiffusion.runs import folder_digest, lock_folder, open_run, terminable
 from fourdiffusion.settings import GenerateConfig
+
+FREE = {"device", "model.compile", "model.offload", "model.channels_last"}  # the result is the same beyond rounding
 
 
 def generate(config: GenerateConfig) -> None:
@@ -33,17 +36,25 @@ def generate(config: GenerateConfig) -> None:
     device = resolve_device(config.device)
     check_precision(config.model, device)
     sampling = sampling_settings(config.model)  # before the weights: mistakes are found at once
-    video = load_video(config.video, config.num_frames, sampling.image_size, config.alpha, config.crop)
+    video = load_video(config, sampling.image_size)
     pipeline = open_pipeline(config.model, device)
     frame_groups(sampling.long_video, config.num_frames, sampling.window, pipeline.motion.config.max_frames)
     output = Path(config.output)
-    open_run(output, replace(config, model=with_own_settings(config.model, pipeline)), free=set())
-    tqdm.write(f"{config.video}: {video.summary()}")
+    with terminable(), lock_folder(output):
+        recorded = replace(config, model=with_own_settings(config.model, pipeline))
+        content = {"video": video.digest, "model.path": folder_digest(Path(str(config.model.path)))}
+        open_run(output, recorded, FREE, content=content)
+        video.write(output, {"fovy_deg": cameras.FOVY_DEG, "distance": cameras.DISTANCE, "elevation_deg": 0.0})
+        tqdm.write(f"{config.video}: {video.summary()}")
+        _sample(config, pipeline, video, output)
 
+
+def _sample(config: GenerateConfig, pipeline: FourDiffusionPipeline, video: VideoInput, output: Path) -> None:
+    """Sample the views and write them."""
     images = composite(video.rgba)
     azimuths = cameras.orthogonal_azimuths(config.num_views)
     c2w = cameras.orbit(azimuths, config.elevation_deg)
-    with tqdm(total=sampling.num_inference_steps, desc="sampling") as bar:
+    with tqdm(total=pipeline.generation_config.num_inference_steps, desc="sampling") as bar:
         views = generate_views(
             pipeline,
             images,
@@ -56,5 +67,6 @@ def generate(config: GenerateConfig) -> None:
     write_views(output, images, views, azimuths.tolist())
     if not (output / "clip").exists():
         source = f"generated from {config.video}"
-        write_clip(output / "clip", opaque_clip("clip", views, c2w, cameras.FOVY_DEG, config.prompt, source))
+        times = torch.tensor(video.times)
+        write_clip(output / "clip", opaque_clip("clip", views, c2w, cameras.FOVY_DEG, config.prompt, source, times))
     tqdm.write(f"videos: {output}/view_*.mp4; contact sheet: {output / 'contact_sheet.png'}; clip: {output / 'clip'}")

@@ -33,7 +33,6 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "source_fps": (1e-3, 1000.0),
     },
     "GenerateConfig": {
-        "num_frames": _FRAMES,
         "num_views": _VIEWS,
         "elevation_deg": _LATITUDE,
         "seed": _SEED,

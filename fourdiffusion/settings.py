@@ -3,22 +3,19 @@
 from dataclasses import dataclass, field
 
 from fourdiffusion.diffusion.settings import ModelConfig
+from fourdiffusion.media.settings import InputVideo
 
 
 @dataclass
-class GenerateConfig:
+class GenerateConfig(InputVideo):
     """Settings of one sampling run."""
 
-    video: str = "???"  # mp4, gif, webm, a folder or a glob of frames
     output: str = "runs/generate"
     prompt: str = ""  # what the object is
-    num_frames: int = 8
     num_views: int = 4
     elevation_deg: float = 0.0  # of the generated views
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda
-    alpha: str = "auto"  # what tells the object from the background: auto | file | plain | rembg
-    crop: str = "object"  # object: framed as in the training data | frame: the frame as it is
     model: ModelConfig = field(default_factory=ModelConfig)
 
 

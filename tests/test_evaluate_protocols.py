@@ -17,6 +17,7 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate
 from fourdiffusion.evaluate.collection import find_videos, view_name
 from fourdiffusion.evaluate.settings import EvaluateConfig, ProtocolConfig, load_protocol, protocol_hash, read_protocol
+from fourdiffusion.evaluate.tables import table_rows
 from fourdiffusion.media.write import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,11 +174,36 @@ def test_tables_put_published_rows_apart_and_pair_methods(made: Path, tmp_path: 
         run(made / "mild", made / "gt", tmp_path, small("synthetic"), compare=[str(tmp_path / "strong")])
 
 
+def test_a_published_value_stands_only_under_its_own_network() -> None:
+    report = {"prediction": "mine", "objects": {}, "protocol": {"changed": []}}
+    columns = {"lpips_vgg": 0.2, "lpips_squeeze": 0.1, "clip_i [ViT-bigG]": 0.8}
+    benchmark = table_rows(report | {"mean": columns}, {}, load_protocol("consistent4d"))
+    assert benchmark["rows"][-1]["values"] == {"lpips_vgg": 0.1316}
+    paper = table_rows(report | {"mean": columns}, {}, load_protocol("paper_table1"))
+    assert set(paper["rows"][-1]["values"]) == {"clip_i [ViT-bigG]"}  # which LPIPS is not published, and here are two
+    one = table_rows(report | {"mean": {"lpips_vgg": 0.2}}, {}, load_protocol("paper_table1"))
+    assert one["rows"][-1] == {"method": "4Diffusion", "published": True, "values": {"lpips_vgg": 0.1199}}
+
+
 def test_the_page_is_one_file_with_every_video(made: Path, tmp_path: Path) -> None:
     run(made / "mild", made / "gt", tmp_path, small("consistent4d"), page=True)
     text = (tmp_path / "report.html").read_text()
     assert text.count("data:video/mp4;base64,") == 2 * VIEWS and text.count("<polyline") == 4 * VIEWS
     assert "http" not in text.replace("http://www.w3.org", "")
+
+
+def test_the_command_line_takes_a_protocol_by_its_name(made: Path, tmp_path: Path) -> None:
+    from fourdiffusion.cli import main
+    from fourdiffusion.config import build, compose
+
+    composed = build(compose("evaluate", EvaluateConfig, ["prediction=a", "protocol=v2m4"]), EvaluateConfig)
+    assert composed.protocol == load_protocol("v2m4") and composed.reference is None
+    words = [f"prediction={made / 'mild'}", f"truth={made / 'gt'}", f"output={tmp_path}", "protocol=consistent4d"]
+    assert main(["evaluate", *words, "protocol.metrics=[psnr]", "protocol.size=null"]) == 0
+    report = json.loads((tmp_path / "metrics.json").read_text())
+    assert report["protocol"]["name"] == "consistent4d" and "size=None" in report["protocol"]["changed"]
+    assert "size=None" in report["notes"][0]
+    assert main(["evaluate", *words, "protocol.alpha=white"]) == 2
 
 
 # ---- traps ----------------------------------------------------------------------------------------------------------

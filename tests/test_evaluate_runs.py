@@ -121,11 +121,13 @@ def test_half_of_the_frames_are_drawn_at_their_own_times(scene: Scene, tmp_path:
     truth = save_truth(tmp_path / "truth", rgb)
     recorded = {"frames": [0, 2, 4], "times": [0.0, 0.5, 1.0], "fovy_deg": 45.0, "distance": DISTANCE}
     value, report = psnr(save_run(tmp_path / "run", scene, **recorded), truth, tmp_path)
-    assert value > 45 and report["scene"]["frames"] == [0, 2, 4]
+    assert value > 45 and report["scene"]["fitted"] == [True, False, True, False, True, False]
     between = report["scene"]["between_fitted_times"]
     assert between["frames"] == [1, 3, 5] and between["mean"]["psnr"] > 40
     assert any("3 of 6 times lie between the fitted ones" in note for note in report["notes"])
-    assert len(report["scene"]["per_frame"]["psnr"][0]) == 3
+    curve = report["scene"]["per_frame"]["psnr"][1]  # of all frames in their order
+    assert len(curve) == 6 and curve[1::2] == between["per_frame"]["psnr"][1]
+    assert sum(curve[::2]) / 3 == pytest.approx(report["scene"]["per_view"]["psnr"][1])
 
 
 def test_times_are_matched_by_number_where_the_truth_has_the_whole_video() -> None:

@@ -32,7 +32,7 @@ HOMES = {
     "tinycudann": {"ops/hash_grid/tinycudann_backend.py"},
     "nerfacc": {"ops/volume_rendering/nerfacc_backend.py"},
     "transformers": {"diffusion/encoders.py", "metrics/similarity.py"},
-    "rembg": {"media/matting.py"},
+    "onnxruntime": {"media/u2net.py"},
     "imageio": {"media/read.py", "media/write.py"},
     "imageio_ffmpeg": {"media/read.py", "media/write.py"},
     "av": {"media/read.py", "media/write.py", "media/animation.py"},

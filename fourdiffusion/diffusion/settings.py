@@ -130,10 +130,10 @@ def architecture(config: ModelConfig) -> Architecture:
     given: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(Architecture)}
     if config.prediction_type is not None:
         given["prediction_type"] = VALUES.get(config.prediction_type, config.prediction_type)
-    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    for key, value in chosen.items():
-        chosen[key] = tuple(value) if isinstance(value, list) else value
-    return Architecture(**chosen)
+    sizes: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None
+    }
+    return Architecture(**sizes)
 
 
 def override(own: GenerationConfig, config: ModelConfig) -> GenerationConfig:

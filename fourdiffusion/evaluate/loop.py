@@ -53,6 +53,8 @@ def evaluate(config: EvaluateConfig) -> None:
     check_protocol(protocol)
     if not folder.is_dir():
         raise UserError(f"prediction={folder}: no such folder; give a run folder of fit or generate, or a clip folder")
+    if not reference.is_dir():
+        raise UserError(f"reference={reference}: no such folder; give a clip folder, or a folder of objects")
     others = read_others([Path(path) for path in config.compare], protocol)
     device = resolve_device(config.device)
     folders = [name for name in (config.weights, config.lpips) if name]
@@ -311,17 +313,21 @@ def _compare_part(
         "views": part.views,
         "azimuth_deg": part.azimuths_deg,
         "role": part.roles,
-        "frames": [part.frames[number] for number in fitted],
+        "frames": part.frames,
+        "fitted": part.fitted,  # means are over these frames
         "size": list(truth[0].rgb.shape[-2:]),
-        "num_frames": len(fitted),
+        "num_frames": len(part.frames),
         "baseline": None,
     }
     result = _by_view(measured)
     between = [number for number, known in enumerate(part.fitted) if not known]
     if between:
-        report["between_fitted_times"] = {"frames": [part.frames[number] for number in between]} | _by_view(
-            rows_at(predicted, between)
-        )
+        unseen = _by_view(rows_at(predicted, between))
+        report["between_fitted_times"] = {"frames": [part.frames[number] for number in between]} | unseen
+        order = sorted(range(len(part.frames)), key=(fitted + between).__getitem__)
+        for metric, views in result["per_frame"].items():
+            both = [a + b for a, b in zip(views, unseen["per_frame"][metric], strict=True)]
+            result["per_frame"][metric] = [[values[place] for place in order] for values in both]
     if "input" in part.roles:
         front = truth[part.roles.index("input")]
         copies = copied_input(front.rgb, len(truth))

@@ -6,7 +6,7 @@ None of these sources states all of its protocol: a published row and a measured
 PAPER = "4Diffusion, arXiv 2405.20674v2; backbones, resolution and averaging are not stated there"
 THREAD = "Consistent4D#11: the authors' own renders under the released scripts"
 
-# {protocol: (source, {method: {family of metrics: value}})}
+# {protocol: (source, {method: {metric, or family of metrics where the source does not say which: value}})}
 PUBLISHED: dict[str, tuple[str, dict[str, dict[str, float]]]] = {
     "paper_table1": (
         f"{PAPER}, table 1",
@@ -33,8 +33,22 @@ PUBLISHED: dict[str, tuple[str, dict[str, dict[str, float]]]] = {
             "4DM, curated 926": {"clip_i": 0.9260, "clip_c": 0.9601, "fvd": 427.34, "lpips": 0.1346, "psnr": 17.88},
         },
     ),
-    "consistent4d": (THREAD, {"Consistent4D": {"clip_i": 0.9085, "lpips": 0.1316, "psnr": 17.25}}),
+    "consistent4d": (
+        THREAD,
+        {"Consistent4D": {"clip_i [clip-vit-base-patch32]": 0.9085, "lpips_vgg": 0.1316, "psnr": 17.25}},
+    ),
 }
+
+
+def published_value(values: dict[str, float], metric: str, columns: list[str]) -> float | None:
+    """Return what a source reports for a column, None for nothing.
+
+    A value of a family (the source does not name its network) stands in that family's only column.
+    """
+    if metric in values:
+        return values[metric]
+    alone = [family(column) for column in columns].count(family(metric)) == 1
+    return values.get(family(metric)) if alone else None
 
 
 def family(metric: str) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdiffusion.errors import UserError
-from fourdiffusion.evaluate.published import PUBLISHED, family
+from fourdiffusion.evaluate.published import PUBLISHED, family, published_value
 from fourdiffusion.evaluate.settings import ProtocolConfig, protocol_hash
 from fourdiffusion.files import write_atomic
 from fourdiffusion.metrics.statistics import paired_difference
@@ -60,7 +60,8 @@ def table_rows(report: dict[str, Any], others: dict[str, dict[str, Any]], protoc
                 )
     source, published = PUBLISHED.get(protocol.name, ("", {}))
     for method, known in published.items():
-        mine = {column: known[family(column)] for column in columns if family(column) in known}
+        found = {column: published_value(known, column, columns) for column in columns}
+        mine = {column: value for column, value in found.items() if value is not None}
         rows.append({"method": method, "published": True, "values": mine})
     name = protocol.name + (", changed" if report["protocol"]["changed"] else "")
     return {"columns": columns, "rows": rows, "paired": paired, "source": source, "protocol": name}

@@ -16,28 +16,21 @@ from torch import Tensor
 FORMULAS = ("set", "consistent4d", "mean_only")
 
 
-def gaussian_frechet(mean_a: np.ndarray, cov_a: np.ndarray, mean_b: np.ndarray, cov_b: np.ndarray) -> float:
-    """Return |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of two Gaussians; means [D], covariances [D, D].
-
-    The trace of the root is the sum of the roots of the eigenvalues of the symmetric C_a^(1/2) C_b C_a^(1/2), which
-    stays real for singular covariances.
-    """
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    roots = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(min=0))
-    difference = mean_a - mean_b
-    return float(difference @ difference + np.trace(cov_a) + np.trace(cov_b) - 2 * roots.sum())
-
-
 def set_distance(prediction: Tensor, truth: Tensor) -> float:
     """Return the Frechet distance of two sets of features [N, D] and [M, D]; N and M at least 2.
 
-    Where N is small the covariances have rank N - 1, and the value depends on N: compare equal N only.
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)). With C_a = A'A and C_b = B'B, A and B the centered features over
+    the roots of N - 1 and M - 1, the trace of the root is the sum of the singular values of AB': no root of a matrix,
+    and exact where N is below D and the covariances are singular. There the value depends on N: compare equal N only.
     """
     a, b = _features(prediction), _features(truth)
     if min(len(a), len(b)) < 2:
         raise ValueError(f"the formula set needs at least 2 clips a side, got {len(a)} and {len(b)}: name another one")
-    return gaussian_frechet(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+    mean_a, mean_b = a.mean(0), b.mean(0)
+    centered_a, centered_b = (a - mean_a) / np.sqrt(len(a) - 1), (b - mean_b) / np.sqrt(len(b) - 1)
+    root = np.linalg.svd(centered_a @ centered_b.T, compute_uv=False).sum()
+    gap = mean_a - mean_b
+    return float(gap @ gap + (centered_a**2).sum() + (centered_b**2).sum() - 2 * root)
 
 
 def consistent4d_distance(prediction: Tensor, truth: Tensor) -> float:

@@ -117,7 +117,9 @@ def write_model(folder: Path, sizes: ModelConfig) -> None:
         if isinstance(part, nn.Module):
             shapes = {name: value.shape for name, value in part.state_dict().items()}
             part.load_state_dict({name: _weight(name, shapes[name], generator) for name in shapes}, assign=True)
-    pipeline.register_modules(scheduler=noise_schedule())  # its tables were on the meta device, too
+    pipeline.register_modules(
+        scheduler=noise_schedule(architecture(sizes).beta_end)
+    )  # its tables were on the meta device, too
     folder.parent.mkdir(parents=True, exist_ok=True)
     pipeline.save_whole(folder)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.linalg import sqrtm
 
-from fourdiffusion.metrics.frechet import consistent4d_distance, gaussian_frechet, mean_distance, set_distance
+from fourdiffusion.metrics.frechet import consistent4d_distance, mean_distance, set_distance
 
 
 def features(seed: int, num: int, width: int = 12) -> torch.Tensor:
@@ -31,15 +31,22 @@ def test_set_distance_of_few_clips_stays_finite_where_the_covariance_is_singular
     a, b = features(1, 3, 50), features(2, 3, 50)
     gap = float((a.mean(0) - b.mean(0)).square().sum())
     assert math.isfinite(set_distance(a, b)) and set_distance(a, b) >= gap
-    assert set_distance(a, a) == pytest.approx(0, abs=1e-5)
+    assert set_distance(a, a) == pytest.approx(0, abs=1e-9)
 
 
 def test_gaussians_with_common_axes_have_a_closed_form() -> None:
-    """Diagonal covariances: |m|^2 + sum (sqrt(s) - sqrt(t))^2, here in turned axes."""
-    turn = np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+    """Sets with exactly these means and covariances: |m|^2 + sum (sqrt(s) - sqrt(t))^2, here in turned axes."""
+    generator = np.random.default_rng(0)
+    turn = np.linalg.qr(generator.normal(size=(5, 5)))[0]
     s, t, mean = np.array([1.0, 4, 9, 0.25, 0]), np.array([4.0, 1, 9, 0, 2]), np.arange(5.0)
-    value = gaussian_frechet(mean, turn @ np.diag(s) @ turn.T, 0 * mean, turn @ np.diag(t) @ turn.T)
-    assert value == pytest.approx((mean**2).sum() + ((np.sqrt(s) - np.sqrt(t)) ** 2).sum(), rel=1e-7)
+
+    def drawn(variances: np.ndarray, mean: np.ndarray, num: int) -> torch.Tensor:
+        values = generator.normal(size=(num, 5))
+        axes = np.linalg.qr(values - values.mean(0))[0]  # orthonormal, each with mean 0
+        return torch.from_numpy(math.sqrt(num - 1) * axes * np.sqrt(variances) @ turn.T + mean)
+
+    value = set_distance(drawn(s, mean, 9), drawn(t, 0 * mean, 14))
+    assert value == pytest.approx((mean**2).sum() + ((np.sqrt(s) - np.sqrt(t)) ** 2).sum(), rel=1e-9)
 
 
 def test_single_clip_formula_of_consistent4d() -> None:

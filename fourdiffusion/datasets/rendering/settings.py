@@ -53,7 +53,7 @@ class RenderAssetsConfig:
 
     # Images
     width: int = 256  # pixels
-    height: int = 256
+    height: int = 256  # pixels
     depth: bool = False  # also write 16-bit distance along each pixel's ray
     normals: bool = False  # also write surface normals in world axes
     motion_vectors: bool = False  # also write the motion to the next frame in pixels
