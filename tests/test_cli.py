@@ -342,8 +342,8 @@ def test_the_beginning_of_a_verb_lists_what_goes_on_from_it(capsys: pytest.Captu
     [
         ("evaluat run=a", "there is no verb 'evaluat': did you mean evaluate?"),
         ("data sinth", "there is no verb 'data sinth': did you mean data synth?"),
-        ("quux", "there is no verb 'quux': use data synth, train, "),
-        ("video=a.mp4", "there is no verb 'video=a.mp4': use data synth, train, "),
+        ("quux", "there is no verb 'quux': use data synth, data render, "),
+        ("video=a.mp4", "there is no verb 'video=a.mp4': use data synth, data render, "),
     ],
 )
 def test_an_unknown_verb_is_named(words: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
