@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint typecheck clean
+.PHONY: demo test test-fast lint typecheck docs clean
 
 demo: .venv/.installed
 	$(BIN)/fourdiffusion fit video=data/sample/input.mp4 crop=frame output=runs/demo \
@@ -12,11 +12,20 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/python -m pytest -q
 
+# Without the tests marked slow: those that train, fit, start processes or open a browser.
+test-fast: .venv/.installed
+	$(BIN)/python -m pytest -q -m 'not slow'
+
 lint: .venv/.installed
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 typecheck: .venv/.installed
 	$(BIN)/mypy
+
+docs: .venv/.installed
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	DISABLE_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,237 +1,218 @@
-"""From `KEY=VALUE` words to one typed dataclass: with cli.py the only home of Hydra.
+"""Composition: Hydra makes one typed dataclass of a verb's schema, its config files and the words of a command line.
 
-A verb's settings are a dataclass in a module that imports no torch: the schema. configs/<verb>.yaml and the files of
-its groups hold differences from it, and the words of the command line come last.
-
-A settings dataclass holds fields of types that OmegaConf knows (str, int, float, bool, None, lists and dicts of them,
-nested dataclasses), with "???" where the user must give a value. The comment behind a field, or else above it,
-documents it.
+Only this module, overrides.py and launch.py import Hydra.
 """
 
+import contextlib
 import dataclasses
-import difflib
-import importlib
-import inspect
 import re
-import tokenize
 import typing
 from collections.abc import Iterable, Iterator
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
+
+import yaml
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.overrides import literal, translate
+from fourdiffusion.renames import current_name
+from fourdiffusion.schema import groups, load_settings_class, root, settings, shipped
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+__all__ = ["Source", "build", "compose", "composed_job", "hydra_of", "load_settings_class", "shipped"]
 
-PACKAGE = Path(__file__).resolve().parent
-EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
+INSTALL = {"joblib": "pip install hydra-joblib-launcher", "submitit_local": "pip install hydra-submitit-launcher"}
+INSTALL["submitit_slurm"] = INSTALL["submitit_local"]
 Settings = TypeVar("Settings")
 
 
-def shipped(path: str) -> Path:
-    """Where `configs/...` or `data/...` lies: inside the package in a wheel, beside it in a clone."""
-    inside = PACKAGE / "shipped" / path
-    return inside if inside.exists() else PACKAGE.parent / path
-
-
-# ---- the schema -----------------------------------------------------------------------------------------------------
-
-
-def load_settings_class(path: str) -> type:
-    """Import the settings dataclass at ``module:Class``; such modules import no torch, so that help answers at once."""
-    module, _, name = path.partition(":")
-    schema = getattr(importlib.import_module(module), name)
-    if not dataclasses.is_dataclass(schema):
-        raise ValueError(f"{path} is not a dataclass")
-    assert isinstance(schema, type)
-    return schema
-
-
-@cache
-def field_comments(schema: type) -> dict[str, str]:
-    """Return {field: comment} of a dataclass: the comment behind each field in its source, or else above it."""
-    lines = inspect.getsource(schema).splitlines(keepends=True)
-    tokens = list(tokenize.generate_tokens(iter(lines).__next__))
-    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    found = {}
-    for name in (field.name for field in dataclasses.fields(schema)):
-        number = next((n for n, line in enumerate(lines, 1) if re.match(rf"\s+{name}\s*:", line)), None)
-        if number is None:  # inherited
-            found[name] = next((field_comments(base).get(name, "") for base in schema.__mro__[1:-1]), "")
-            continue
-        above = number - 1
-        while lines[above - 1].lstrip().startswith("#"):
-            above -= 1
-        found[name] = comments.get(number) or " ".join(comments[n] for n in range(above + 1, number))
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One leaf of a schema."""
-
-    key: str  # dotted, as the command line writes it
-    type: str
-    doc: str
-
-
-def settings(schema: type, prefix: str = "") -> Iterator[Setting]:
-    """The leaves of a schema in the order of its source, nested dataclasses opened."""
-    types = typing.get_type_hints(schema)
-    for field in dataclasses.fields(schema):
-        key, of = prefix + field.name, types[field.name]
-        if isinstance(of, type) and dataclasses.is_dataclass(of):
-            yield from settings(of, f"{key}.")
-        else:
-            kind = of.__name__ if type(of) is type else str(of)
-            yield Setting(
-                key, re.sub(r"typing.Optional\[(.*)\]", r"\1 | None", kind), field_comments(schema)[field.name]
-            )
-
-
-# ---- groups ---------------------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-    """A config group: one of several files to start from, chosen with NAME=OPTION."""
-
-    name: str
-    folder: Path
-    default: str | None
-
-    def options(self) -> dict[str, str]:
-        """Each option with its description: the first comment of its file, the line about the package aside."""
-        found = {}
-        for path in sorted(self.folder.glob("*.yaml")):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
-            found[path.stem] = comments[0] if comments else ""
-        return found
-
-
-def groups(name: str) -> list[Group]:
-    """The groups that configs/<name>.yaml names in its defaults list.
-
-    Experiments are the verb's own: configs/experiment/<name>/. There a file says <name>/OPTION, a user just OPTION.
+class VerbRepository(ConfigRepository):
+    """The config files of one verb. To Hydra, KEY=VALUE is a choice of a file wherever configs/KEY is a folder; here a
+    setting with the name of another verb's group (`render scene=runs/a`) stays a setting.
     """
-    from omegaconf import OmegaConf
 
-    configs = shipped("configs")
-    root = OmegaConf.to_container(OmegaConf.load(configs / f"{name}.yaml"))
-    assert isinstance(root, dict)
-    chosen = [next(iter(entry.items())) for entry in root["defaults"] if isinstance(entry, dict)]
-    return [
-        Group(key, configs / key / (name if key == "experiment" else ""), option and Path(option).name)
-        for key, option in chosen
-    ]
+    def __init__(self, search_path: ConfigSearchPath, values: set[str]) -> None:
+        super().__init__(search_path)
+        self.values = values
+
+    def group_exists(self, config_path: str) -> bool:
+        return config_path not in self.values and super().group_exists(config_path)
 
 
-# ---- composing ------------------------------------------------------------------------------------------------------
+def register_resolvers() -> None:
+    """Make ${shipped:PATH} known; each process that resolves a config does this once."""
+    OmegaConf.register_new_resolver("shipped", lambda path: str(shipped(path)), replace=True)
 
 
-def compose(name: str, schema: type, words: Iterable[str]) -> "DictConfig":
-    """Schema, groups, configs/<name>.yaml, experiment, then the words, each over the ones before.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where composition begins: a verb's root file, or the settings of a run over it."""
+
+    name: str  # of the verb's root file
+    schema: type
+    config_dir: Path | None = None  # a user's folder, beside configs/
+    run: Path | None = None  # a run's config.yaml, or any other file of settings
+
+
+@contextlib.contextmanager
+def hydra_of(source: Source) -> Iterator[tuple[Hydra, str]]:
+    """Give Hydra's application object for one verb, and the name of its primary config.
+
+    Hydra's own entry point, hydra.main, reports mistakes as several lines and exits; this is what it calls.
+    """
+    version.setbase("1.3")
+    register_resolvers()
+    store = ConfigStore.instance()
+    store.store(name=f"{source.name}_schema", node=source.schema)
+    primary = source.name
+    if source.run is not None:
+        primary = f"{source.name}_from_run"
+        store.store(name=primary, node=_run_config(source, source.run))
+    search_path = create_config_search_path(str(shipped("configs")))
+    if source.config_dir is not None:
+        if not source.config_dir.is_dir():
+            raise UserError(f"--config-dir {source.config_dir}: there is no such folder")
+        folder = f"file://{source.config_dir.resolve()}"
+        search_path.prepend("command-line", folder, anchor=SearchPathQuery(provider="schema"))
+    loader = ConfigLoaderImpl(search_path)
+    chosen = {group.name for group in groups(source.name, source.config_dir)}
+    loader.repository = VerbRepository(search_path, {each.key for each in settings(source.schema)} - chosen)
+    hydra = Hydra(task_name=source.name, config_loader=loader)
+    GlobalHydra.instance().initialize(hydra)
+    try:
+        yield hydra, primary
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _run_config(source: Source, path: Path) -> dict[str, Any]:
+    """Return a primary config with the settings in ``path`` over the verb's root file, and no experiment.
+
+    ``path`` is the config.yaml of a run, whose text is literal, or a file of settings such as `--cfg job` prints.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}: give --config-path RUN, the folder of a run") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as YAML: give --config-path RUN, the folder of a run") from error
+    is_run = isinstance(content, dict) and isinstance(content.get("settings"), dict)
+    given = content["settings"] if is_run else content
+    if not isinstance(given, dict):
+        raise UserError(f"{path} holds no settings: give --config-path RUN, the folder of a run")
+    leaves = {each.key for each in settings(source.schema)}
+    node = root(source.name)
+    for former, value in _flat(given).items():
+        key = former if former in leaves else current_name(source.schema.__name__, former)
+        if key not in leaves:
+            raise UserError(
+                f"{path} holds '{former}', which is no setting of {source.name.replace('_', ' ')}: remove it"
+            )
+        *parents, last = key.split(".")
+        section = node
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = literal(value, set()) if is_run and isinstance(value, str) else value
+    node["defaults"] = [{"experiment": None} if "experiment" in entry else entry for entry in node["defaults"]]
+    return node
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def compose(name: str, schema: type, words: Iterable[str], config_dir: Path | None = None) -> DictConfig:
+    """Compose schema, groups, configs/<name>.yaml, experiment and the words, each over the ones before.
 
     Values that the user must give may still be missing (see `build`). Raises UserError for a word that is not
-    KEY=VALUE, an unknown key or option, a value of the wrong type, and a YAML file that does not fit the schema.
+    KEY=VALUE, an unknown key or option, a value of the wrong type or outside its range, and a YAML file that does not
+    fit the schema.
     """
-    import hydra
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    source = Source(name, schema, config_dir)
+    overrides = translate(list(words), schema, groups(name, config_dir), sweep=False)
+    with hydra_of(source) as (hydra, primary):
+        return composed_job(hydra, primary, overrides.words())
 
-    OmegaConf.register_new_resolver("shipped", lambda path: str(shipped(path)), replace=True)
-    ConfigStore.instance().store(name=f"{name}_schema", node=schema)
-    sections = {group.name: group for group in groups(name)}
-    leaves = {setting.key: setting for setting in settings(schema)}
-    pairs = [_pair(word, leaves, sections) for word in words]
-    options = [f"{key}={_option(sections[key], value)}" for key, value in pairs if key in sections]
-    try:
-        with hydra.initialize_config_dir(str(shipped("configs")), version_base="1.3"):
-            config = hydra.compose(name, options)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_sentence(error)) from error
-    for key, value in pairs:
-        if key not in sections:
-            # Not through Hydra's own overrides: to it `scene=runs/a` is always a choice in the folder configs/scene.
-            _assign(config, leaves[key], value)
+
+def composed_job(hydra: Hydra, primary: str, overrides: list[str]) -> DictConfig:
+    """Compose the config of one job, without Hydra's own part."""
+    with one_line_errors():
+        config = hydra.compose_config(primary, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+    with open_dict(config):
+        del config["hydra"]
     return config
 
 
-def build(config: "DictConfig", settings_class: type[Settings]) -> Settings:
-    """The composed settings as the verb's own dataclass. Raises UserError where a value is missing."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+def build(config: DictConfig, settings_class: type[Settings]) -> Settings:
+    """Return the composed settings as the verb's own dataclass.
 
+    Raises UserError where a value is missing, an interpolation finds nothing, or a number lies outside its range.
+    """
+    check_complete(config)
+    with one_line_errors():
+        tree = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(tree, dict)
+    values = _flat(typing.cast(dict[str, Any], tree))
+    for setting in settings(settings_class):
+        if setting.key in values:  # a dict with keys of its own, as protocol.sources, has been flattened
+            setting.check(values[setting.key])
+    return _instance(settings_class, typing.cast(dict[str, Any], tree))
+
+
+def missing_keys(config: DictConfig) -> set[str]:
+    """Return the keys whose values the user must still give."""
+    tree = OmegaConf.to_container(config, resolve=False)  # OmegaConf's own function resolves what may be missing
+    assert isinstance(tree, dict)
+    flat = _flat(typing.cast(dict[str, Any], tree))
+    return {key for key, value in flat.items() if value == MISSING and not key.startswith("hydra.")}
+
+
+def check_complete(config: DictConfig, given: Iterable[str] = ()) -> None:
+    """UserError where a value that the user must give is missing and not among ``given``."""
+    if missing := sorted(missing_keys(config) - set(given)):
+        raise UserError(f"a value is missing: add {' '.join(f'{key}=...' for key in missing)}")
+
+
+def _instance(settings_class: type[Settings], tree: dict[str, Any]) -> Settings:
+    """Return a dataclass from plain values, which OmegaConf has converted to their types."""
+    types = typing.get_type_hints(settings_class)
+    values = {}
+    for field in dataclasses.fields(typing.cast(Any, settings_class)):
+        of, value = types[field.name], tree[field.name]
+        nested = isinstance(of, type) and dataclasses.is_dataclass(of)
+        values[field.name] = _instance(of, value) if nested else value
+    return settings_class(**values)
+
+
+@contextlib.contextmanager
+def one_line_errors(*others: type[BaseException]) -> Iterator[None]:
+    """Turn the errors of Hydra and OmegaConf into UserErrors of one line, without what only we need to know.
+
+    Hydra raises plain exceptions, too, for some mistakes in its own settings: ``others`` are these, where nothing else
+    can raise them.
+    """
     try:
-        missing = sorted(OmegaConf.missing_keys(config))
-        if missing:
-            raise UserError(f"a value is missing: add {' '.join(f'{key}=...' for key in missing)}")
-        plain = OmegaConf.to_container(config, resolve=True)
-        settings_object = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings_class), plain))
-    except OmegaConfBaseException as error:
-        raise UserError(_sentence(error)) from error
-    assert isinstance(settings_object, settings_class)
-    return settings_object
-
-
-def _sentence(error: Exception) -> str:
-    """The message of Hydra or OmegaConf in one line, without what only we need to know."""
-    return " ".join(re.split("full_key:|Config search path:", str(error))[0].split())
-
-
-def _pair(word: str, leaves: dict[str, Setting], sections: dict[str, Group]) -> tuple[str, str]:
-    """Key and value of one word of the command line; the key is one of the two tables'."""
-    key, equals, value = word.partition("=")
-    if not equals or key.startswith("-"):
-        example = f"{key.lstrip('-')}={value or '...'}" if key.startswith("-") else f"{next(iter(leaves))}={word}"
-        raise UserError(f"'{word}' is not a setting: write KEY=VALUE, for example {example}")
-    if key not in sections and key not in leaves:
-        raise UserError(f"there is no setting '{key}': {_remedy(key, [*leaves, *sections])}")
-    return key, value
-
-
-def _remedy(key: str, known: list[str]) -> str:
-    inside = [each for each in known if each.startswith(f"{key}.")]
-    if inside:
-        return f"it is a section, set one of {', '.join(inside)}"
-    alike = difflib.get_close_matches(key, known, n=1) or [each for each in known if each.endswith(f".{key}")]
-    return f"did you mean {' or '.join(alike)}?" if alike else "--help lists them all"
-
-
-def _option(group: Group, option: str) -> str:
-    """The option as Hydra knows it: relative to the folder of the group's name."""
-    options = group.options()
-    if option == "null":
-        return option
-    if option in options:
-        return f"{group.folder.name}/{option}" if group.folder.name != group.name else option
-    known = f"the options are {', '.join(options)}" if options else "it has no options yet"
-    raise UserError(f"{group.name}={option}: there is no such option, {known}")
-
-
-def _assign(config: "DictConfig", setting: Setting, text: str) -> None:
-    """Set one leaf. Text is taken as it stands, as file names hold commas and brackets; the rest is Hydra's grammar."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-    from omegaconf import OmegaConf
-    from omegaconf.errors import ValidationError
-
-    plain = setting.type.removesuffix(" | None")
-    nullable = plain != setting.type
-    if plain == "str" and not (nullable and text == "null"):
-        quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
-        OmegaConf.update(config, setting.key, text[1:-1] if quoted else text)
-        return
-    try:
-        override = OverridesParser.create().parse_override(f"{setting.key}={text}")
-        if override.is_sweep_override():
-            raise UserError(f"{setting.key}={text}: one value is expected; a list is written [a,b] in quotes")
-        OmegaConf.update(config, setting.key, override.value(), merge=False)
-    except (HydraException, ValidationError) as error:
-        expected = EXPECTED.get(plain, plain) + (" or null" if nullable else "")
-        raise UserError(f"{setting.key}={text}: expected {expected}") from error
+        yield
+    except (UserError, OSError):
+        raise
+    except (HydraException, OmegaConfBaseException, *others) as error:  # type: ignore[misc]
+        text = " ".join(re.split("full_key:|Config search path:", str(error))[0].split())
+        missing = re.search(r"hydra/launcher/(\w+)", text)
+        hint = f": {INSTALL[missing[1]]}" if missing and missing[1] in INSTALL else ""
+        if "'experiment' not in" in text:
+            hint = ": the file of an experiment begins with the line '# @package _global_'"
+        raise UserError(text + hint) from error

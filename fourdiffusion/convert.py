@@ -1,4 +1,4 @@
-"""``convert``: released checkpoints become a pipeline folder, and trained motion layers a file as 4DM released it."""
+"""``convert``: released checkpoints to a pipeline folder, and trained motion layers to a file as 4DM released it."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,18 +8,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fourdiffusion.diffusion import encoders, release
-from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline, noise_schedule
+from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
-from fourdiffusion.diffusion.settings import ModelConfig
+from fourdiffusion.diffusion.schedulers import noise_schedule
+from fourdiffusion.diffusion.settings import ModelConfig, architecture
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import FOREIGN, read_foreign, write_foreign
 from fourdiffusion.settings import ConvertConfig
 
 
 def convert(config: ConvertConfig) -> None:
-    """Reads, checks every key and shape, then writes; nothing is written where anything is missing or left over."""
+    """Read, check every key, shape and value, then write; nothing is written where anything is wrong."""
     if config.dtype not in DTYPES:
         raise UserError(f"dtype={config.dtype} is none of {', '.join(DTYPES)}")
     if (config.imagedream is None) == (config.model.path is None):
@@ -41,34 +42,35 @@ def convert(config: ConvertConfig) -> None:
 
 
 def read_release(
-    imagedream: Path, motion: str | None, tokenizer: str | None, sizes: ModelConfig, dtype: torch.dtype
+    imagedream: Path, motion: str | None, tokenizer: str | None, model: ModelConfig, dtype: torch.dtype
 ) -> FourDiffusionPipeline:
-    """The pipeline that released files hold, to be saved; tables that are computed on loading are still missing.
+    """Return the pipeline that released files hold, to be saved; tables that are computed on loading are still missing.
 
     Raises:
-        UserError: a file that cannot be read safely, a key that is missing or unknown, a shape of another
-            architecture, no vocabulary.
+        UserError: a file that cannot be read safely, a key that is missing or unknown, a tensor of another shape or
+            of integers, a number that is not finite, no vocabulary.
     """
-    tensors = {} if imagedream.is_dir() else read_foreign(imagedream)
+    sizes = architecture(model)
+    tensors = {} if imagedream.is_dir() else release.unwrap(read_foreign(imagedream))
     if tensors and all(key.startswith(release.MOTION_PREFIX) for key in tensors):
         raise UserError(f"imagedream={imagedream} holds motion layers: give it as motion=")
     beside = [imagedream / "tokenizer", imagedream.parent / "tokenizer"]
     vocabulary = encoders.find_tokenizer([Path(tokenizer)] if tokenizer else beside, sizes.text_length)
-    if len(vocabulary) > sizes.vocabulary:
+    if len(vocabulary) > sizes.vocab_size:
         raise UserError(
-            f"tokenizer: {len(vocabulary)} entries, the text tower knows {sizes.vocabulary}: give CLIP's own"
+            f"tokenizer: {len(vocabulary)} entries, the text encoder knows {sizes.vocab_size}: give CLIP's own"
         )
     with torch.device("meta"):  # names and shapes without memory
-        pipeline = fresh_pipeline(sizes, vocabulary, seed=0)
+        pipeline = fresh_pipeline(model, vocabulary, seed=0)
     unet, trained = pipeline.unet, pipeline.motion
-    places = release.imagedream_places(unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder)
-    tensors = tensors or _read_folder(imagedream, places)
+    mappings = release.imagedream_mappings(unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder)
+    tensors = tensors or _read_folder(imagedream, mappings)
     expected: dict[str, Tensor] = {}
-    for name, where in places.items():
+    for name, where in mappings.items():
         expected |= release.to_release(where, pipeline.components[name].state_dict())
     unread = [key for key in tensors if release.dropped(key, sizes.text_layers)]
     _check(f"imagedream={imagedream}", expected, tensors, unread)
-    for name, where in places.items():
+    for name, where in mappings.items():
         _fill(pipeline.components[name], release.from_release(where, tensors), dtype)
 
     if motion is None:
@@ -77,22 +79,22 @@ def read_release(
     else:
         _fill(trained, read_motion(Path(motion), unet, trained), dtype)
     pipeline.text_encoder.config.pad_token_id = 0  # OpenCLIP's
-    pipeline.register_modules(scheduler=noise_schedule())  # its tables were on the meta device, too
+    pipeline.register_modules(scheduler=noise_schedule(sizes.beta_end))  # its tables were on the meta device, too
     return pipeline
 
 
 def read_motion(path: Path, unet: MultiviewUNet, motion: MotionModules) -> dict[str, Tensor]:
-    """The state of ``motion`` that a file with 4DM's key names holds."""
-    tensors = read_foreign(path)
+    """Return the state of ``motion`` that a file with 4DM's key names holds."""
+    tensors = release.unwrap(read_foreign(path))
     if not any(key.startswith(release.MOTION_PREFIX) for key in tensors):
         raise UserError(f"motion={path} holds no motion layers (keys that begin with {release.MOTION_PREFIX})")
-    places = release.motion_places(unet, motion)
+    mappings = release.motion_mappings(unet, motion)
     tables = release.position_tables(unet, motion)
-    _check(f"motion={path}", release.to_release(places, motion.state_dict()) | tables, tensors, [])
+    _check(f"motion={path}", release.to_release(mappings, motion.state_dict()) | tables, tensors, [])
     for key, table in tables.items():
         if not torch.allclose(tensors[key].float(), table, atol=1e-2):  # half precision is off by 0.004
             raise UserError(f"motion={path}: {key} is not the table of frame positions that 4DM uses")
-    return release.from_release(places, tensors)
+    return release.from_release(mappings, tensors)
 
 
 def _write_motion(folder: str | None, output: Path, dtype: torch.dtype) -> None:
@@ -100,26 +102,26 @@ def _write_motion(folder: str | None, output: Path, dtype: torch.dtype) -> None:
         raise UserError(f"output={output}: give a file that ends in {' or '.join(FOREIGN)}")
     pipeline = load_pipeline(folder)
     state = release.to_release(
-        release.motion_places(pipeline.unet, pipeline.motion), pipeline.motion.state_dict()
+        release.motion_mappings(pipeline.unet, pipeline.motion), pipeline.motion.state_dict()
     ) | release.position_tables(pipeline.unet, pipeline.motion)
     write_foreign(output, {key: value.to(dtype).contiguous() for key, value in state.items()})
     tqdm.write(f"{output}: {len(state)} tensors under 4DM's names")
 
 
-def _read_folder(folder: Path, places: dict[str, dict[str, release.Place]]) -> dict[str, Tensor]:
-    """An ImageDream diffusers folder under the names of the one file: its UNet kept those, the rest is diffusers'."""
+def _read_folder(folder: Path, mappings: dict[str, dict[str, release.KeyMapping]]) -> dict[str, Tensor]:
+    """Read an ImageDream diffusers folder under the keys of the single file, which its UNet kept."""
     tensors: dict[str, Tensor] = {}
-    for name, where in places.items():
+    for name, where in mappings.items():
         files = sorted((folder / name).glob("*.safetensors")) or sorted((folder / name).glob("*.bin"))
         if not files:
             raise UserError(f"imagedream={folder}: {name} holds no .safetensors and no .bin file")
         state: dict[str, Tensor] = {}
         for file in files:
-            state |= read_foreign(file)
+            state |= release.unwrap(read_foreign(file))
         if name == "unet":
             tensors |= {release.UNET_PREFIX + key: value for key, value in state.items()}
             continue
-        # older versions of transformers put the tower inside another module, and stored a table that is a constant
+        # older versions of transformers wrapped the encoder in another module, and stored a table that is a constant
         state = {key.removeprefix("text_model.").removeprefix("vision_model."): value for key, value in state.items()}
         state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
         if strange := sorted(where.keys() ^ state.keys()):
@@ -129,7 +131,7 @@ def _read_folder(folder: Path, places: dict[str, dict[str, release.Place]]) -> d
 
 
 def _check(what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor], dropped: Iterable[str]) -> None:
-    """UserError that lists what is missing, left over or of another shape."""
+    """Raise UserError that lists what is missing, unknown, of another shape, not floating point or not finite."""
     missing = sorted(expected.keys() - tensors.keys())
     strange = sorted(tensors.keys() - expected.keys() - set(dropped))
     shapes = [
@@ -144,6 +146,10 @@ def _check(what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor], d
     ]
     if found:
         raise UserError(f"{what} is another architecture than model.* describes; {'; '.join(found)}")
+    if integers := [f"{key} ({tensors[key].dtype})" for key in expected if not tensors[key].is_floating_point()]:
+        raise UserError(f"{what} holds weights that are not floating point: {_some(integers)}; fetch it again")
+    if broken := [key for key in expected if not bool(tensors[key].isfinite().all())]:
+        raise UserError(f"{what} holds weights that are NaN or infinite: {_some(broken)}; fetch it again")
 
 
 def _some(names: list[str]) -> str:
@@ -151,5 +157,8 @@ def _some(names: list[str]) -> str:
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Puts tensors in place of a meta module's."""
-    module.load_state_dict({name: value.to(dtype) for name, value in state.items()}, assign=True)
+    """Put tensors in place of a meta module's; UserError where one overflows in ``dtype``."""
+    cast = {name: value.to(dtype) for name, value in state.items()}
+    if broken := [name for name, value in cast.items() if not bool(value.isfinite().all())]:
+        raise UserError(f"dtype={dtype}: {_some(broken)} is too large for it; choose bfloat16 or float32")
+    module.load_state_dict(cast, assign=True)

@@ -1,4 +1,6 @@
-"""The one exception that a user may see."""
+"""What a user may see: mistakes in one line, and the end of a run by a signal."""
+
+import signal
 
 
 class UserError(Exception):
@@ -6,6 +8,20 @@ class UserError(Exception):
 
     The command line prints it as `error: ...` and exits with code 2. Wrong arguments of functions are ValueError.
     """
+
+
+class Terminated(SystemExit):
+    """A signal such as SIGTERM ended the run, which had saved its state. The exit code is 128 + the signal's number."""
+
+    def __init__(self, signal_number: int):
+        super().__init__(128 + signal_number)
+        self.signal_number = signal_number
+
+    def __str__(self) -> str:
+        return (
+            f"stopped by {signal.Signals(self.signal_number).name}: where a run was begun, the same command goes on "
+            "from its last checkpoint"
+        )
 
 
 def check_ranges(ranges: dict[str, tuple[float, float, float]]) -> None:

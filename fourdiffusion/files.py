@@ -19,7 +19,7 @@ from fourdiffusion.errors import UserError
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Lets ``write`` fill a file beside ``path``, then puts it in place: a stop leaves the old or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process alone
     try:
         write(partial)
         with open(partial, "rb") as file:
@@ -48,13 +48,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"{path} is damaged or not ours ({error}): delete it, or restore a copy") from error
 
 
+WRAPPERS = ("state_dict", "model", "module")  # keys under which training scripts store the weights
 FOREIGN = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # what checkpoints of other projects end in
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
     """The tensors of another project's checkpoint; of a pickle only tensors are read, never code.
 
-    UserError where the file is missing, damaged, or holds anything but tensors (under ``state_dict``, if it has one).
+    Weights may lie under keys of WRAPPERS. UserError where the file is missing, damaged, or holds more than tensors.
     """
     if not path.is_file():
         raise UserError(f"no file {path}: give a checkpoint that ends in {', '.join(FOREIGN)}")
@@ -67,7 +68,10 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{path} is damaged, or holds more than tensors ({reason}): fetch it again") from error
-    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    while isinstance(content, dict) and (
+        inner := next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None)
+    ):
+        content = content[inner]
     if not isinstance(content, dict) or not content:
         raise UserError(f"{path} holds a {type(content).__name__} and no named tensors: it is no checkpoint of weights")
     if strange := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:

@@ -1,13 +1,17 @@
-"""Run folders: resolved settings, a log and checkpoints.
+"""Run folders: settings, the digests of what a run read, a log, checkpoints; signals and a lock.
 
-<run>/config.yaml                 every setting of the run
-<run>/log.jsonl                   one line for each logged step
-<run>/checkpoint.safetensors      the newest state from which the run resumes
+<run>/config.yaml                     every setting of the run, and the digests of what it reads
+<run>/log.jsonl                       one line for each logged step
+<run>/checkpoint.safetensors          the newest state from which the run resumes
+<run>/checkpoint.previous.safetensors the one before, in case the newest is damaged
+<run>/.lock                           held by the process that writes into the folder
 """
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -20,18 +24,43 @@ import torch
 import yaml
 from torch import Tensor
 
-from fourdiffusion.errors import UserError
-from fourdiffusion.files import write_atomic
+from fourdiffusion.errors import Terminated, UserError
+from fourdiffusion.files import load_tensors, save_tensors, write_atomic
+from fourdiffusion.renames import current_name
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+CHECKPOINT = "checkpoint.safetensors"
+PREVIOUS = "checkpoint.previous.safetensors"
+LOCK = ".lock"
+# Files that a run writes before its first result: a folder with nothing else binds the next run to nothing.
+PREPARATIONS = {
+    "config.yaml",
+    "input.json",
+    "input.safetensors",
+    "matte.png",
+    "tensorboard",
+    "wandb",
+    "wandb.txt",
+    LOCK,
+}
+TERMINATING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+
+
+# ---- optimizer ------------------------------------------------------------------------------------------------------
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors."""
+    """Return the optimizer's state as named tensors."""
     state = optimizer.state_dict()["state"]
     return {f"optimizer.{index}.{key}": value for index, entry in state.items() for key, value in entry.items()}
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Puts what ``optimizer_tensors`` gave back; the groups' settings stay those of ``optimizer``."""
+    """Restore what ``optimizer_tensors`` returned; the groups' settings stay those of ``optimizer``."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -40,109 +69,335 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
+# ---- settings and content -------------------------------------------------------------------------------------------
+
+
 def git_commit() -> str:
-    """The commit of the source tree, "+" after it where files differ from it, "unknown" outside a repository."""
-    root = Path(__file__).parent
-    commands = (["git", "rev-parse", "--short=12", "HEAD"], ["git", "status", "--porcelain", "--untracked-files=no"])
+    """Return the commit of the source tree, "+" after it where files differ, "unknown" outside its repository."""
+    package = Path(__file__).resolve().parent
+    commands = (
+        ["git", "rev-parse", "--show-toplevel"],
+        ["git", "rev-parse", "--short=12", "HEAD"],
+        ["git", "status", "--porcelain", "--untracked-files=no"],
+    )
     try:
-        commit, status = (
-            subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+        root, commit, status = (
+            subprocess.run(command, cwd=package, capture_output=True, text=True, check=True).stdout.strip()
             for command in commands
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    if Path(root) != package.parent:  # installed inside a repository of the user's
+        return "unknown"
     return commit + ("+" if status else "")
 
 
-def open_run(folder: Path, config: Any, free: set[str], facts: dict[str, Any] | None = None) -> None:
-    """Makes a run folder, or makes sure that the run in it has the same settings.
+def tensor_digest(tensor: Tensor) -> str:
+    """Return the sha256 of a CPU tensor's shape, dtype and values."""
+    digest = hashlib.sha256(f"{list(tensor.shape)} {tensor.dtype}".encode())
+    digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the sha256 of the files in the folders directly inside ``folder``: of a model, its parts."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*/*")):
+        if path.is_file():
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def open_run(
+    folder: Path,
+    config: Any,
+    free: set[str],
+    facts: dict[str, Any] | None = None,
+    content: dict[str, str] | None = None,
+    fixed: dict[str, str] | None = None,
+) -> None:
+    """Make a run folder, or make sure that the run in it has the same settings and reads the same content.
+
+    A folder without a result yet (see PREPARATIONS) binds the run to nothing.
 
     Args:
         folder: the run folder.
         config: a dataclass of settings, all with defaults.
-        free: settings, or groups of them, that may differ when a run goes on (how long, how often to report).
+        free: settings, or groups of them, that may differ when a run goes on: they do not change its result.
             ``output`` may always: a run folder can be moved.
         facts: what else to note of this start beside the commit; a run may go on with others.
+        content: {setting that is a path: digest of what it names}. The digest must be the same, the path need not.
+        fixed: facts that must be the same when a run goes on.
 
     Raises:
-        UserError: the folder cannot be made, holds a run with other settings, or files that no run of ours wrote.
+        UserError: the folder cannot be made, holds another run, or files that no run wrote.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={folder} cannot be made ({error.strerror}): choose another output") from error
-    settings = dataclasses.asdict(config)
-    path = folder / "config.yaml"
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"output={folder} cannot be made ({reason}): choose another output") from error
+    content, fixed, path = content or {}, fixed or {}, folder / "config.yaml"
+    entries = [entry for entry in folder.iterdir() if entry.suffix != ".partial"]  # a start that was killed leaves one
+    results = [entry for entry in entries if entry.name not in PREPARATIONS]
     if path.is_file():
-        # what the run's version did not know yet, it did as the defaults do
-        old = _flat(dataclasses.asdict(type(config)())) | _flat(_read_settings(path))
-        for key, value in _flat(settings).items():
-            before = old.get(key)
-            if before != value and not any(f"{key}.".startswith(f"{name}.") for name in free | {"output"}):
-                raise UserError(
-                    f"{folder} holds a run with {key}={before}, this one has {key}={value}: "
-                    "choose another output, or delete that folder"
-                )
-    elif any(entry.suffix != ".partial" for entry in folder.iterdir()):  # a start that was killed leaves one
+        record = _read_record(path)
+        if results:
+            _check_same(folder, record, config, {*free, "output"}, content, fixed)
+    elif results:
         raise UserError(f"{folder} is not empty and holds no run of ours: choose another output")
-    text = yaml.safe_dump({"commit": git_commit(), **(facts or {}), "settings": settings}, sort_keys=False)
+    record = {"commit": git_commit(), **(facts or {}), **fixed}
+    record |= {"content": content} if content else {}
+    text = yaml.safe_dump({**record, "settings": dataclasses.asdict(config)}, sort_keys=False)
     write_atomic(path, lambda partial: partial.write_text(text))
 
 
-def _read_settings(path: Path) -> dict[str, Any]:
-    """The settings in a run's ``config.yaml``; UserError where it is damaged or no run of ours wrote it."""
+def _check_same(
+    folder: Path, record: dict[str, Any], config: Any, free: set[str], content: dict[str, str], fixed: dict[str, str]
+) -> None:
+    """UserError where a run's record differs from this start in a setting, a digest or a fixed fact."""
+    remedy = "choose another output"
+    known = record.get("content")
+    known = known if isinstance(known, dict) else {}
+    for key, digest in content.items():
+        if key in known and known[key] != digest:
+            raise UserError(
+                f"{folder} holds a run with another {key} (its content is {str(known[key])[:12]}, that of this one "
+                f"{digest[:12]}): {remedy}"
+            )
+    for key, value in fixed.items():
+        if record.get(key, value) != value:
+            raise UserError(f"{folder} holds a run with {key}={record[key]}, this one has {key}={value}: {remedy}")
+    # what the run's version did not know yet, it did as the defaults do
+    name = type(config).__name__
+    written = {current_name(name, key): value for key, value in _flat(record["settings"]).items()}
+    before = _flat(dataclasses.asdict(type(config)())) | written
+    compared = {key for key in content if key in known}
+    for key, value in _flat(dataclasses.asdict(config)).items():
+        if key in compared or any(f"{key}.".startswith(f"{each}.") for each in free):
+            continue
+        if before.get(key) != value:
+            raise UserError(f"{folder} holds a run with {key}={before.get(key)}, this one has {key}={value}: {remedy}")
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """Return what a run's ``config.yaml`` holds; UserError where it is damaged or no run wrote it."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        content = None
-    settings = content.get("settings") if isinstance(content, dict) else None
-    if not isinstance(settings, dict):
-        raise UserError(f"{path} is damaged or not ours: choose another output, or delete that folder")
-    return settings
-
-
-@contextlib.contextmanager
-def patient_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C waits for the end of a step: the block gets a function that says whether it was pressed.
-
-    A second Ctrl-C stops at once. Outside the main thread nothing changes.
-    """
-    pressed = False
-
-    def note(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def append_log(folder: Path, line: dict[str, Any]) -> None:
-    """One more line of ``log.jsonl``."""
-    with open(folder / "log.jsonl", "a") as file:
-        file.write(json.dumps(line) + "\n")
-
-
-def trim_log(folder: Path, step: int) -> None:
-    """Forgets the lines of steps after ``step``, which a resumed run makes again."""
-    path = folder / "log.jsonl"
-    if path.is_file():
-        kept = [
-            line for line in path.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        write_atomic(path, lambda partial: partial.write_text("".join(line + "\n" for line in kept)))
+        record = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise UserError(f"{path} is damaged or not ours: choose another output, or restore a copy of the file")
+    return record
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
+
+
+# ---- lock and signals -----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of an output folder, which is made where it is missing.
+
+    The system drops the lock with the process, however it ends: the file that stays behind blocks nobody. Where the
+    file system has no locks, there is none. UserError where another process holds it, or the folder cannot be made.
+    """
+    try:
+        made = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a+", encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UserError(f"output={folder} cannot be made ({reason}): choose another output") from error
+    with file:
+        if fcntl is not None:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                file.seek(0)
+                holder = file.read(40).strip() or "unknown"
+                raise UserError(
+                    f"output={folder} is in use by another process ({holder}): wait for it, or choose another output"
+                ) from error
+            except OSError:
+                pass  # no locks here
+        file.truncate(0)
+        file.write(f"pid {os.getpid()}")
+        file.flush()
+        for left in folder.glob("*.partial"):  # by a process that was killed
+            if left.is_file():
+                left.unlink()
+        try:
+            yield
+        finally:
+            if not (folder / "config.yaml").is_file():  # no run came of it
+                (folder / LOCK).unlink(missing_ok=True)
+                if made and not any(folder.iterdir()):
+                    folder.rmdir()
+
+
+@contextlib.contextmanager
+def _handlers(handler: Callable[[int, FrameType | None], None], numbers: list[int]) -> Iterator[None]:
+    """Set a handler of some signals for the block, where they are not ignored (nohup ignores SIGHUP)."""
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+def _raise(number: int, frame: FrameType | None = None) -> None:
+    raise KeyboardInterrupt if number == signal.SIGINT else Terminated(number)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Let SIGTERM, SIGHUP and SIGUSR1 raise Terminated in the block, so that it ends as with Ctrl-C."""
+    with _handlers(_raise, TERMINATING):
+        yield
+
+
+@dataclasses.dataclass
+class Interruption:
+    """Whether a signal has asked the block of ``deferred_signals`` to end."""
+
+    signal_number: int | None = None
+
+    def __call__(self) -> bool:
+        """Return whether a signal came."""
+        return self.signal_number is not None
+
+    def leave(self) -> None:
+        """Raise KeyboardInterrupt after Ctrl-C, Terminated after another signal; nothing where none came."""
+        if self.signal_number is not None:
+            _raise(self.signal_number)
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[Interruption]:
+    """Let Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 wait: the block asks for them at the end of each step, saves and leaves.
+
+    A second signal raises at once. Outside the main thread nothing changes.
+    """
+    interruption = Interruption()
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if interruption():
+            _raise(number)
+        interruption.signal_number = number
+
+    with _handlers(note, [signal.SIGINT, *TERMINATING]):
+        yield interruption
+
+
+patient_interrupt = deferred_signals  # the former name
+
+
+# ---- log ------------------------------------------------------------------------------------------------------------
+
+
+def append_log(folder: Path, line: dict[str, Any]) -> None:
+    """Append one line to ``log.jsonl``."""
+    with open(folder / "log.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def trim_log(folder: Path, step: int) -> None:
+    """Drop the lines of steps after ``step``, which a resumed run makes again, and lines that are none of a log."""
+    path = folder / "log.jsonl"
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+        kept = [line for line in lines if (number := _step_of(line)) is not None and number <= step]
+        write_atomic(path, lambda partial: partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8"))
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = content.get("step") if isinstance(content, dict) else None
+    return step if type(step) is int else None
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(folder: Path, verb: str, tensors: dict[str, Tensor], step: int) -> None:
+    """Write the newest checkpoint and keep the one before. At any moment one of the two is whole."""
+    path, following = folder / CHECKPOINT, folder / "checkpoint.next.safetensors"
+    save_tensors(following, tensors, {"step": step, "verb": verb})
+    if path.is_file():
+        os.replace(path, folder / PREVIOUS)
+    os.replace(following, path)
+
+
+def load_checkpoint(
+    folder: Path, verb: str, expected: dict[str, Tensor], tell: Callable[[str], object] = print
+) -> tuple[dict[str, Tensor], int] | None:
+    """Return the tensors and the step of the newest whole checkpoint; None where there is none.
+
+    Args:
+        folder: the run folder.
+        verb: that wrote it.
+        expected: tensors of the names and shapes that the checkpoint must have.
+        tell: gets one line where the newest checkpoint is damaged and the one before is used.
+
+    Raises:
+        UserError: there are checkpoints, and none can be used.
+    """
+    reasons = []
+    for path in (folder / CHECKPOINT, folder / PREVIOUS):
+        if path.exists():
+            try:
+                tensors, step = _read_checkpoint(path, verb, expected)
+            except UserError as error:
+                reasons.append(str(error))
+                continue
+            for reason in reasons:
+                tell(f"{reason}: going on from the one before, of step {step}")
+            return tensors, step
+    if reasons:
+        raise UserError(f"{reasons[0]}: restore a copy, or choose another output")
+    return None
+
+
+def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tuple[dict[str, Tensor], int]:
+    try:
+        tensors, metadata = load_tensors(path)
+    except (UserError, OSError) as error:
+        raise UserError(f"{path} is damaged") from error
+    if metadata.get("verb", verb) != verb:
+        raise UserError(f"{path} is a checkpoint of {metadata['verb']}, not of {verb}")
+    step = metadata.get("step")
+    if type(step) is not int or step < 0:
+        raise UserError(f"{path} has no step that counts (step={step})")
+    for name, value in expected.items():
+        if name not in tensors:
+            raise UserError(f"{path} lacks the tensor {name}")
+        if tensors[name].shape != value.shape:
+            raise UserError(f"{path}: {name} is {list(tensors[name].shape)}, this run's is {list(value.shape)}")
+    if culprit := first_non_finite(tensors):
+        raise UserError(f"{path}: {culprit} is not finite")
+    return tensors, step
+
+
+def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity; None where all are finite."""
+    for name, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            return name
+    return None

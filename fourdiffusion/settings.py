@@ -24,16 +24,33 @@ class GenerateConfig:
 
 @dataclass
 class RenderConfig:
-    """Which pictures of a scene to make."""
+    """Which pictures of a scene to make, along which camera path:
+
+    overview: orbit.mp4, contact_sheet.png and the input beside the scene | still: one picture | fixed: a camera that
+    stands while time runs | orbit: around the object at one time | orbit_time: around it while time runs |
+    bullet_time: time runs, stops for a turn around the object, runs on | FILE.json: cameras and times of a file
+    """
 
     scene: str = "???"  # the run folder of a fit, or its scene/
-    output: str | None = None  # folder for the pictures; the run folder if not given
-    size: int = 128  # side of a picture in pixels
-    orbit_pictures: int = 72  # of the orbit video, over one turn
-    num_azimuths: int = 8  # rows of the contact sheet
-    elevation_deg: float = 0.0  # from where the orbit and the contact sheet look
+    output: str | None = None  # folder of overview, file or folder of the others; null: in the run folder
+    size: int = 128  # height of a picture in pixels
+    orbit_pictures: int = 72  # of overview's orbit video, over one turn
+    num_azimuths: int = 8  # rows of overview's contact sheet
+    elevation_deg: float = 0.0  # from where the camera looks
     num_frames: int = 8  # moments shown, where the run does not hold its input's
     device: str = "auto"  # auto | cpu | cuda
+    path: str = "overview"  # overview | still | fixed | orbit | orbit_time | bullet_time | FILE.json
+    format: str | None = None  # mp4 | webm | gif | png; null: as output ends, else png for a still and mp4
+    channel: str = "rgb"  # rgb | alpha | depth | normal
+    background: str = "white"  # white | gray | black | #rrggbb | transparent (webm, gif and png)
+    width: int | None = None  # of a picture in pixels; null: size
+    azimuth_deg: float = 0.0  # where the path starts; 0 is the input video's side
+    distance: float = 1.1  # of the camera from the middle, scene units
+    time: float | None = None  # in [0, 1], of still and orbit (null: 0), and when bullet_time stops (null: 0.5)
+    fps: float = 12.0  # pictures a second of a video
+    seconds: float | None = None  # length of a video; null: 4 seconds, or the file's
+    turns: float = 1.0  # around the object; negative: the other way
+    between_frames: bool = False  # render times between the run's frames, which no fit has seen
 
 
 @dataclass
@@ -54,3 +71,45 @@ class DoctorConfig:
     """Whose weights to look for."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass
+class ExportConfig:
+    """What of a scene to write, and how. Formats:
+
+    glb: one animated GLB, a mesh a frame | glb_frames, obj, ply: a file a frame | splats: Gaussian PLY sequence |
+    html: one page that shows it offline | images: RGBA, depth and alpha PNGs | nerfstudio: a dataset of renders
+    """
+
+    scene: str = "???"  # the run folder of a fit, or its scene/
+    format: str = "glb"  # glb | glb_frames | obj | ply | splats | html | images | nerfstudio
+    output: str | None = None  # file (glb, html) or folder (others); null: under export/ in the run folder
+    num_frames: int | None = None  # evenly spaced over the clip; null: the run's frames, 8 where it does not say
+    fps: float = 8.0  # of the animation
+    resolution: int = 96  # grid points along the longest side of the occupied space
+    iso_level: float | None = None  # density of the surface; null: the one with the renderer's silhouettes
+    min_component: float = 0.05  # smaller loose parts are removed, as a share of the largest part over all frames
+    scale: float = 1.0  # meters a scene unit, of meshes and splats
+    author: str | None = None  # named in the file; null: the run's
+    license: str | None = None  # named in the file; null: the run's
+    size: int = 256  # side of images and nerfstudio pictures in pixels
+    azimuth_deg: float = 0.0  # of the camera of images
+    elevation_deg: float = 0.0  # of the camera of images
+    num_views: int = 24  # cameras of nerfstudio
+    device: str = "auto"  # auto | cpu | cuda
+
+
+@dataclass
+class ViewConfig:
+    """Show a scene in the browser: live from a fit that runs or has ended, or as one HTML file (html=true)."""
+
+    scene: str = "???"  # the run folder of a fit, running or finished, or a scene/
+    html: bool = False  # write one file that shows the scene offline, and end
+    output: str | None = None  # of html=true; null: export/scene.html in the run folder
+    host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in, without a password
+    port: int = 8080  # the next free one where it is taken
+    size: int = 256  # height of a picture in pixels while the camera rests
+    fps: float = 8.0  # frames of the clip a second at speed 1
+    moving_seconds: float = 0.15  # a picture may take while something moves; the resolution adapts
+    num_frames: int = 8  # of the clip, where the run does not hold its input's
+    device: str = "auto"  # auto | cpu | cuda

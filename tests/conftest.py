@@ -31,9 +31,15 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def known_answers() -> Path:
+    """The known answers in the repository: their weights follow from a rule, see its README.md."""
+    return ROOT / "tests/data/reference"
+
+
+@pytest.fixture(scope="session")
 def reference() -> Path:
-    """The folder of known answers, which stands beside the repository."""
+    """The larger set of known answers beside the repository: an additional check."""
     folder = ROOT.parent / "shared" / "reference"
     if not folder.is_dir():
-        pytest.skip(f"the known answers are not here: {folder} is missing")
+        pytest.skip(f"the larger set of known answers is not here: {folder} is missing")
     return folder

@@ -8,8 +8,8 @@ from fourdiffusion import cameras
 
 
 @pytest.fixture
-def answers(reference):
-    return load_file(reference / "cameras.safetensors")
+def answers(known_answers):
+    return load_file(known_answers / "cameras.safetensors")
 
 
 def test_orbit_rays_and_conditioning_equal_the_reference(answers):

@@ -1,12 +1,12 @@
 """``convert``: every key of a release has its place, the way back gives the names again, foreign files are refused."""
 
-import json
 import pickle
+import socket
 from pathlib import Path
 
 import pytest
 import torch
-from released import release_of, write_release
+from released import release_of, write_release, zipped_json
 from safetensors.torch import load_file, save_file
 from tiny_model import CAPTIONS, tiny_config, write_model
 from torch import Tensor
@@ -32,25 +32,24 @@ def shapes(tensors: dict[str, Tensor]) -> dict[str, list[int]]:
     return {key: list(value.shape) for key, value in tensors.items()}
 
 
-def test_every_key_of_the_imagedream_release_has_its_place(reference: Path, full_size: FourDiffusionPipeline) -> None:
-    known = json.loads((reference / "keys_imagedream_ipmv.json").read_text())
-    known |= json.loads((reference / "keys_imagedream_clip.json").read_text())
+def test_every_key_of_the_imagedream_release_is_mapped(full_size: FourDiffusionPipeline) -> None:
+    known = zipped_json("keys_imagedream_ipmv") | zipped_json("keys_imagedream_clip")
     parts = full_size.unet, full_size.vae, full_size.text_encoder, full_size.image_encoder
     found: dict[str, Tensor] = {}
-    for name, places in release.imagedream_places(*parts).items():
+    for name, mappings in release.imagedream_mappings(*parts).items():
         state = full_size.components[name].state_dict()
-        assert places.keys() == state.keys()
-        found |= release.to_release(places, state)
+        assert mappings.keys() == state.keys()
+        found |= release.to_release(mappings, state)
     unread = {key: shape for key, shape in known.items() if release.dropped(key, 23)}
     assert len(unread) == 15  # 12 of the text tower's last block, two projections, one temperature
     assert shapes(found) | unread == known
     assert not found.keys() & unread.keys()
 
 
-def test_every_key_of_the_4dm_release_has_its_place(reference: Path, full_size: FourDiffusionPipeline) -> None:
-    known = json.loads((reference / "keys_4dm.json").read_text())
+def test_every_key_of_the_4dm_release_is_mapped(full_size: FourDiffusionPipeline) -> None:
+    known = zipped_json("keys_4dm")
     unet, motion = full_size.unet, full_size.motion
-    tensors = release.to_release(release.motion_places(unet, motion), motion.state_dict())
+    tensors = release.to_release(release.motion_mappings(unet, motion), motion.state_dict())
     tables = release.position_tables(unet, motion)
     assert shapes(tensors) | shapes(tables) == known
     assert len(tensors) == len(motion.state_dict())
@@ -60,9 +59,9 @@ def test_both_ways_give_the_same_tensors() -> None:
     pipeline = fresh_pipeline(tiny_config(), encoders.train_tokenizer(CAPTIONS, 512, 12), seed=0)
     tensors = release_of(pipeline)
     parts = pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder
-    for name, places in release.imagedream_places(*parts).items():
+    for name, mappings in release.imagedream_mappings(*parts).items():
         state = pipeline.components[name].state_dict()
-        again = release.from_release(places, tensors)
+        again = release.from_release(mappings, tensors)
         assert again.keys() == state.keys()
         assert all(torch.equal(again[key], value) for key, value in state.items())
 
@@ -234,3 +233,86 @@ def test_exclamation_marks_are_read(released: Path, tmp_path: Path) -> None:
     pipeline = FourDiffusionPipeline.from_pretrained(tmp_path / "model")
     plain, excited = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, ["a ball", "a ball!"])
     assert (plain - excited).abs().max() > 1e-4
+
+
+# ---- what training scripts and storage do to checkpoints ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda tensors: {"model": tensors, "epoch": 3},
+        lambda tensors: {"state_dict": tensors},
+        lambda tensors: {"state_dict": {"model": tensors}},
+        lambda tensors: {f"module.{key}": value for key, value in tensors.items()},
+        lambda tensors: {"model": {f"_orig_mod.module.{key}": value for key, value in tensors.items()}},
+    ],
+)
+def test_wrapped_checkpoints_are_unwrapped(wrap, released: Path, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    tensors = torch.load(released / "ipmv.pt", weights_only=True)
+    torch.save(wrap(tensors), tmp_path / "ipmv.pt")
+    plain, motion = tmp_path / "plain.ckpt", tmp_path / "motion.ckpt"
+    convert(ConvertConfig(output=str(plain), model=ModelConfig(path=str(write_model(tmp_path / "base")))))
+    torch.save(wrap(read_foreign(plain)), motion)
+    config = ConvertConfig(
+        str(tmp_path / "ipmv.pt"),
+        str(motion),
+        str(tmp_path / "model"),
+        str(released / "tokenizer"),
+        model=tiny_config(),
+    )
+    convert(config)
+    key = "model.diffusion_model.out.2.weight"
+    stored = load_file(tmp_path / "model/unet/diffusion_pytorch_model.safetensors")
+    assert torch.equal(stored["conv_out.weight"], tensors[key])
+
+
+def test_keys_are_unwrapped_down_to_the_names_of_the_release() -> None:
+    """The one ``module.`` of 4DM's own keys stays."""
+    value = torch.zeros(1)
+    own = {"module.middle_block.2.proj": value}
+    assert release.unwrap(own).keys() == own.keys()
+    for prefix in ("module.", "module.module.", "_orig_mod.", "module._orig_mod."):
+        keys = release.unwrap({prefix + key: value for key in own}).keys()
+        assert keys == own.keys(), prefix
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [
+        (lambda x: x.fill_(float("nan")), "weights that are NaN or infinite: model.diffusion_model.out.2.weight"),
+        (lambda x: x.fill_(float("inf")), "weights that are NaN or infinite: model.diffusion_model.out.2.weight"),
+        (lambda x: x.long(), r"not floating point: model.diffusion_model.out.2.weight \(torch.int64\)"),
+        (lambda x: x.fill_(1e6), "conv_out.weight is too large for it; choose bfloat16"),
+    ],
+)
+def test_weights_without_meaning_are_refused_by_name(value, said, released, tmp_path):  # type: ignore[no-untyped-def]
+    tensors = torch.load(released / "ipmv.pt", weights_only=True)
+    key = "model.diffusion_model.out.2.weight"
+    torch.save(tensors | {key: value(tensors[key].clone())}, tmp_path / "ipmv.pt")
+    output = tmp_path / "model"
+    config = ConvertConfig(
+        str(tmp_path / "ipmv.pt"),
+        output=str(output),
+        tokenizer=str(released / "tokenizer"),
+        dtype="float16" if "too large" in said else "float32",
+        model=tiny_config(),
+    )
+    with pytest.raises(UserError, match=said) as caught:
+        convert(config)
+    assert "\n" not in str(caught.value) and not output.exists()
+
+
+def test_nothing_is_looked_up_on_a_network(released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where a vocabulary is beside the file nor where it must be refused."""
+
+    def refuse(*arguments: object, **named: object) -> None:
+        raise AssertionError("a connection was tried")
+
+    for name in ("connect", "connect_ex", "sendto"):
+        monkeypatch.setattr(socket.socket, name, refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    convert(ConvertConfig(str(released / "ipmv.pt"), output=str(tmp_path / "model"), model=tiny_config()))
+    (tmp_path / "ipmv.pt").write_bytes((released / "ipmv.pt").read_bytes())
+    with pytest.raises(UserError, match="give its folder with tokenizer=FOLDER"):
+        convert(ConvertConfig(str(tmp_path / "ipmv.pt"), output=str(tmp_path / "other"), model=tiny_config()))

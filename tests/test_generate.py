@@ -1,17 +1,21 @@
 """`generate` from a video file to pictures and a clip, and its mistakes."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import av
 import pytest
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tiny_model import SIZE, tiny_clip, tiny_config, write_model
 
 from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import read_clip
 from fourdiffusion.device import resolve_device
+from fourdiffusion.diffusion.settings import ModelConfig
 from fourdiffusion.errors import UserError
 from fourdiffusion.generate import generate
 from fourdiffusion.settings import GenerateConfig
@@ -82,13 +86,20 @@ def test_seed_decides(model: Path, video: Path, tmp_path: Path) -> None:
         ({"model": tiny_config("/no/such/folder")}, "model.path=/no/such/folder holds no model"),
         ({"alpha": "guess"}, "alpha=guess is unknown"),
         ({"model": dataclasses.replace(tiny_config(), dtype="half")}, "model.dtype=half is none of float32"),
+        ({"guidance_scale": float("nan")}, "model.guidance_scale=nan: give 0 to 100"),
+        ({"image_size": 18}, "model.image_size=18: .* multiple of 4"),
+        ({"head_dim": 8}, "model.head_dim=8 contradicts the weights"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(
     model: Path, video: Path, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
+    config = settings(model, video, tmp_path / "run")
+    target = config if changes.keys() <= vars(config).keys() else config.model
+    for name, value in changes.items():
+        setattr(target, name, value)
     with pytest.raises(UserError, match=message) as caught:
-        generate(settings(model, video, tmp_path / "run", **changes))
+        generate(config)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
@@ -128,8 +139,8 @@ def test_in_half_precision(model: Path, video: Path, tmp_path: Path) -> None:
 
 def test_too_many_sampling_steps(model: Path, video: Path, tmp_path: Path) -> None:
     config = settings(model, video, tmp_path / "run")
-    config.model.sampling_steps = 1000  # leading steps, shifted by one, would end past the schedule
-    with pytest.raises(UserError, match="model.sampling_steps=1000: give 1 to 999"):
+    config.model.num_inference_steps = 1000  # leading steps, shifted by one, would end past the schedule
+    with pytest.raises(UserError, match="model.num_inference_steps=1000: give 1 to 999"):
         generate(config)
 
 
@@ -151,3 +162,29 @@ def test_resolve_device() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="device=cuda:1, but torch sees no CUDA GPU"):
             resolve_device("cuda:1")
+
+
+def test_the_models_own_settings_are_used_and_recorded(model: Path, video: Path, tmp_path: Path) -> None:
+    """Without any setting but the path; the run folder says what was used, and the run goes on with it spelled out."""
+    config = settings(model, video, tmp_path / "run", model=ModelConfig(str(model)))
+    generate(config)
+    assert read_clip(tmp_path / "run/clip").rgba.shape[-1] == SIZE
+    recorded = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["settings"]["model"]
+    assert (recorded["image_size"], recorded["num_inference_steps"], recorded["guidance_scale"]) == (SIZE, 3, 2.0)
+    assert recorded["channels"] == [32, 32] and recorded["prediction_type"] == "epsilon"
+    generate(dataclasses.replace(config, model=tiny_config(str(model))))
+    config.model.num_inference_steps = 2
+    with pytest.raises(UserError, match="holds a run with model.num_inference_steps=3, this one has .*=2"):
+        generate(config)
+
+
+def test_nothing_is_written_of_a_model_that_makes_nan(model: Path, video: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "model")
+    path = broken / "vae/diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["decoder.conv_out.bias"].fill_(3e38)  # finite, and no image is
+    tensors["decoder.conv_out.weight"].fill_(3e38)
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="decoding: the VAE's images"):
+        generate(settings(broken, video, tmp_path / "run", model=ModelConfig(str(broken))))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]

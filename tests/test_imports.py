@@ -13,10 +13,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fourdiffusion"
 
 # Each layer imports only layers below it, and itself where that is said. Other modules at the top are the verbs.
-FOUNDATION = {"errors", "device", "cameras", "media", "files", "runs", "randomness", "tracking", "ops", "metrics"}
+FOUNDATION = {"errors", "device", "cameras", "files", "ranges", "renames", "runs", "randomness", "tracking"}
+FOUNDATION |= {"media", "ops", "metrics"}
 SETTINGS = {"settings"}
 NOUNS = {"datasets", "diffusion", "scene"}
-COMMAND = {"cli", "config", "__main__"}
+COMMAND = {"cli", "config", "help_text", "launch", "mistakes", "overrides", "schema", "__main__"}
 STRANGERS = {frozenset({"diffusion", "scene"})}  # only a verb knows both
 LAYERS = ["foundation", "noun", "settings", "verb", "command"]
 
@@ -25,16 +26,17 @@ HOMES = {
     "accelerate": {"train/loop.py"},
     "wandb": {"tracking.py"},
     "tensorboard": {"tracking.py"},
-    "hydra": {"config.py", "cli.py"},
-    "omegaconf": {"config.py", "cli.py"},
-    "numba": {"ops/hash_grid/numba_kernels.py"},
+    "hydra": {"config.py", "launch.py", "overrides.py"},
+    "omegaconf": {"config.py", "help_text.py", "launch.py", "overrides.py"},
+    "numba": {"ops/field_kernels.py", "ops/hash_grid/numba_kernels.py"},
     "tinycudann": {"ops/hash_grid/tinycudann_backend.py"},
     "nerfacc": {"ops/volume_rendering/nerfacc_backend.py"},
     "transformers": {"diffusion/encoders.py", "metrics/similarity.py"},
     "rembg": {"media/matting.py"},
     "imageio": {"media/read.py", "media/write.py"},
     "imageio_ffmpeg": {"media/read.py", "media/write.py"},
-    "av": {"media/read.py", "media/write.py"},
+    "av": {"media/read.py", "media/write.py", "media/animation.py"},
+    "viser": {"view.py"},
     "bpy": set(),  # only the Blender script beside the package
 }
 HEAVY = {*HOMES, "torch", "numpy", "scipy", "diffusers", "skimage", "PIL"}
@@ -132,13 +134,97 @@ def test_a_violation_is_seen(relative: str, source: str) -> None:
     [
         ("doctor.py", "from fourdiffusion.datasets import clips\nfrom fourdiffusion import cameras, __version__"),
         ("scene/field.py", "from .renderer import render\nfrom fourdiffusion.ops.hash_grid import encode"),
-        ("cli.py", "from fourdiffusion import config, __version__\nimport hydra"),
+        ("launch.py", "from fourdiffusion import config, __version__\nimport hydra"),
         ("metrics/__init__.py", "from .image import psnr"),
         ("train/loop.py", "from accelerate import Accelerator"),
     ],
 )
 def test_what_is_allowed_passes(relative: str, source: str) -> None:
     assert violations(relative, source) == []
+
+
+def module_names() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    names = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def import_graph(sources: dict[str, tuple[str, bool]]) -> dict[str, set[str]]:
+    """Return {module: the modules that it imports} of {module: (source, whether it is a package)}.
+
+    Imports inside functions count, those for type checking only do not. A package itself is imported with each of its
+    modules, and is no part of a circle by that.
+    """
+    graph: dict[str, set[str]] = {}
+    for module, (source, is_package) in sources.items():
+        found = set()
+        for _, name in imports(without_type_checking(source), module, is_package):
+            target = name if name in sources else name.rpartition(".")[0]
+            found |= {target} & sources.keys()
+        graph[module] = found - {module}
+    return graph
+
+
+def without_type_checking(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = [ast.Pass()]
+    return ast.unparse(tree)
+
+
+def circle(graph: dict[str, set[str]]) -> list[str]:
+    """Return modules that import each other in a circle, the first one again at the end; none where there is none."""
+    done: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> list[str]:
+        if module in way:
+            return [*way[way.index(module) :], module]
+        if module in done:
+            return []
+        for other in sorted(graph[module]):
+            if found := visit(other, [*way, module]):
+                return found
+        done.add(module)
+        return []
+
+    return next((found for module in sorted(graph) if (found := visit(module, []))), [])
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    sources = {name: (path.read_text("utf-8"), path.name == "__init__.py") for name, path in module_names().items()}
+    graph = import_graph(sources)
+    assert "fourdiffusion.config" in graph["fourdiffusion.launch"]
+    assert not (found := circle(graph)), " -> ".join(found)
+
+
+@pytest.mark.parametrize(
+    ("sources", "found"),
+    [
+        ({"p.a": "import p.b", "p.b": "def f():\n    from p import a"}, ["p.a", "p.b", "p.a"]),
+        (
+            {"p.a": "from p.b import x", "p.b": "from .c import y", "p.c": "from . import a"},
+            ["p.a", "p.b", "p.c", "p.a"],
+        ),
+        ({"p": "from .a import x", "p.a": "from p import y"}, ["p", "p.a", "p"]),
+        ({"p.a": "import p.b\nimport os", "p.b": "from typing import Any\nif TYPE_CHECKING:\n    import p.a"}, []),
+        ({"p.a": "import p.c", "p.b": "import p.c", "p.c": "x = 1"}, []),
+    ],
+)
+def test_a_circle_is_seen(sources: dict[str, str], found: list[str]) -> None:
+    assert circle(import_graph({name: (text, "." not in name) for name, text in sources.items()})) == found
+
+
+def test_settings_import_no_torch() -> None:
+    names = [name for name in module_names() if name.endswith(".settings")] + ["fourdiffusion.schema"]
+    assert len(names) >= 8
+    code = "import sys\n"
+    code += f"for name in {sorted(HEAVY)}: sys.modules[name] = None\n"  # importing it is an error then
+    code += f"from importlib import import_module\nfor name in {names}:\n    import_module(name)\n"
+    python(code)
 
 
 def test_every_folder_of_the_package_is_in_the_wheel() -> None:

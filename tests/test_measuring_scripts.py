@@ -91,7 +91,7 @@ def test_views_are_found_by_their_cameras() -> None:
 
 def test_without_motion_a_sample_is_made_frame_by_frame(model: Path, clips: Path) -> None:
     """The first frame's sample hears of the others with motion layers, and only then."""
-    words = ["model.sampling_steps=1", f"model.image_size={SIZE}"]
+    words = ["model.num_inference_steps=1", f"model.image_size={SIZE}"]
     settings = held_out.sampling_settings(clips, str(model), FRAMES, 4, words)
     example = held_out.read_example(clips / "clip-0", settings)
     other = held_out.Example(example.caption, torch.cat([example.truth[:, :1], 1 - example.truth[:, 1:]], dim=1))
@@ -105,7 +105,7 @@ def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, mo
     """Two objects, two seeds, three rows of the model; the second call, cut off in a line, measures only that again."""
     run, page = tmp_path / "run", tmp_path / "results.md"
     words = [clips, "--model", model, "--uncurated", model / "motion", "--objects", 2, "--seeds", 2, "--frames", FRAMES]
-    words += ["--run", run, "--output", page, "model.sampling_steps=1", f"model.image_size={SIZE}", "device=cpu"]
+    words += ["--run", run, "--output", page, "model.num_inference_steps=1", f"model.image_size={SIZE}", "device=cpu"]
     call(monkeypatch, small_tables, *words)
     text, log = page.read_text(), (run / "log.jsonl").read_text()
     lines = [json.loads(line) for line in log.splitlines()]
@@ -122,8 +122,8 @@ def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, mo
     call(monkeypatch, small_tables, *words)
     assert page.read_text() == text
     assert (run / "log.jsonl").read_text() == log
-    with pytest.raises(UserError, match="holds a run with model.sampling_steps=1"):
-        call(monkeypatch, small_tables, *words, "model.sampling_steps=2")
+    with pytest.raises(UserError, match="holds a run with model.num_inference_steps=1"):
+        call(monkeypatch, small_tables, *words, "model.num_inference_steps=2")
     with pytest.raises(UserError, match="has 4 frames: give --frames 4"):
         call(monkeypatch, small_tables, *words, "--frames", 8)
 
@@ -133,11 +133,13 @@ def test_a_training_curve_measures_the_moving_averages(
 ) -> None:
     """Step 0 is the base model frame by frame, the last step what the run exported; a second call measures nothing."""
     data = DataConfig(str(clips), num_views=4, num_frames=FRAMES)
-    config = TrainConfig("motion", str(tmp_path), steps=4, batch_size=1, learning_rate=1e-2, data=data, keep_every=2)
-    config.model.path, config.sample_every, config.trackers, config.cpu = str(model), 0, [], True
+    config = TrainConfig(
+        "motion", str(tmp_path), max_steps=4, batch_size=1, learning_rate=1e-2, data=data, keep_every=2
+    )
+    config.model.path, config.validation_every, config.trackers, config.cpu = str(model), 0, [], True
     train(config)
     words = [clips, tmp_path, "--objects", 2, "--frames", FRAMES]
-    words += ["model.sampling_steps=1", f"model.image_size={SIZE}", "device=cpu"]
+    words += ["model.num_inference_steps=1", f"model.image_size={SIZE}", "device=cpu"]
     call(monkeypatch, training_curve, *words)
     log = (tmp_path / "curve/log.jsonl").read_text()
     points = training_curve.means([json.loads(line) for line in log.splitlines()], {"clip-0", "clip-1"}, 1)
@@ -160,7 +162,7 @@ def test_a_training_curve_measures_the_moving_averages(
 def test_a_sheet_has_two_rows_an_object(
     model: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ["--model", model, "--frames", FRAMES, "model.sampling_steps=1", f"model.image_size={SIZE}"]
+    words = ["--model", model, "--frames", FRAMES, "model.num_inference_steps=1", f"model.image_size={SIZE}"]
     call(monkeypatch, sample_sheets, clips, tmp_path / "sheet.png", "--objects", 2, *words)
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.height // 64 == 4 and sheet.width // 64 >= 12

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,15 +15,22 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fourdiffusion import files
-from fourdiffusion.errors import UserError
+from fourdiffusion.errors import Terminated, UserError
 from fourdiffusion.files import load_tensors, save_tensors, write_atomic
 from fourdiffusion.randomness import stream
 from fourdiffusion.runs import (
     append_log,
+    deferred_signals,
+    folder_digest,
+    git_commit,
+    load_checkpoint,
+    lock_folder,
     open_run,
     optimizer_tensors,
-    patient_interrupt,
     restore_optimizer,
+    save_checkpoint,
+    tensor_digest,
+    terminable,
     trim_log,
 )
 
@@ -85,7 +94,7 @@ def test_the_file_is_whole_before_it_has_its_name(tmp_path: Path) -> None:
 
     def write(partial: Path) -> None:
         partial.write_text("new")
-        assert path.read_text() == "old" and partial.parent == path.parent
+        assert path.read_text() == "old" and partial.name == f"file.{os.getpid()}.partial"
 
     write_atomic(path, write)
     assert path.read_text() == "new" and list(tmp_path.iterdir()) == [path]
@@ -156,13 +165,14 @@ def test_open_run_notes_settings_and_commit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings, message",
     [
-        (Settings(name="b"), "holds a run with name=None, this one has name=b: choose another output, or delete"),
+        (Settings(name="b"), "holds a run with name=None, this one has name=b: choose another output$"),
         (Settings(part=Part(rate=2e-5)), "with part.rate=1e-05, this one has part.rate=2e-05"),
         (Settings(part=Part(sizes=[1, 3])), r"with part.sizes=\[1, 2\], this one has part.sizes=\[1, 3\]"),
     ],
 )
 def test_open_run_refuses_other_settings(tmp_path: Path, settings: Settings, message: str) -> None:
     open_run(tmp_path, Settings(), free={"steps"})
+    with_result(tmp_path)
     before = (tmp_path / "config.yaml").read_text()
     with pytest.raises(UserError, match=message):
         open_run(tmp_path, settings, free={"steps"})
@@ -171,12 +181,14 @@ def test_open_run_refuses_other_settings(tmp_path: Path, settings: Settings, mes
 
 def test_free_settings_may_change(tmp_path: Path) -> None:
     open_run(tmp_path, Settings(), free={"steps", "part"})
+    with_result(tmp_path)
     open_run(tmp_path, Settings(steps=20, part=Part(rate=1.0)), free={"steps", "part"})
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["settings"]["steps"] == 20
 
 
 def test_one_setting_of_a_group_may_be_free_and_facts_are_noted_but_bind_nothing(tmp_path: Path) -> None:
     open_run(tmp_path, Settings(), {"part.rate"}, {"backend": "a"})
+    with_result(tmp_path)
     open_run(tmp_path, Settings(part=Part(rate=1.0)), {"part.rate"}, {"backend": "b"})
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["backend"] == "b"
     with pytest.raises(UserError, match="part.sizes"):
@@ -194,7 +206,9 @@ def test_open_run_refuses_what_is_not_ours(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["photo.png"]
 
 
-@pytest.mark.parametrize("content", ["", "a: [", "- 1\n- 2\n", "defaults: x\n", "settings: 3\n", "\x00"])
+@pytest.mark.parametrize(
+    "content", ["", "settings: {1: 2}\n- 3", "a: [", "- 1\n- 2\n", "defaults: x\n", "settings: 3\n", "\x00"]
+)
 def test_open_run_refuses_a_foreign_or_damaged_config(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UserError, match="config.yaml is damaged or not ours"):
@@ -202,10 +216,191 @@ def test_open_run_refuses_a_foreign_or_damaged_config(tmp_path: Path, content: s
     assert (tmp_path / "config.yaml").read_text() == content
 
 
+def with_result(folder: Path) -> None:
+    (folder / "log.jsonl").touch()
+
+
+def test_a_run_without_a_result_binds_nothing(tmp_path: Path) -> None:
+    open_run(tmp_path, Settings(), set(), content={"name": "aa"})
+    open_run(tmp_path, Settings(steps=3), set(), content={"name": "bb"})
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    assert content["settings"]["steps"] == 3 and content["content"] == {"name": "bb"}
+
+
+def test_a_run_is_what_a_path_holds_not_its_spelling(tmp_path: Path) -> None:
+    open_run(tmp_path, Settings(name="a/video"), set(), content={"name": "1234567890abcdef"})
+    with_result(tmp_path)
+    open_run(tmp_path, Settings(name="video"), set(), content={"name": "1234567890abcdef"})
+    with pytest.raises(UserError, match="with another name .its content is 1234567890ab, that of this one fedc"):
+        open_run(tmp_path, Settings(name="video"), set(), content={"name": "fedc"})
+
+
+def test_a_run_that_has_no_digest_is_known_by_its_paths(tmp_path: Path) -> None:
+    open_run(tmp_path, Settings(name="video"), set())
+    with_result(tmp_path)
+    with pytest.raises(UserError, match="name=video, this one has name=other"):
+        open_run(tmp_path, Settings(name="other"), set(), content={"name": "aa"})
+    open_run(tmp_path, Settings(name="video"), set(), content={"name": "aa"})
+
+
+def test_a_fixed_fact_is_refused_with_its_name(tmp_path: Path) -> None:
+    open_run(tmp_path, Settings(), set(), fixed={"perceptual": "a"})
+    with_result(tmp_path)
+    with pytest.raises(UserError, match="holds a run with perceptual=a, this one has perceptual=b"):
+        open_run(tmp_path, Settings(), set(), fixed={"perceptual": "b"})
+
+
+def test_digests_tell_contents_apart_and_not_places(tmp_path: Path) -> None:
+    values = torch.arange(6, dtype=torch.uint8)
+    assert tensor_digest(values) == tensor_digest(values.clone())
+    assert len({tensor_digest(each) for each in (values, values.view(2, 3), values.flip(0), values.int())}) == 4
+    for name in ("a", "b"):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "weights").write_bytes(b"1")
+        (tmp_path / name / "notes.md").write_text(name)
+    before = folder_digest(tmp_path / "a")
+    assert before == folder_digest(tmp_path / "b")
+    (tmp_path / "a" / "unet" / "weights").write_bytes(b"2")
+    assert folder_digest(tmp_path / "a") != before
+
+
+def test_the_commit_is_that_of_this_project_alone(tmp_path: Path) -> None:
+    """Installed inside a repository of the user's, the package knows no commit."""
+    package = Path(__file__).resolve().parents[1] / "fourdiffusion"
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    (tmp_path / "lib").mkdir()
+    code = f"import pathlib; from fourdiffusion import runs; runs.__file__ = {str(tmp_path / 'lib/x/runs.py')!r}; "
+    code += "pathlib.Path(runs.__file__).parent.mkdir(); print(runs.git_commit())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=package.parent, capture_output=True, text=True)
+    assert done.stdout == "unknown\n", done.stderr
+    assert len(git_commit().rstrip("+")) in (7, 12)  # "unknown" in a wheel
+
+
 def test_open_run_after_a_start_that_was_killed(tmp_path: Path) -> None:
-    (tmp_path / "config.yaml.partial").write_text("commit: 12")
-    open_run(tmp_path, Settings(), free=set())
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+    (tmp_path / "config.yaml.123.partial").write_text("commit: 12")
+    with lock_folder(tmp_path):
+        open_run(tmp_path, Settings(), free=set())
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "config.yaml"]
+
+
+# ---- lock and signals -----------------------------------------------------------------------------------------------
+
+
+def test_one_process_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
+    """The second is told in one line; a lock that a killed process left blocks nobody."""
+    code = "import sys, time; from pathlib import Path; from fourdiffusion.runs import lock_folder\n"
+    code += "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
+    folder = tmp_path / "run"
+    holder = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert holder.stdout is not None and holder.stdout.readline() == "held\n"
+        with (
+            pytest.raises(UserError, match=rf"run is in use by another process .pid {holder.pid}."),
+            lock_folder(folder),
+        ):
+            pass
+    finally:
+        holder.kill()
+        holder.wait()
+        holder.stdout.close()  # type: ignore[union-attr]
+    with lock_folder(folder):
+        (folder / "config.yaml").touch()
+    assert folder.is_dir()
+
+
+def test_a_lock_leaves_nothing_where_no_run_came_about(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for folder in (tmp_path / "new", tmp_path / "mine"):
+        with pytest.raises(UserError, match="reason"), lock_folder(folder):
+            raise UserError("reason")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not any((tmp_path / "mine").iterdir())
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file", tmp_path / "file" / "run", Path("a\0b")):
+        with pytest.raises(UserError, match="cannot be made"), lock_folder(output):
+            pass
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_a_signal_waits_for_the_end_of_a_step_and_a_second_one_does_not(name: str) -> None:
+    number = getattr(signal, name)
+    error = KeyboardInterrupt if name == "SIGINT" else Terminated
+    before = signal.getsignal(number)
+    with deferred_signals() as interrupted:
+        assert not interrupted()
+        interrupted.leave()
+        signal.raise_signal(number)
+        assert interrupted()
+        with pytest.raises(error) as left:
+            interrupted.leave()
+        with pytest.raises(error):
+            signal.raise_signal(number)
+    assert signal.getsignal(number) is before
+    if name != "SIGINT":
+        assert left.value.code == 128 + number and name in str(left.value)  # type: ignore[union-attr]
+        with terminable(), pytest.raises(Terminated):
+            signal.raise_signal(number)
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    """As SIGHUP under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with terminable(), deferred_signals() as interrupted:
+            signal.raise_signal(signal.SIGHUP)
+            assert not interrupted()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# ---- checkpoints ----------------------------------------------------------------------------------------------------
+
+STATE = {"scene.a": torch.arange(3.0), "optimizer.0.exp_avg": torch.ones(2)}
+
+
+def told(folder: Path, verb: str = "fit") -> tuple[int | None, list[str]]:
+    lines: list[str] = []
+    found = load_checkpoint(folder, verb, STATE, lines.append)
+    return found and found[1], lines
+
+
+def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
+    assert told(tmp_path) == (None, [])
+    for step in (2, 4, 6):
+        save_checkpoint(tmp_path, "fit", STATE, step)
+    assert told(tmp_path) == (6, [])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint.previous.safetensors",
+        "checkpoint.safetensors",
+    ]
+    (tmp_path / "checkpoint.safetensors").unlink()  # killed between the two renames
+    assert told(tmp_path) == (4, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "step", "verb", "words"),
+    [
+        ({}, 6, "train", "is a checkpoint of train, not of fit"),
+        ({}, -1, "fit", "has no step that counts .step=-1"),
+        ({}, "6", "fit", "has no step that counts"),
+        ({"scene.a": None}, 6, "fit", "lacks the tensor scene.a"),
+        ({"optimizer.0.exp_avg": torch.ones(1)}, 6, "fit", r"optimizer.0.exp_avg is \[1\], this run's is \[2\]"),
+        ({"scene.a": torch.tensor([0, float("nan"), 0])}, 6, "fit", "scene.a is not finite"),
+        (None, 6, "fit", "checkpoint.safetensors is damaged"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_refused_or_replaced_by_the_one_before(
+    tmp_path: Path, change: dict[str, torch.Tensor | None] | None, step: int, verb: str, words: str
+) -> None:
+    tensors = {name: value for name, value in (STATE | (change or {})).items() if value is not None}
+    save_checkpoint(tmp_path, verb, tensors, step)
+    if change is None:
+        os.truncate(tmp_path / "checkpoint.safetensors", 30)
+    with pytest.raises(UserError, match=f"{words}.*: restore a copy, or choose another output"):
+        told(tmp_path)
+    save_checkpoint(tmp_path / "two", "fit", STATE, 4)
+    os.replace(tmp_path / "two/checkpoint.safetensors", tmp_path / "checkpoint.previous.safetensors")
+    found, lines = told(tmp_path)
+    assert found == 4 and len(lines) == 1 and lines[0].endswith("going on from the one before, of step 4")
 
 
 def test_log(tmp_path: Path) -> None:
@@ -213,6 +408,7 @@ def test_log(tmp_path: Path) -> None:
     for step in (2, 4, 6):
         append_log(tmp_path, {"step": step, "loss": 1 / step})
     with open(tmp_path / "log.jsonl", "a") as file:
+        file.write("\n3\n[]\n{}\n{'step': 1}\n\xff\n" + '{"step": "1"}\n' + "[" * 5000 + "\n")  # edited by hand
         file.write('{"step": 8, "loss": 0.1')  # killed while it wrote
     trim_log(tmp_path, 4)
     append_log(tmp_path, {"step": 6, "loss": 0.0})
@@ -246,23 +442,13 @@ def test_streams_do_not_fold() -> None:
     assert len({stream(*key).initial_seed() % 2**32 for key in keys}) == len(keys)
 
 
-def test_ctrl_c_waits_for_the_end_of_a_step_and_a_second_one_does_not() -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with patient_interrupt() as interrupted:
-        assert not interrupted()
-        signal.raise_signal(signal.SIGINT)
-        assert interrupted()
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
 def test_a_run_folder_can_be_moved(tmp_path: Path) -> None:
     @dataclass
     class Placed:
         output: str = "runs"
 
     open_run(tmp_path, Placed("here"), free=set())
+    with_result(tmp_path)
     open_run(tmp_path, Placed("there"), free=set())
     assert yaml.safe_load((tmp_path / "config.yaml").read_text())["settings"] == {"output": "there"}
 
@@ -275,5 +461,6 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
         steps: int = 10
 
     open_run(tmp_path, Older(), free=set())
+    with_result(tmp_path)
     with pytest.raises(UserError, match="with name=None, this one has name=b"):
         open_run(tmp_path, Settings(name="b"), free=set())

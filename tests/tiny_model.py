@@ -25,8 +25,8 @@ COLOURS = torch.tensor([[0.9, 0.2, 0.1], [0.1, 0.7, 0.2], [0.2, 0.1, 0.4]])
 def tiny_config(path: str | None = None) -> ModelConfig:
     return ModelConfig(
         path=path,
-        sampling_steps=3,
-        guidance=2.0,
+        num_inference_steps=3,
+        guidance_scale=2.0,
         image_size=SIZE,
         channels=[32, 32],
         attention_levels=[True, True],
@@ -44,7 +44,7 @@ def tiny_config(path: str | None = None) -> ModelConfig:
         vae_blocks_per_level=1,
         vae_norm_groups=4,
         vae_attention=False,
-        vocabulary=512,
+        vocab_size=512,
         text_length=12,
         text_layers=1,
         text_heads=2,
@@ -59,7 +59,7 @@ def tiny_config(path: str | None = None) -> ModelConfig:
 def tiny_pipeline(moving: bool = False) -> FourDiffusionPipeline:
     """A fresh model; with ``moving`` its motion layers do something, as trained ones do."""
     config = tiny_config()
-    tokenizer = encoders.train_tokenizer(CAPTIONS, config.vocabulary, config.text_length)
+    tokenizer = encoders.train_tokenizer(CAPTIONS, config.vocab_size, config.text_length)
     pipeline = fresh_pipeline(config, tokenizer, seed=0)
     if moving:
         generator = torch.Generator().manual_seed(1)

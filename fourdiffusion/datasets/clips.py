@@ -1,8 +1,8 @@
 """The interchange format of the project: one folder a clip, V simultaneous static views of F frames.
 
 * `<uid>/transforms.json`: the nerfstudio / D-NeRF convention. `camera_angle_x` in radians, `w`, `h`, `caption`,
-  `licence`, `source`, and `frames`: `file_path`, `transform_matrix` (camera-to-world, OpenGL), `time` in [0, 1], and
-  the integers `view` and `frame`.
+  `license`, `source`, `author`, and `frames`: `file_path`, `transform_matrix` (camera-to-world, OpenGL), `time` in
+  [0, 1], and the integers `view` and `frame`. What may be left out: see transforms.py, which reads it.
 * `<uid>/rgba/v00_f00.png`: 8-bit RGBA, straight alpha; here view 0, frame 0.
 * `<uid>/depth/v00_f00.png`: optional (`depth_file_path`). 16-bit gray, distance along the pixel's unit ray in steps of
   `depth_unit` scene units; 0 where there is no surface.
@@ -12,18 +12,24 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from fourdiffusion.datasets.transforms import load_json, read_text, read_transforms, transforms_path
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import printable, user_path
+from fourdiffusion.media.picture import read_gray16, read_picture
 
+MAX_BYTES = 2**33  # of pictures read at once
 DEPTH_UNIT = 0.0001  # scene units a step of the 16-bit depth files: reaches 6.5 scene units
 
 
@@ -37,33 +43,107 @@ class Clip:
     fovy_deg: float
     times: Tensor  # float32 [F] in [0, 1], rising
     caption: str
-    licence: str
+    license: str
     source: str
     depth: Tensor | None = None  # float32 [V, F, H, W], distance along the unit ray in scene units, inf: no surface
+    author: str = ""  # whom to name
 
 
-def opaque_clip(uid: str, rgb: Tensor, c2w: Tensor, fovy_deg: float, caption: str, source: str) -> Clip:
-    """A clip of RGB videos [V, F, 3, H, W] in [0, 1] that have no alpha, its frames evenly spaced in time."""
+@dataclass(frozen=True)
+class PictureGrid:
+    """Pictures of V views x F frames that are opened when they are indexed: ``grid[view, frame]``.
+
+    Either index is an integer, a slice or a sequence of integers: [4, H, W], [F', 4, H, W], [V', F', 4, H, W], uint8,
+    straight alpha; a picture without alpha is opaque. UserError where one is missing, damaged, or of another size.
+    """
+
+    files: list[list[Path]]  # V rows of F
+    size: tuple[int, int]  # width, height
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """(V, F, 4, H, W), as that of the whole tensor."""
+        return len(self.files), len(self.files[0]), 4, self.size[1], self.size[0]
+
+    def __getitem__(self, place: tuple[int | slice | Sequence[int], int | slice | Sequence[int]]) -> Tensor:
+        view, frame = place
+        views, frames = _choose(view, self.shape[0]), _choose(frame, self.shape[1])
+        if len(views) * len(frames) * math.prod(self.shape[2:]) > MAX_BYTES:
+            count = f"{len(views)} x {len(frames)} pictures of {self.size[0]} x {self.size[1]}"
+            raise UserError(f"{printable(self.files[0][0].parent)}: {count} do not fit into memory; use a smaller clip")
+        pictures = torch.stack([torch.stack([self._read(self.files[v][f]) for f in frames]) for v in views])
+        if isinstance(frame, int):
+            pictures = pictures[:, 0]
+        return pictures[0] if isinstance(view, int) else pictures
+
+    def _read(self, path: Path) -> Tensor:
+        pixels = read_picture(path)
+        _check_size(path, pixels, self.size)
+        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
+
+
+@dataclass(frozen=True)
+class ClipFiles:
+    """A clip whose pictures stay in their files until they are asked for."""
+
+    uid: str
+    pictures: PictureGrid
+    c2w: Tensor  # these fields are those of Clip
+    fovy_deg: float
+    times: Tensor
+    caption: str
+    license: str
+    source: str
+    author: str
+    depths: list[list[Path]] | None  # V rows of F files
+    depth_unit: float
+
+    def load(self) -> Clip:
+        """Return the clip with all its pictures and depth in memory."""
+        depth = None
+        if self.depths is not None:
+            rows = [torch.stack([self._read_depth(path) for path in row]) for row in self.depths]
+            depth = torch.stack(rows)
+        texts = self.caption, self.license, self.source
+        rgba = self.pictures[:, :]
+        return Clip(self.uid, rgba, self.c2w, self.fovy_deg, self.times, *texts, depth=depth, author=self.author)
+
+    def _read_depth(self, path: Path) -> Tensor:
+        """float32 [H, W], inf where there is no surface."""
+        steps = read_gray16(path)
+        _check_size(path, steps, self.pictures.size)
+        depth = torch.from_numpy(steps.astype(np.float32)) * self.depth_unit
+        return torch.where(depth > 0, depth, torch.tensor(math.inf))
+
+
+def opaque_clip(
+    uid: str, rgb: Tensor, c2w: Tensor, fovy_deg: float, caption: str, source: str, times: Tensor | None = None
+) -> Clip:
+    """Return a clip of RGB videos [V, F, 3, H, W] in [0, 1] without alpha; times [F] are evenly spaced if not given."""
     rgba = torch.cat([rgb, torch.ones_like(rgb[:, :, :1])], dim=2)
-    times = torch.linspace(0, 1, rgb.shape[1])
+    times = torch.linspace(0, 1, rgb.shape[1]) if times is None else times
     pixels = (rgba * 255).round().to(torch.uint8)
     return Clip(uid, pixels, c2w, fovy_deg, times, caption, "that of the source", source)
 
 
 def list_clips(root: Path) -> list[Path]:
-    """The finished clips directly under a folder, sorted by name."""
-    if not root.is_dir():
-        raise UserError(f"{root}: no such folder; make clips with `fourdiffusion data synth output={root}`")
+    """Return the finished clips directly under a folder, sorted by name; of a clip's own folder, that one clip."""
+    root = user_path(str(root), "path")
+    name = printable(root)
+    if not os.path.isdir(root):
+        raise UserError(f"{name}: no such folder; make clips with `fourdiffusion data synth output={name}`")
+    if os.path.isfile(root / "transforms.json"):
+        return [root]
     clips = [p.parent for p in sorted(root.glob("*/transforms.json")) if p.parent.suffix != ".partial"]
     if not clips:
         raise UserError(
-            f"{root}: holds no clip, a folder with transforms.json; make it with `fourdiffusion data synth`"
+            f"{name}: holds no clip, a folder with transforms.json; make it with `fourdiffusion data synth`"
         )
     return clips
 
 
 def write_clip(folder: Path, clip: Clip) -> None:
-    """Writes a clip as `folder`, which must not exist. It appears whole or not at all."""
+    """Write a clip as `folder`, which must not exist. It appears whole or not at all."""
     if folder.exists():
         raise UserError(f"{folder}: exists already; delete it or choose another output")
     views, frames, channels, height, width = clip.rgba.shape
@@ -77,7 +157,9 @@ def write_clip(folder: Path, clip: Clip) -> None:
     (partial / "rgba").mkdir(parents=True)
     fovx = 2 * math.atan(math.tan(math.radians(clip.fovy_deg) / 2) * width / height)
     meta: dict[str, Any] = {"camera_angle_x": fovx, "w": width, "h": height}
-    meta |= {"caption": clip.caption, "licence": clip.licence, "source": clip.source}
+    meta |= {"caption": clip.caption, "license": clip.license, "source": clip.source}
+    if clip.author:
+        meta["author"] = clip.author
     if clip.depth is not None:
         meta["depth_unit"] = DEPTH_UNIT
         (partial / "depth").mkdir()
@@ -101,150 +183,48 @@ def write_clip(folder: Path, clip: Clip) -> None:
 
 
 def read_caption(folder: Path) -> str:
-    """A clip's caption, without its images; UserError as of ``read_clip``."""
-    path = folder / "transforms.json"
-    return str(_key(path, _read_json(path), "caption"))
+    """Return a clip's caption, empty where it has none, without its images; UserError as of ``open_clip``."""
+    path = transforms_path(folder)
+    return read_text(path, load_json(path), "caption")
 
 
-def read_clip(folder: Path) -> Clip:
-    """Reads a clip; UserError names the file and the remedy where it is not one."""
-    path = folder / "transforms.json"
-    meta = _read_json(path)
-    grid = _grid(path, _key(path, meta, "frames"))
-    width, height = int(_number(path, meta, "w")), int(_number(path, meta, "h"))
-    fovx = _number(path, meta, "camera_angle_x")
-    if width < 1 or height < 1:
-        raise UserError(f"{path}: w and h are {width} and {height}; they are the size of the images in pixels")
-    if not 0 < fovx < math.pi:
-        raise UserError(f"{path}: camera_angle_x is {fovx}; it is an angle in radians between 0 and pi")
-    fovy = 2 * math.atan(math.tan(fovx / 2) * height / width)
-    rgba = torch.stack([torch.stack([_read_rgba(folder, e, height, width) for e in row]) for row in grid])
-    with_depth = all("depth_file_path" in entry for row in grid for entry in row)
-    depth = None
-    if with_depth:
-        unit = _number(path, meta, "depth_unit")
-        depth = torch.stack([torch.stack([_read_depth(folder, e, unit, height, width) for e in row]) for row in grid])
-    return Clip(
-        uid=folder.name,
-        rgba=rgba,
-        c2w=_cameras(path, grid),
-        fovy_deg=math.degrees(fovy),
-        times=_times(path, grid),
-        caption=str(_key(path, meta, "caption")),
-        licence=str(_key(path, meta, "licence")),
-        source=str(_key(path, meta, "source")),
-        depth=depth,
+def open_clip(folder: Path, allow_outside: bool = False) -> ClipFiles:
+    """Open a clip: its cameras, times and texts are read and checked, its pictures only found.
+
+    ``folder`` holds transforms.json, or is a JSON file of that form. ``allow_outside`` lets the file's paths leave its
+    folder. UserError names the file and the remedy where it is no clip.
+    """
+    found = read_transforms(transforms_path(folder), allow_outside)
+    return ClipFiles(
+        uid=found.path.parent.resolve().name,
+        pictures=PictureGrid(found.pictures, found.size),
+        c2w=found.c2w,
+        fovy_deg=found.fovy_deg,
+        times=found.times,
+        caption=found.caption,
+        license=found.license,
+        source=found.source,
+        author=found.author,
+        depths=found.depths,
+        depth_unit=found.depth_unit,
     )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.parent.is_dir():
-        raise UserError(f"{path.parent}: no such folder; give a clip folder, one that holds transforms.json")
-    if not path.is_file():
-        raise UserError(f"{path}: missing; a clip folder holds transforms.json (was the copy complete?)")
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error}); write the clip again") from error
-    if not isinstance(meta, dict):
-        raise UserError(f"{path}: holds a {type(meta).__name__}, not an object; write the clip again")
-    return meta
+def read_clip(folder: Path, allow_outside: bool = False) -> Clip:
+    """Read a clip with all its pictures; arguments and errors as of ``open_clip``."""
+    return open_clip(folder, allow_outside).load()
 
 
-def _key(path: Path, mapping: dict[str, Any], key: str, where: str = "") -> Any:
-    if key not in mapping:
-        raise UserError(f"{path}: key '{key}' is missing{where}; add it or write the clip again")
-    return mapping[key]
+def _choose(index: int | slice | Sequence[int], count: int) -> list[int]:
+    if isinstance(index, slice):
+        return list(range(count))[index]
+    chosen = [index] if isinstance(index, int) else [int(i) for i in index]
+    if any(not -count <= i < count for i in chosen):
+        raise IndexError(f"index {index} lies outside 0..{count - 1}")
+    return chosen
 
 
-def _number(path: Path, mapping: dict[str, Any], key: str, where: str = "") -> float:
-    value = _key(path, mapping, key, where)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{path}: '{key}' is {value!r}{where}; give a number")
-    return value
-
-
-def _grid(path: Path, entries: Any) -> list[list[dict[str, Any]]]:
-    """The frame entries as a full grid of V rows of F entries."""
-    if not isinstance(entries, list) or not entries or not all(isinstance(e, dict) for e in entries):
-        raise UserError(f"{path}: 'frames' is not a list of at least one object; write the clip again")
-    placed: dict[tuple[int, int], dict[str, Any]] = {}
-    for k, entry in enumerate(entries):
-        where = f" in frames[{k}]"
-        _key(path, entry, "file_path", where)
-        _key(path, entry, "transform_matrix", where)
-        _number(path, entry, "time", where)
-        spot = (int(_number(path, entry, "view", where)), int(_number(path, entry, "frame", where)))
-        if spot in placed:
-            raise UserError(f"{path}: view {spot[0]} frame {spot[1]} appears twice; number every frame once")
-        placed[spot] = entry
-    views, frames = 1 + max(v for v, _ in placed), 1 + max(f for _, f in placed)
-    if min(min(spot) for spot in placed) < 0:
-        raise UserError(f"{path}: a view or frame is negative; they are numbered from 0")
-    for v in range(views):
-        for f in range(frames):
-            if (v, f) not in placed:
-                grid = f"{views} x {frames} grid"
-                raise UserError(f"{path}: view {v} frame {f} is missing from the {grid}; views need equal frames")
-    return [[placed[v, f] for f in range(frames)] for v in range(views)]
-
-
-def _cameras(path: Path, grid: list[list[dict[str, Any]]]) -> Tensor:
-    """[V, 4, 4]; the camera of a view stands still."""
-    rows = []
-    for v, row in enumerate(grid):
-        for f, entry in enumerate(row):
-            try:
-                matrix = torch.tensor(entry["transform_matrix"], dtype=torch.float32)
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{path}: transform_matrix of view {v} frame {f} is not a matrix of numbers") from error
-            if matrix.shape != (4, 4):
-                raise UserError(f"{path}: transform_matrix of view {v} frame {f} is not 4 x 4")
-            if not bool(matrix.isfinite().all()):
-                raise UserError(f"{path}: transform_matrix of view {v} frame {f} is not finite")
-            if f == 0:
-                rows.append(matrix)
-            elif not torch.allclose(matrix, rows[v], atol=1e-5):
-                raise UserError(f"{path}: the camera of view {v} moves at frame {f}; a clip has one camera a view")
-    return torch.stack(rows)
-
-
-def _times(path: Path, grid: list[list[dict[str, Any]]]) -> Tensor:
-    """[F] in [0, 1]; the views are simultaneous."""
-    times = torch.tensor([float(entry["time"]) for entry in grid[0]])
-    if not bool(((times >= 0) & (times <= 1)).all()) or bool((times.diff() <= 0).any()):
-        raise UserError(f"{path}: the times of a view must lie in [0, 1] and rise, got {times.tolist()}")
-    for v, row in enumerate(grid):
-        for f, entry in enumerate(row):
-            if abs(float(entry["time"]) - float(times[f])) > 1e-6:
-                raise UserError(f"{path}: time of view {v} frame {f} is not that of view 0; views are simultaneous")
-    return times
-
-
-def _open(path: Path, height: int, width: int, mode: str) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert(mode) if mode == "RGBA" else image)
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: missing, but transforms.json names it; restore it or write the clip again") from error
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); replace it or write the clip again") from error
-    if pixels.shape[:2] != (height, width):
-        raise UserError(f"{path}: is {pixels.shape[1]} x {pixels.shape[0]}, transforms.json says {width} x {height}")
-    return pixels
-
-
-def _read_rgba(folder: Path, entry: dict[str, Any], height: int, width: int) -> Tensor:
-    """uint8 [4, H, W]; a picture without alpha is opaque."""
-    pixels = _open(folder / str(entry["file_path"]), height, width, "RGBA")
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()
-
-
-def _read_depth(folder: Path, entry: dict[str, Any], unit: float, height: int, width: int) -> Tensor:
-    """float32 [H, W], inf where there is no surface."""
-    path = folder / str(entry["depth_file_path"])
-    steps = _open(path, height, width, "I;16")
-    if steps.ndim != 2:
-        raise UserError(f"{path}: has {steps.shape[-1]} channels; a depth file is 16-bit gray")
-    depth = torch.from_numpy(steps.astype(np.float32)) * unit
-    return torch.where(depth > 0, depth, torch.tensor(math.inf))
+def _check_size(path: Path, pixels: np.ndarray, size: tuple[int, int]) -> None:
+    if pixels.shape[1::-1] != size:
+        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise UserError(f"{printable(path)}: is {found}, transforms.json (or the first) says {size[0]} x {size[1]}")

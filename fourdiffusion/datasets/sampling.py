@@ -1,9 +1,11 @@
 """Training samples out of clips: one input video and V evenly spaced views around it.
 
-A batch is a function of (seed, rank, step) and nothing else, so a run that resumes sees what an uninterrupted one sees.
+A sample is a function of (seed, sample, step) and of nothing else: neither of the process that reads it nor of what
+was read before. A resumed run, or one on another number of processes, sees the same samples.
 """
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,10 +14,21 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from fourdiffusion import cameras
-from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
+from fourdiffusion.datasets.clips import Clip, ClipFiles, list_clips, open_clip
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.errors import UserError
 from fourdiffusion.randomness import stream
+
+
+@dataclass
+class Sample:
+    """One input video and its target views on a white background, RGB in [0, 1]."""
+
+    target: Tensor  # [F, V, 3, H, W]
+    input: Tensor  # [F, 3, H, W]
+    c2w: Tensor  # [V, 4, 4], relative to an input camera at azimuth 0
+    caption: str
+    number: int  # of the sample in the global batch
 
 
 @dataclass
@@ -26,47 +39,63 @@ class Batch:
     input: Tensor  # [B, F, 3, H, W]
     c2w: Tensor  # [B, V, 4, 4], relative to an input camera at azimuth 0
     captions: list[str]
+    samples: list[int]  # number of each sample in the global batch
 
 
-class ClipBatches(Dataset[Batch]):
-    """Item ``step`` is the batch that one process sees at that training step."""
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Stack samples to a batch."""
+    return Batch(
+        torch.stack([sample.target for sample in samples]),
+        torch.stack([sample.input for sample in samples]),
+        torch.stack([sample.c2w for sample in samples]),
+        [sample.caption for sample in samples],
+        [sample.number for sample in samples],
+    )
 
-    def __init__(self, config: DataConfig, num_frames: int, batch_size: int, seed: int, rank: int, steps: int) -> None:
+
+class ClipSamples(Dataset[Sample]):
+    """Item (step, sample) is one sample of the global batch of a training step.
+
+    Only the pictures of the sample are read. They are kept, composited on white, up to ``cache_mib`` MiB.
+
+    Args:
+        config: which clips, and how samples are cut out of them.
+        num_frames: F.
+        seed: of the draws.
+    """
+
+    def __init__(self, config: DataConfig, num_frames: int, seed: int) -> None:
         for name in ("num_views", "num_frames", "frame_stride"):
             if getattr(config, name) < 1:
                 raise UserError(f"data.{name}={getattr(config, name)}: give at least 1")
-        self.config, self.num_frames, self.batch_size = config, num_frames, batch_size
-        self.seed, self.rank, self.steps = seed, rank, steps
+        self.config, self.num_frames, self.seed = config, num_frames, seed
         self.folders = list_clips(Path(config.path))
-        self.cache: OrderedDict[Path, Clip] = OrderedDict()
+        self.clips: dict[Path, ClipFiles] = {}
+        self.cache: OrderedDict[tuple[Path, int, int], Tensor] = OrderedDict()
+        self.cached_bytes = 0
 
-    def __len__(self) -> int:
-        return self.steps
+    def __getitem__(self, index: tuple[int, int]) -> Sample:
+        step, number = index
+        generator = stream(self.seed, number, step)
 
-    def __getitem__(self, step: int) -> Batch:
-        generator = stream(self.seed, self.rank, step)
-        samples = [self._sample(generator) for _ in range(self.batch_size)]
-        target, given, c2w, captions = zip(*samples, strict=True)
-        return Batch(torch.stack(target), torch.stack(given), torch.stack(c2w), list(captions))
-
-    def _sample(self, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor, str]:
         def draw(high: int) -> int:
             return int(torch.randint(high, (), generator=generator))
 
-        clip = self._read(self.folders[draw(len(self.folders))])
+        clip = self._open(self.folders[draw(len(self.folders))])
+        num_views, num_frames = clip.pictures.shape[:2]
         rigs = even_rigs(clip, self.config.num_views)
         views = rigs[draw(len(rigs))]
-        source = draw(clip.rgba.shape[0])
+        source = draw(num_views)
         last = (self.num_frames - 1) * self.config.frame_stride
-        if last >= clip.rgba.shape[1]:
+        if last >= num_frames:
             raise UserError(
-                f"clip {clip.uid} has {clip.rgba.shape[1]} frames; {self.num_frames} at stride "
-                f"{self.config.frame_stride} need {last + 1}: lower data.num_frames or data.frame_stride"
+                f"clip {clip.uid} has {num_frames} frames; {self.num_frames} at stride {self.config.frame_stride} "
+                f"need {last + 1}: lower data.num_frames or data.frame_stride"
             )
-        start = draw(clip.rgba.shape[1] - last)
-        frames = slice(start, start + last + 1, self.config.frame_stride)
-        target = clip.rgba[views][:, frames].transpose(0, 1).float() / 255  # [F, V, 3, H, W], composited on reading
-        given = clip.rgba[source, frames].float() / 255
+        start = draw(num_frames - last)
+        frames = range(start, start + last + 1, self.config.frame_stride)
+        target = torch.stack([torch.stack([self._read(clip, v, f) for v in views]) for f in frames]).float() / 255
+        given = torch.stack([self._read(clip, source, f) for f in frames]).float() / 255
         c2w = cameras.turn(clip.c2w[views], -cameras.azimuth_deg(clip.c2w[source]))
         caption = clip.caption
         if self.config.augment and draw(2):
@@ -74,28 +103,40 @@ class ClipBatches(Dataset[Batch]):
         if self.config.augment and draw(2):
             order = torch.randperm(3, generator=generator)
             target, given, caption = target[..., order, :, :], given[..., order, :, :], ""
-        return target, given, c2w, caption
+        return Sample(target, given, c2w, caption, number)
 
-    def _read(self, folder: Path) -> Clip:
-        """The clip, its pixels composited on white: uint8 [V, F, 3, H, W]."""
-        if folder in self.cache:
-            self.cache.move_to_end(folder)
-            return self.cache[folder]
-        clip = read_clip(folder)
-        colour, alpha = clip.rgba[:, :, :3].float(), clip.rgba[:, :, 3:].float() / 255
-        clip.rgba = (colour * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
-        self.cache[folder] = clip
-        if len(self.cache) > self.config.cache_clips:
-            self.cache.popitem(last=False)
-        return clip
+    def _open(self, folder: Path) -> ClipFiles:
+        if folder not in self.clips:
+            self.clips[folder] = open_clip(folder)
+        return self.clips[folder]
+
+    def _read(self, clip: ClipFiles, view: int, frame: int) -> Tensor:
+        """Return one picture composited on white: uint8 [3, H, W]."""
+        key = (clip.pictures.files[view][frame], view, frame)
+        if key in self.cache:
+            self.cache.move_to_end(key)
+            return self.cache[key]
+        rgba = clip.pictures[view, frame]
+        color, alpha = rgba[:3].float(), rgba[3:].float() / 255
+        picture = (color * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
+        self.cache[key] = picture
+        self.cached_bytes += picture.nbytes
+        while self.cached_bytes > self.config.cache_mib * 2**20 and self.cache:
+            self.cached_bytes -= self.cache.popitem(last=False)[1].nbytes
+        return picture
 
 
-def even_rigs(clip: Clip, num_views: int) -> list[list[int]]:
-    """All sets of ``num_views`` cameras of a clip that stand evenly spaced around it, each in order of azimuth."""
+def even_rigs(clip: Clip | ClipFiles, num_views: int) -> list[list[int]]:
+    """Return all sets of ``num_views`` cameras of a clip that stand evenly spaced, each in order of azimuth.
+
+    The cameras of a set share their elevation.
+    """
     azimuths = [round(float(a), 2) % 360 for a in cameras.azimuth_deg(clip.c2w)]
+    heights = [float(camera[2, 3]) for camera in clip.c2w]
     rigs: list[list[int]] = []
-    for azimuth in azimuths:
-        found = [_nearest(azimuths, azimuth + k * 360 / num_views) for k in range(num_views)]
+    for first, azimuth in enumerate(azimuths):
+        level = [i for i, height in enumerate(heights) if abs(height - heights[first]) < 1e-3]
+        found = [_nearest(azimuths, level, azimuth + k * 360 / num_views) for k in range(num_views)]
         rig = sorted({i for i in found if i is not None}, key=azimuths.__getitem__)
         if len(rig) == num_views and rig not in rigs:
             rigs.append(rig)
@@ -107,12 +148,12 @@ def even_rigs(clip: Clip, num_views: int) -> list[list[int]]:
     return rigs
 
 
-def _nearest(azimuths: list[float], wanted: float) -> int | None:
-    """Number of the azimuth nearest to the wanted one, None where all are half a degree or more away."""
-    best = min(range(len(azimuths)), key=lambda i: _gap(azimuths[i], wanted))
+def _nearest(azimuths: list[float], level: list[int], wanted: float) -> int | None:
+    """Return the view of ``level`` nearest to an azimuth, None where all are half a degree or more away."""
+    best = min(level, key=lambda i: _gap(azimuths[i], wanted))
     return best if _gap(azimuths[best], wanted) < 0.5 else None
 
 
 def _gap(a: float, b: float) -> float:
-    """Smallest angle between two azimuths, degrees."""
+    """Return the smallest angle between two azimuths, degrees."""
     return abs((a - b + 180) % 360 - 180)

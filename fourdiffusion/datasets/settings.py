@@ -11,5 +11,5 @@ class DataConfig:
     num_views: int = 4
     num_frames: int = 8
     frame_stride: int = 1  # between the frames of a sample (the paper: 4)
-    augment: bool = False  # mirror half of the samples, shuffle the colour channels of half
-    cache_clips: int = 4096  # decoded clips kept in memory
+    augment: bool = False  # mirror half of the samples, shuffle the color channels of half
+    cache_mib: int = 4096  # decoded pictures kept in memory by each data loading process

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as functional
 from diffusers.models.attention import FeedForward
+from einops import rearrange
 from torch import Tensor, nn
 
 
@@ -26,20 +27,21 @@ class KeysValues:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
-    """Multi-head scaled dot-product attention, heads cut out of the channels.
+    """Multi-head scaled dot-product attention; heads are split off the channels.
 
     query [..., Q, C], key and value [..., K, C] with equal leading axes -> [..., Q, C].
     """
-    heads = query.shape[-1] // head_dim
-    q, k, v = (x.reshape(-1, x.shape[-2], heads, head_dim).transpose(1, 2) for x in (query, key, value))
-    return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(query.shape)
+    # leading axes are merged: the fused kernels take four axes
+    q, k, v = (rearrange(x, "... n (heads d) -> (...) heads n d", d=head_dim) for x in (query, key, value))
+    attended = functional.scaled_dot_product_attention(q, k, v)
+    return rearrange(attended, "b heads n d -> b n (heads d)").reshape(query.shape)
 
 
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, [..., N, C] -> [..., N, C].
 
-    Made from nothing, keys start as queries: tokens attend to their like, at the same place in the other views first
-    (after Trockman and Kolter 2023). Little training would not find that.
+    Fresh keys start as copies of the queries: tokens first attend to similar tokens, at the same position in the other
+    views (mimetic initialization, Trockman and Kolter 2023), which short training does not find.
     """
 
     def __init__(self, channels: int, head_dim: int) -> None:
@@ -82,7 +84,7 @@ class CrossAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """3-D self-attention over the views, cross-attention, GEGLU feed-forward; each normalised before, added after."""
+    """3-D self-attention over the views, cross-attention, GEGLU feed-forward; pre-norm, residual."""
 
     def __init__(self, channels: int, context_dim: int, head_dim: int) -> None:
         super().__init__()
@@ -101,7 +103,7 @@ class TransformerBlock(nn.Module):
 
 
 def grid_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """Sinusoidal positions [h w, C] of a grid's tokens: half the channels tell the row, half the column.
+    """Sinusoidal positions [h w, C] of a grid's tokens: half the channels encode the row, half the column.
 
     Wavelengths run from 2 to 64 tokens.
     """
@@ -114,7 +116,7 @@ def grid_positions(height: int, width: int, channels: int, device: torch.device)
 class MultiviewTransformer(nn.Module):
     """One transformer block on the tokens of all views of a frame, around a residual connection.
 
-    ``positions``: tokens are told their place in the picture. The release learns it from the pictures' borders.
+    ``positions`` adds 2-D sinusoidal position embeddings; without, as in the release, positions follow from padding.
     """
 
     def __init__(self, channels: int, context_dim: int, head_dim: int, norm_groups: int, positions: bool) -> None:
@@ -128,17 +130,16 @@ class MultiviewTransformer(nn.Module):
     def forward(self, x: Tensor, context: KeysValues, num_frames: int, num_views: int) -> Tensor:
         """x [B F V, C, h, w] -> the same shape."""
         height, width = x.shape[-2:]
-        tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B F V, h w, C]
-        tokens = self.proj_in(tokens)
+        tokens = self.proj_in(rearrange(self.norm(x), "n c h w -> n (h w) c"))
         if self.positions:
             tokens = tokens + grid_positions(height, width, tokens.shape[-1], x.device).to(tokens.dtype)
-        tokens = tokens.reshape(-1, num_frames, num_views * height * width, tokens.shape[-1])
+        tokens = rearrange(tokens, "(b f v) s c -> b f (v s) c", f=num_frames, v=num_views)
         tokens = self.proj_out(self.block(tokens, context))
-        return x + tokens.reshape(x.shape[0], height * width, -1).transpose(1, 2).unflatten(2, (height, width))
+        return x + rearrange(tokens, "b f (v h w) c -> (b f v) c h w", v=num_views, h=height, w=width)
 
 
 class PerceiverAttention(nn.Module):
-    """Queries that look at the image tokens and at themselves."""
+    """Queries that attend to the image tokens and to themselves."""
 
     def __init__(self, channels: int, num_heads: int, head_dim: int) -> None:
         super().__init__()

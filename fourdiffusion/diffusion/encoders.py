@@ -1,8 +1,9 @@
-"""What turns text and images into what the UNet reads: CLIP towers, tokenizer and VAE, and fresh small ones.
+"""Text and image encoders, tokenizer and VAE: what they take and give, and fresh small ones.
 
 The full-size model takes them from the ImageDream release; the small model trains its own, of the same classes.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as functional
 from diffusers import AutoencoderKL
+from huggingface_hub import try_to_load_from_cache
 from tokenizers.pre_tokenizers import ByteLevel
 from torch import Tensor, nn
 from transformers import (
@@ -22,20 +24,21 @@ from transformers import (
     CLIPVisionModel,
 )
 
+from fourdiffusion.diffusion.finite import require_finite
 from fourdiffusion.errors import UserError
 
 CLIP_HUB = "openai/clip-vit-large-patch14"  # the vocabulary is the same for all of CLIP
-PICTURES = 4  # that the VAE takes at a time where memory counts: its maps are the largest of all at full size
+VAE_BATCH = 4  # images that the VAE takes at a time: at full size its feature maps are the largest of all networks
 
-__all__ = ["CLIPImageProcessorPil", "CLIPTextModel", "CLIPTokenizer", "CLIPVisionModel"]  # their one way in
+__all__ = ["CLIPImageProcessorPil", "CLIPTextModel", "CLIPTokenizer", "CLIPVisionModel"]  # re-exported
 
 
 def encode_text(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, prompts: list[str]) -> Tensor:
-    """Prompts to token states [B, L, D].
+    """Encode prompts to token states [B, L, D].
 
     The encoder holds every block but the release's last one, then the final norm, so its last state is the one that
-    SD 2.1 conditions on. What fills a short prompt up is the encoder's to say: a tokenizer that is told to pad with
-    OpenCLIP's number 0 would read each "!" as filling.
+    SD 2.1 conditions on. Prompts are padded with the encoder's ``pad_token_id``: a tokenizer told to pad with
+    OpenCLIP's token 0 would treat each "!" as padding.
     """
     length = tokenizer.model_max_length
     tokens = torch.full((len(prompts), length), encoder.config.pad_token_id)
@@ -45,7 +48,7 @@ def encode_text(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, prompts: list[
 
 
 def encode_image(processor: CLIPImageProcessorPil, encoder: CLIPVisionModel, images: Tensor) -> Tensor:
-    """RGB images in [0, 1], [..., 3, H, W], to the second-to-last block's states [..., N, D], not normalised."""
+    """Encode RGB images in [0, 1], [..., 3, H, W], to the second-to-last block's states [..., N, D], not normalized."""
     size = encoder.config.image_size
     flat = images.flatten(0, -4)
     if flat.shape[-2:] != (size, size):
@@ -57,9 +60,9 @@ def encode_image(processor: CLIPImageProcessorPil, encoder: CLIPVisionModel, ima
 
 
 def encode_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
-    """RGB images in [0, 1], [..., 3, H, W], to scaled latents [..., C, h, w]: the posterior's mean, with gradient.
+    """Encode RGB images in [0, 1], [..., 3, H, W], to scaled latents [..., C, h, w], with gradient.
 
-    float32 in whatever precision the VAE runs.
+    The posterior's mean, float32 in whatever precision the VAE runs.
     """
     moments = vae.encode(images.flatten(0, -4).to(vae.dtype) * 2 - 1).latent_dist
     return (moments.mean.float() * vae.config.scaling_factor).unflatten(0, images.shape[:-3])
@@ -67,22 +70,35 @@ def encode_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, z: Tensor) -> Tensor:
-    """Scaled latents [..., C, h, w] to RGB images in [0, 1], [..., 3, H, W]; float32."""
+    """Decode scaled latents [..., C, h, w] to RGB images in [0, 1], [..., 3, H, W]; float32.
+
+    Raises:
+        UserError: an image is not finite.
+    """
     flat = (z.flatten(0, -4) / vae.config.scaling_factor).to(vae.dtype)
-    images = torch.cat([vae.decode(part).sample.float() for part in flat.split(PICTURES)])
+    images = torch.cat([vae.decode(part).sample.float() for part in flat.split(VAE_BATCH)])
+    require_finite(images, "decoding: the VAE's images")
     return (images / 2 + 0.5).clamp(0, 1).unflatten(0, z.shape[:-3])
 
 
 def find_tokenizer(folders: list[Path], max_length: int) -> CLIPTokenizer:
-    """CLIP's public tokenizer: from the first of ``folders`` that holds one, else from the library's cache."""
-    found = [folder for folder in folders if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file()]
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(
-            found[0] if found else CLIP_HUB, local_files_only=True, model_max_length=max_length
-        )
-    except (OSError, ValueError, TypeError):
-        tokenizer = None
-    if tokenizer is None or len(tokenizer) < 256:  # one entry a byte; without files the library makes an empty one
+    """Return CLIP's public tokenizer from the first of ``folders`` that holds one, else from the library's cache.
+
+    The cache is read as a folder, so nothing is looked up on a network.
+
+    Raises:
+        UserError: none of them holds CLIP's vocabulary.
+    """
+    cached = try_to_load_from_cache(CLIP_HUB, "vocab.json")
+    candidates = [*folders, *([Path(cached).parent] if isinstance(cached, str) else [])]
+    found = [
+        folder for folder in candidates if (folder / "vocab.json").is_file() or (folder / "tokenizer.json").is_file()
+    ]
+    tokenizer = None
+    if found:
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            tokenizer = CLIPTokenizer.from_pretrained(found[0], local_files_only=True, model_max_length=max_length)
+    if tokenizer is None or len(tokenizer) < 256:  # one entry per byte; without files the library makes an empty one
         raise UserError(
             f"CLIP's vocabulary (vocab.json, merges.txt) is neither in {' nor in '.join(map(str, folders))} nor, as "
             f"{CLIP_HUB}, in the cache of the transformers library: give its folder with tokenizer=FOLDER"
@@ -91,7 +107,7 @@ def find_tokenizer(folders: list[Path], max_length: int) -> CLIPTokenizer:
 
 
 def train_tokenizer(captions: Iterable[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
-    """A CLIP tokenizer whose merges are learnt from ``captions``, with at most ``vocabulary`` entries.
+    """Return a CLIP tokenizer whose merges are learned from ``captions``, with at most ``vocabulary`` entries.
 
     Any other text has bytes still, but for a word's last one where no caption's word ends so: that is unknown.
     Written out because the library's trainer numbers the entries in another order each time.
@@ -126,7 +142,7 @@ def train_tokenizer(captions: Iterable[str], vocabulary: int, max_length: int) -
 
 
 def _join(symbols: tuple[str, ...], first: str, second: str) -> tuple[str, ...]:
-    """``symbols`` with every ``first`` that ``second`` follows made one with it."""
+    """Return ``symbols`` with every pair ``first``, ``second`` merged."""
     joined: list[str] = []
     for symbol in symbols:
         if symbol == second and joined and joined[-1] == first:
@@ -137,7 +153,7 @@ def _join(symbols: tuple[str, ...], first: str, second: str) -> tuple[str, ...]:
 
 
 def fresh_text_encoder(tokenizer: CLIPTokenizer, vocabulary: int, width: int, layers: int, heads: int) -> CLIPTextModel:
-    """An untrained text tower."""
+    """Return an untrained text encoder."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocabulary,
@@ -156,7 +172,7 @@ def fresh_text_encoder(tokenizer: CLIPTokenizer, vocabulary: int, width: int, la
 
 
 def fresh_image_encoder(image_size: int, patch: int, width: int, layers: int, heads: int) -> CLIPVisionModel:
-    """An untrained image tower."""
+    """Return an untrained image encoder."""
     return CLIPVisionModel(
         CLIPVisionConfig(
             image_size=image_size,
@@ -174,7 +190,7 @@ def fresh_image_encoder(image_size: int, patch: int, width: int, layers: int, he
 def fresh_vae(
     channels: list[int], blocks_per_level: int, norm_groups: int, attention: bool, latent_channels: int
 ) -> AutoencoderKL:
-    """An untrained VAE that halves the image between each pair of levels."""
+    """Return an untrained VAE that halves the image between each pair of levels."""
     levels = len(channels)
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * levels,
@@ -185,20 +201,20 @@ def fresh_vae(
         latent_channels=latent_channels,
         mid_block_add_attention=attention,
     )
-    # A posterior as wide as its prior drowns all but the brightest signal: training then stays grey for very long.
+    # A posterior as wide as its prior hides all but the strongest signal: training then outputs gray for very long.
     nn.init.constant_(vae.quant_conv.bias[latent_channels:], -6.0)
     return vae
 
 
 def image_processor(image_size: int) -> CLIPImageProcessorPil:
-    """CLIP's resize and normalisation, as a file beside the weights."""
+    """Return CLIP's resizing and normalization, as a file beside the weights."""
     return CLIPImageProcessorPil(
         size={"height": image_size, "width": image_size}, crop_size={"height": image_size, "width": image_size}
     )
 
 
 def latent_distance(vae: AutoencoderKL, a: Tensor, b: Tensor) -> Tensor:
-    """Mean squared distance of the VAE's latents of two batches of RGB images in [0, 1], [N, 3, H, W].
+    """Return the mean squared distance of the VAE's latents of two batches of RGB images in [0, 1], [N, 3, H, W].
 
     A perceptual distance that needs no other network. It is not LPIPS and not comparable with it.
     """

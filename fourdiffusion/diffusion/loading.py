@@ -1,58 +1,66 @@
 """From settings to a pipeline: opened as the verbs run it, loaded from disk, or made from nothing."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
-    UniPCMultistepScheduler,
-)
 from diffusers.hooks import apply_layerwise_casting
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.encoders import CLIPTokenizer
+from fourdiffusion.diffusion.generation import check_image_size
+from fourdiffusion.diffusion.generation_config import check_generation_config
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
-from fourdiffusion.diffusion.settings import ModelConfig
+from fourdiffusion.diffusion.schedulers import noise_schedule, set_scheduler
+from fourdiffusion.diffusion.settings import GenerationConfig, ModelConfig, architecture, override
 from fourdiffusion.errors import UserError
+from fourdiffusion.renames import VALUES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFLOADS = ("none", "model")
-SAMPLERS = {
-    "ddim": DDIMScheduler,
-    "dpm++": DPMSolverMultistepScheduler,
-    "unipc": UniPCMultistepScheduler,
-    "euler": EulerDiscreteScheduler,
-}
-SPACINGS = ("leading", "trailing", "linspace")
 
 
-def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPipeline:
-    """The model as ``generate`` and ``fit`` run it: sampler, precision, layout and place as the settings ask.
-
-    The VAE runs in the same precision, as in the release: what its gradient keeps is the largest part of an SDS step.
-
-    Raises:
-        UserError: a setting that is unknown or cannot be had here; or ``load_pipeline``'s.
-    """
+def check_precision(config: ModelConfig, device: torch.device) -> None:
+    """Raise UserError for a dtype or an offload mode that is unknown or cannot be had on a device."""
     if config.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
-    if config.storage is not None and config.storage not in DTYPES:
-        raise UserError(f"model.storage={config.storage} is none of {', '.join(DTYPES)}")
+    if config.storage_dtype is not None and config.storage_dtype not in DTYPES:
+        raise UserError(f"model.storage_dtype={config.storage_dtype} is none of {', '.join(DTYPES)}")
     if config.offload not in OFFLOADS:
         raise UserError(f"model.offload={config.offload} is none of {', '.join(OFFLOADS)}")
     if config.offload == "model" and device.type == "cpu":
         raise UserError("model.offload=model needs a GPU, and the device is the CPU: set model.offload=none")
+
+
+def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPipeline:
+    """Load the model as ``generate`` and ``fit`` run it: with the settings' scheduler, precision, layout and device.
+
+    Settings that are None are the model's own; ``pipeline.generation_config`` then holds the sampling settings. The VAE
+    runs in the same precision as the rest, as in the release: the activations that its gradient needs are the largest
+    part of an SDS step.
+
+    Raises:
+        UserError: a setting that is unknown, cannot be had here or contradicts the weights; or ``load_pipeline``'s.
+    """
+    check_precision(config, device)
     pipeline = load_pipeline(config.path, DTYPES[config.dtype])
-    set_sampler(pipeline, config.sampler, config.spacing)
-    if config.storage is not None:  # not the VAE: its gradient needs the weights after the pass
+    check_architecture(config, pipeline)
+    settings = override(pipeline.generation_config, config)
+    check_generation_config(settings)
+    try:
+        check_image_size(pipeline, settings.image_size)
+    except ValueError as error:
+        raise UserError(f"model.{error}, and model.path={config.path} is loaded") from error
+    pipeline.generation_config = settings
+    set_scheduler(pipeline, settings.scheduler, settings.timestep_spacing)
+    if config.storage_dtype is not None:  # not the VAE: its gradient needs the weights after the pass
         for module in (pipeline.unet, pipeline.motion, pipeline.text_encoder, pipeline.image_encoder):
-            apply_layerwise_casting(module, DTYPES[config.storage], DTYPES[config.dtype])
+            apply_layerwise_casting(module, DTYPES[config.storage_dtype], DTYPES[config.dtype])
     if config.channels_last:
         for module in (pipeline.unet, pipeline.vae):
             module.to(memory_format=torch.channels_last)
@@ -66,7 +74,7 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
 
 
 def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -> FourDiffusionPipeline:
-    """A pipeline folder from disk, in ``dtype`` at once; UserError where it is missing, foreign or damaged."""
+    """Load a pipeline folder in ``dtype``; UserError where it is missing, foreign, damaged or not finite."""
     if path is None or not (Path(path) / "model_index.json").is_file():
         raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
     folder = Path(path)
@@ -82,8 +90,8 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
 
 
 def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
-    """ValueError where ``from_pretrained`` only warned: what a file lacks it fills with fresh weights and no words."""
-    if len(pipeline.tokenizer) < 256:  # one for each byte at least
+    """Raise ValueError for a tensor that is missing or unknown, where ``from_pretrained`` only warns, or not finite."""
+    if len(pipeline.tokenizer) < 256:  # one entry per byte at least
         raise ValueError(f"tokenizer: its vocabulary has {len(pipeline.tokenizer)} entries")
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
@@ -93,71 +101,111 @@ def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
                     stored.update(file.keys())
             if different := sorted(stored ^ part.state_dict().keys()):
                 raise ValueError(f"{name}: the file and the model differ in {', '.join(different[:3])}")
+            for key, value in part.state_dict().items():
+                if value.is_floating_point() and not bool(value.isfinite().all()):
+                    raise ValueError(f"{name}: {key} has numbers that are NaN or infinite")
 
 
-def set_sampler(pipeline: FourDiffusionPipeline, name: str, spacing: str | None = None) -> None:
-    """Lets the pipeline sample with another of diffusers' schedulers, on its own noise schedule.
-
-    DDIM's own steps are leading ones, as in the release: few of them begin far from pure noise, where trailing ones
-    begin always (Lin et al. 2023).
-    """
-    if name not in SAMPLERS:
-        raise UserError(f"model.sampler={name} is none of {', '.join(SAMPLERS)}")
-    if spacing not in (None, *SPACINGS):
-        raise UserError(f"model.spacing={spacing} is none of {', '.join(SPACINGS)}")
-    chosen = {} if spacing is None else {"timestep_spacing": spacing}
-    pipeline.register_modules(scheduler=SAMPLERS[name].from_config(pipeline.scheduler.config, **chosen))
-
-
-def noise_schedule(beta_end: float = 0.0120) -> DDIMScheduler:
-    """SD's 1000 steps: scaled-linear betas from 0.00085 to 0.0120, or else to ``beta_end`` (method.md section 1)."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=beta_end,
-        beta_schedule="scaled_linear",
-        clip_sample=False,
-        set_alpha_to_one=False,
-        steps_offset=1,
+def architecture_of(pipeline: FourDiffusionPipeline) -> dict[str, Any]:
+    """Return the sizes of a pipeline's networks by the names of ``ModelConfig``."""
+    unet, motion, vae = pipeline.unet.config, pipeline.motion.config, pipeline.vae.config
+    text, image = pipeline.text_encoder.config, pipeline.image_encoder.config
+    of_unet: tuple[str, ...] = ("blocks_per_level", "head_dim", "context_dim", "num_image_tokens")
+    of_unet += (
+        "resampler_layers",
+        "resampler_heads",
+        "resampler_head_dim",
+        "norm_groups",
+        "prediction_type",
+        "positions",
+        "image_dim",
     )
+    return {
+        **{name: unet[name] for name in of_unet},
+        "channels": list(unet.channels),
+        "attention_levels": list(unet.attention_levels),
+        "beta_end": pipeline.scheduler.config.beta_end,
+        "motion_heads": motion.num_heads,
+        "max_frames": motion.max_frames,
+        "latent_channels": vae.latent_channels,
+        "vae_channels": list(vae.block_out_channels),
+        "vae_blocks_per_level": vae.layers_per_block,
+        "vae_norm_groups": vae.norm_num_groups,
+        "vae_attention": vae.mid_block_add_attention,
+        "vocab_size": text.vocab_size,
+        "text_length": text.max_position_embeddings,
+        "text_layers": text.num_hidden_layers,
+        "text_heads": text.num_attention_heads,
+        "image_encoder_size": image.image_size,
+        "image_patch": image.patch_size,
+        "image_layers": image.num_hidden_layers,
+        "image_heads": image.num_attention_heads,
+    }
+
+
+def check_architecture(config: ModelConfig, pipeline: FourDiffusionPipeline) -> None:
+    """Raise UserError for the first size in the settings that is not the loaded model's; it names both."""
+    for name, own in architecture_of(pipeline).items():
+        given = getattr(config, name)
+        if name == "prediction_type":
+            given = VALUES.get(given, given)
+        if given is not None and given != own:
+            raise UserError(
+                f"model.{name}={given} contradicts the weights in model.path={config.path}, which have "
+                f"{name}={own}: leave model.{name} out, or load other weights"
+            )
+
+
+def with_own_settings(config: ModelConfig, pipeline: FourDiffusionPipeline) -> ModelConfig:
+    """Return the settings with the values of the opened pipeline where they are None: what a run folder records."""
+    own = architecture_of(pipeline) | {name: getattr(pipeline.generation_config, name) for name in _SAMPLING}
+    filled = {name: value for name, value in own.items() if getattr(config, name) is None}
+    return replace(config, **filled | {"prediction_type": own["prediction_type"]})
+
+
+_SAMPLING = tuple(GenerationConfig.__dataclass_fields__)
 
 
 def fresh_pipeline(config: ModelConfig, tokenizer: CLIPTokenizer, seed: int) -> FourDiffusionPipeline:
-    """An untrained model."""
+    """Return an untrained model; sizes and sampling defaults that are None in ``config`` are the release's."""
+    sizes = architecture(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = MultiviewUNet(
-            in_channels=config.latent_channels,
-            channels=list(config.channels),
-            attention_levels=list(config.attention_levels),
-            blocks_per_level=config.blocks_per_level,
-            head_dim=config.head_dim,
-            context_dim=config.context_dim,
-            image_dim=config.image_dim,
-            num_image_tokens=config.num_image_tokens,
-            resampler_layers=config.resampler_layers,
-            resampler_heads=config.resampler_heads,
-            resampler_head_dim=config.resampler_head_dim,
-            norm_groups=config.norm_groups,
-            prediction=config.prediction,
-            positions=config.positions,
+            in_channels=sizes.latent_channels,
+            channels=list(sizes.channels),
+            attention_levels=list(sizes.attention_levels),
+            blocks_per_level=sizes.blocks_per_level,
+            head_dim=sizes.head_dim,
+            context_dim=sizes.context_dim,
+            image_dim=sizes.image_dim,
+            num_image_tokens=sizes.num_image_tokens,
+            resampler_layers=sizes.resampler_layers,
+            resampler_heads=sizes.resampler_heads,
+            resampler_head_dim=sizes.resampler_head_dim,
+            norm_groups=sizes.norm_groups,
+            prediction_type=sizes.prediction_type,
+            positions=sizes.positions,
         )
-        return FourDiffusionPipeline(
+        pipeline = FourDiffusionPipeline(
             unet=unet,
-            motion=MotionModules(unet.block_channels(), config.motion_heads, config.max_frames, config.norm_groups),
+            motion=MotionModules(unet.block_channels(), sizes.motion_heads, sizes.max_frames, sizes.norm_groups),
             vae=encoders.fresh_vae(
-                config.vae_channels,
-                config.vae_blocks_per_level,
-                config.vae_norm_groups,
-                config.vae_attention,
-                config.latent_channels,
+                list(sizes.vae_channels),
+                sizes.vae_blocks_per_level,
+                sizes.vae_norm_groups,
+                sizes.vae_attention,
+                sizes.latent_channels,
             ),
             tokenizer=tokenizer,
             text_encoder=encoders.fresh_text_encoder(
-                tokenizer, config.vocabulary, config.context_dim, config.text_layers, config.text_heads
+                tokenizer, sizes.vocab_size, sizes.context_dim, sizes.text_layers, sizes.text_heads
             ),
             image_encoder=encoders.fresh_image_encoder(
-                config.image_encoder_size, config.image_patch, config.image_dim, config.image_layers, config.image_heads
+                sizes.image_encoder_size, sizes.image_patch, sizes.image_dim, sizes.image_layers, sizes.image_heads
             ),
-            feature_extractor=encoders.image_processor(config.image_encoder_size),
-            scheduler=noise_schedule(config.beta_end),
+            feature_extractor=encoders.image_processor(sizes.image_encoder_size),
+            scheduler=noise_schedule(sizes.beta_end),
         )
+    pipeline.generation_config = override(GenerationConfig(), config)
+    return pipeline

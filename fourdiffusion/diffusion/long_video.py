@@ -1,4 +1,4 @@
-"""Videos longer than the motion layers know: which frames the model sees together at a sampling step."""
+"""Videos longer than the model's window: which frames it sees together at a sampling step."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,10 +12,9 @@ FrameGroups = Callable[[int], list[Tensor]]  # number of a sampling step -> grou
 
 
 def windows(num_frames: int, length: int) -> FrameGroups:
-    """Runs of ``length`` neighbouring frames that overlap by half; where they overlap, the predictions are averaged.
+    """Runs of ``length`` neighboring frames that overlap by half; where they overlap, predictions are averaged.
 
-    The noise that a frame is denoised with is then one for all the windows it lies in (after MultiDiffusion, Bar-Tal
-    et al. 2023), so neighbouring windows agree where they meet.
+    After MultiDiffusion (Bar-Tal et al. 2023): one prediction per frame, so neighboring windows agree in the overlap.
     """
     starts = [*range(0, num_frames - length, max(length // 2, 1)), max(num_frames - length, 0)]
     groups = [torch.arange(start, min(start + length, num_frames)) for start in starts]
@@ -23,10 +22,9 @@ def windows(num_frames: int, length: int) -> FrameGroups:
 
 
 def interleaved(num_frames: int, length: int) -> FrameGroups:
-    """Every so manieth frame, so that a group spans the whole video (paper Fig. 5), in turn with plain runs.
+    """Every N-th frame, so that a group spans the whole video (paper Fig. 5), alternating with contiguous runs.
 
-    Groups that never meet differ from frame to frame; runs at every other step, shifted by half a run each time, join
-    them.
+    Groups that share no frame drift apart; runs at every other step, shifted by half a run each time, couple them.
     """
     count = -(-num_frames // length)
     spread = [torch.arange(first, num_frames, count) for first in range(count)]
@@ -44,9 +42,10 @@ KINDS = {"windows": windows, "interleaved": interleaved}
 
 
 def frame_groups(kind: str, num_frames: int, length: int, max_frames: int) -> FrameGroups | None:
-    """Groups of ``length`` frames of a kind in KINDS; None where the video fits into one.
+    """Return groups of ``length`` frames of a kind in KINDS; None where the video fits into one.
 
-    UserError for an unknown kind, and for more frames a group than the motion layers know, ``max_frames``.
+    Raises:
+        UserError: an unknown kind, or a length outside 1..max_frames, the motion layers' position table.
     """
     if kind not in KINDS:
         raise UserError(f"model.long_video={kind} is none of {', '.join(KINDS)}")

@@ -10,6 +10,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.attention import FeedForward
 from diffusers.models.modeling_utils import ModelMixin
+from einops import rearrange
 from torch import Tensor, nn
 
 from fourdiffusion.diffusion.attention import SelfAttention
@@ -44,17 +45,16 @@ class MotionModule(nn.Module):
     def forward(self, x: Tensor, num_frames: int, num_views: int) -> Tensor:
         """x [B F V, C, h, w] -> the same shape; frames attend to frames, the extra view takes part like any other."""
         height, width = x.shape[-2:]
-        # Behind frozen layers x wants no gradient. torch 2.13's channels-last CPU kernel writes one: it crashes.
+        # Behind frozen layers x requires no gradient. torch 2.13's channels-last CPU kernel writes one and crashes.
         behind_frozen = torch.is_grad_enabled() and not x.requires_grad
         tokens = self.norm(x.contiguous() if behind_frozen else x)
-        tokens = tokens.unflatten(0, (-1, num_frames, num_views))  # [B, F, V, C, h, w]
-        tokens = self.proj_in(tokens.permute(0, 2, 4, 5, 1, 3).flatten(0, 3))  # [B V h w, F, C]
+        tokens = rearrange(tokens, "(b f v) c h w -> (b v h w) f c", f=num_frames, v=num_views)
+        tokens = self.proj_in(tokens)
         for norm, attention in zip(self.attention_norms, self.attentions, strict=True):
             states = norm(tokens)
             tokens = tokens + attention(states + self.positions[:num_frames].to(states.dtype))
         tokens = self.proj_out(tokens + self.ff(self.ff_norm(tokens)))
-        tokens = tokens.unflatten(0, (-1, num_views, height, width)).permute(0, 4, 1, 5, 2, 3)  # [B, F, V, C, h, w]
-        return x + tokens.flatten(0, 2)
+        return x + rearrange(tokens, "(b v h w) f c -> (b f v) c h w", v=num_views, h=height, w=width)
 
 
 class MotionModules(ModelMixin, ConfigMixin):

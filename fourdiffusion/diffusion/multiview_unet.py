@@ -5,7 +5,7 @@ Letters: B clips, F frames, V views (the extra view last), C channels, h w laten
 
 from collections.abc import Iterator
 from itertools import repeat
-from typing import cast
+from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from fourdiffusion.diffusion.attention import KeysValues, MultiviewTransformer, Resampler
 from fourdiffusion.diffusion.motion import MotionModule, MotionModules
+from fourdiffusion.diffusion.settings import PREDICTION_TYPES
+from fourdiffusion.renames import current_unet_config
 
 
 class Block(nn.Module):
@@ -58,9 +60,9 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
     """SD 2.1's UNet with 3-D self-attention, camera embedding and image prompt (ImageDream, pixel variant).
 
     The defaults are the release's. The last view of the input is the extra view: the clean latent of the input image,
-    with an all-zero camera. ``prediction`` says what the output means: "epsilon", the noise, or "velocity",
-    sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z (Salimans and Ho 2022). Outside, ``Denoiser`` speaks of noise only.
-    ``positions`` tells attention where in the picture a token stands.
+    with an all-zero camera. ``prediction_type`` says what the output means: "epsilon", the noise, or "v_prediction",
+    the velocity sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z (Salimans and Ho 2022), which ``Denoiser`` converts to
+    noise. ``positions`` adds position embeddings to the tokens of attention.
     """
 
     _supports_gradient_checkpointing = True
@@ -80,12 +82,12 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         resampler_heads: int = 12,
         resampler_head_dim: int = 64,
         norm_groups: int = 32,
-        prediction: str = "epsilon",
+        prediction_type: str = "epsilon",
         positions: bool = False,
     ) -> None:
         super().__init__()
-        if prediction not in ("epsilon", "velocity"):
-            raise ValueError(f"prediction={prediction} is neither epsilon nor velocity")
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type={prediction_type} is none of {', '.join(PREDICTION_TYPES)}")
         embedding_dim = 4 * channels[0]
         self.gradient_checkpointing = False
         self.timesteps = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -144,6 +146,11 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         """Output width of every block: the widths that the motion modules need."""
         return [block.resnet.out_channels for block in self.blocks()]
 
+    @classmethod
+    def from_config(cls, config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Make the UNet of a config, also of one with former key names (``renames.UNET_CONFIG``)."""
+        return super().from_config(current_unet_config(dict(config)), *args, **kwargs)
+
     @apply_forward_hook  # an offloaded UNet comes for this, too
     def encode_context(self, text: Tensor, image: Tensor) -> list[KeysValues | None]:
         """Everything that the prompt contributes, once for all views and diffusion steps.
@@ -167,7 +174,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         camera: Tensor,
         motion: MotionModules | None = None,
     ) -> Tensor:
-        """Predicted noise or velocity.
+        """Return the predicted noise or velocity.
 
         Args:
             z: noisy latents [B, F, V, C, h, w]; the last view is the clean extra view.
@@ -177,7 +184,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
             motion: the motion layers; None gives the image model, frame by frame.
 
         Returns:
-            ``prediction`` of all views [B, F, V, C, h, w], the extra view's included (it means nothing).
+            Prediction for all views [B, F, V, C, h, w], the extra view's included (it means nothing).
         """
         batch, frames, views = z.shape[:3]
         if motion is not None and frames > motion.config.max_frames:

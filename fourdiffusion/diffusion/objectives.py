@@ -24,9 +24,16 @@ class AutoencoderObjective(nn.Module):
     and the latents are easy to denoise.
     """
 
-    def __init__(self, pipeline: FourDiffusionPipeline, kl_weight: float) -> None:
+    def __init__(
+        self,
+        pipeline: FourDiffusionPipeline,
+        kl_weight: float,
+        lpips_weight: float = 0.0,
+        lpips: nn.Module | None = None,
+    ) -> None:
         super().__init__()
         self.vae = pipeline.vae
+        self.lpips_weight, self.lpips = lpips_weight, lpips and lpips.requires_grad_(False)
         self.trainable = nn.ModuleDict({"vae": pipeline.vae})
         self.kl_weight = kl_weight
         pipeline.vae.requires_grad_(True)
@@ -36,12 +43,15 @@ class AutoencoderObjective(nn.Module):
         moments = self.vae.encode(images * 2 - 1).latent_dist
         decoded = self.vae.decode(moments.mean + moments.std * noise).sample / 2 + 0.5
         small = functional.adaptive_avg_pool2d(images, (noise.shape[-2], noise.shape[-1])) * 2 - 1
-        return {
+        terms = {
             "l1": functional.l1_loss(decoded, images),
             "l2": 10 * functional.mse_loss(decoded, images),
             "kl": self.kl_weight * moments.kl().sum() / noise.numel(),
             "low_pass": functional.mse_loss(moments.mean[:, :3], small),
         }
+        if self.lpips is not None:
+            terms["lpips"] = self.lpips_weight * self.lpips(decoded.clamp(0, 1), images).mean()
+        return terms
 
 
 class TowersObjective(nn.Module):
@@ -101,12 +111,14 @@ class DiffusionObjective(nn.Module):
         self,
         pipeline: FourDiffusionPipeline,
         stage: Literal["base", "motion"],
-        drop_probability: float,
-        drop_camera: bool,
+        cond_drop_prob: float,
+        text_drop_prob: float,
+        cond_drop_camera: bool,
         min_snr_gamma: float | None,
     ) -> None:
         super().__init__()
-        self.drop_probability, self.drop_camera, self.min_snr_gamma = drop_probability, drop_camera, min_snr_gamma
+        self.cond_drop_prob, self.text_drop_prob = cond_drop_prob, text_drop_prob
+        self.cond_drop_camera, self.min_snr_gamma = cond_drop_camera, min_snr_gamma
         frozen = [pipeline.vae, pipeline.text_encoder, pipeline.image_encoder, pipeline.unet, pipeline.motion]
         for module in frozen:
             module.requires_grad_(False)
@@ -134,7 +146,7 @@ class DiffusionObjective(nn.Module):
         captions: list[str],
         timestep: Tensor,
         noise: Tensor,
-        chance: Tensor,
+        dropout: Tensor,
     ) -> dict[str, Tensor]:
         """One batch.
 
@@ -145,11 +157,11 @@ class DiffusionObjective(nn.Module):
             captions: B prompts.
             timestep: [B].
             noise: [B, F, V, C, h, w].
-            chance: uniform numbers [B, 2] that decide what is dropped: image prompt (and camera), text.
+            dropout: uniform draws [B, 2]; below the probability the image prompt (and the camera), the text is dropped.
         """
         pipeline = self.pipeline[0]
-        keep = (chance[:, 0] >= self.drop_probability).float()
-        captions = [c if chance[i, 1] >= self.drop_probability else "" for i, c in enumerate(captions)]
+        keep = (dropout[:, 0] >= self.cond_drop_prob).float()
+        captions = [c if dropout[i, 1] >= self.text_drop_prob else "" for i, c in enumerate(captions)]
         with torch.no_grad():
             z = encoders.encode_latents(pipeline.vae, target)
             extra = encoders.encode_latents(pipeline.vae, given) * keep.view(-1, 1, 1, 1, 1)
@@ -158,14 +170,14 @@ class DiffusionObjective(nn.Module):
         context = pipeline.unet.encode_context(text, image * keep.view(-1, 1, 1, 1))
         camera = cameras.conditioning(c2w)
         camera = torch.cat([camera, torch.zeros_like(camera[:, :1])], dim=1)
-        if self.drop_camera:
+        if self.cond_drop_camera:
             camera = camera * keep.view(-1, 1, 1)
 
         alpha_bar = self.alphas_cumprod[timestep].view(-1, 1, 1, 1, 1, 1)
         views = torch.cat([add_noise(z, noise, alpha_bar), extra[:, :, None]], dim=2)
         predicted = pipeline.unet(views, timestep, context, camera, self.motion)[:, :, :-1]
         snr = (alpha_bar / (1 - alpha_bar)).flatten()
-        if pipeline.unet.config.prediction == "velocity":
+        if pipeline.unet.config.prediction_type == "v_prediction":
             wanted, emphasis = velocity(z, noise, alpha_bar), snr + 1
         else:
             wanted, emphasis = noise, snr  # what the squared error weighs as an error of the clean latents

@@ -4,76 +4,48 @@ Letters: F frames, V views without the extra view, C h w latent channels and pix
 """
 
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
-from fourdiffusion import cameras
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.attention import KeysValues
-from fourdiffusion.diffusion.distillation import guide, noise_of_velocity
+from fourdiffusion.diffusion.denoiser import Denoiser, unconditional
 from fourdiffusion.diffusion.encoders import CLIPImageProcessorPil, CLIPTextModel, CLIPTokenizer, CLIPVisionModel
+from fourdiffusion.diffusion.finite import require_finite
+from fourdiffusion.diffusion.generation import Progress, generate_views, sample_latents, with_overrides
+from fourdiffusion.diffusion.generation_config import NAME as GENERATION_CONFIG
+from fourdiffusion.diffusion.generation_config import (
+    check_generation_config,
+    read_generation_config,
+    write_generation_config,
+)
+from fourdiffusion.diffusion.images import Images
 from fourdiffusion.diffusion.long_video import FrameGroups
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
-from fourdiffusion.diffusion.settings import NEGATIVE_PROMPT
+from fourdiffusion.diffusion.schedulers import set_scheduler
+from fourdiffusion.diffusion.settings import GenerationConfig
+from fourdiffusion.errors import UserError
 
-
-def unconditional(negative_prompt: str, guidance: float) -> str | None:
-    """The prompt of the unconditional branch; None where guidance does without one."""
-    return None if guidance == 1 else negative_prompt
-
-
-@dataclass
-class Denoiser:
-    """The guided model of one input video: the branches' conditions, encoded once.
-
-    ``context`` and ``extra`` hold the conditional branch first and the unconditional (negative prompt, zero image
-    tokens, zero extra view) second, if there is one: guidance 1 does without.
-    """
-
-    unet: MultiviewUNet
-    motion: MotionModules | None  # None: the image model, frame by frame
-    context: list[KeysValues | None]
-    extra: Tensor  # latents of the extra view, [2 or 1, F, C, h, w]
-    alphas_cumprod: Tensor  # of the noise schedule, [1000]
-
-    def at_frames(self, frames: Tensor) -> "Denoiser":
-        """The model of some of the video's frames, given by their numbers [N]; nothing is encoded again."""
-        context = [layer and layer.at_frames(frames) for layer in self.context]
-        return replace(self, context=context, extra=self.extra[:, frames])
-
-    @torch.no_grad()
-    def __call__(self, z: Tensor, timestep: int, c2w: Tensor) -> tuple[Tensor, Tensor]:
-        """Noise of the branches, in one batch.
-
-        Args:
-            z: noisy latents [F, V, C, h, w].
-            timestep: 0..999.
-            c2w: cameras [V, 4, 4], relative to an input camera at azimuth 0.
-
-        Returns:
-            Conditional and unconditional noise, [F, V, C, h, w] each; twice the same without a second branch.
-        """
-        branches = len(self.extra)
-        views = torch.cat([z.to(self.extra.dtype).expand(branches, *z.shape), self.extra[:, :, None]], dim=2)
-        camera = cameras.conditioning(c2w.to(z.device, torch.float32))
-        camera = torch.cat([camera, torch.zeros_like(camera[:1])]).to(self.extra.dtype).expand(branches, -1, -1)
-        step = torch.full((branches,), timestep, device=z.device)
-        noise = self.unet(views, step, self.context, camera, self.motion)[:, :, :-1].to(z.dtype)
-        if self.unet.config.prediction == "velocity":
-            noise = noise_of_velocity(z, noise, self.alphas_cumprod[timestep])
-        return noise[0], noise[-1]
+__all__ = ["Denoiser", "FourDiffusionPipeline", "unconditional"]
+OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 
 
 class FourDiffusionPipeline(DiffusionPipeline):
-    """The parts of 4DM in one folder: ``unet`` (frozen), ``motion`` (trained), VAE, both towers, scheduler."""
+    """The networks of 4DM: ``unet`` (frozen), ``motion`` (trained), VAE, text and image encoder, and the scheduler.
 
-    # Motion layers run inside the UNet, and fit goes from VAE to UNet and back at each step: they take no turns.
+    ``generation_config`` holds the model's own sampling settings, a file beside the networks.
+    """
+
+    generation_config: GenerationConfig
+
+    # Motion layers run inside the UNet, and SDS goes from VAE to UNet and back at each step: both stay on the device.
     model_cpu_offload_seq = "text_encoder->image_encoder->unet"
     _exclude_from_cpu_offload = ["motion", "vae"]
 
@@ -99,22 +71,28 @@ class FourDiffusionPipeline(DiffusionPipeline):
             feature_extractor=feature_extractor,
             scheduler=scheduler,
         )
+        self.generation_config = GenerationConfig()
 
     @torch.no_grad()
     def prepare(self, images: Tensor, prompt: str, negative_prompt: str | None, use_motion: bool = True) -> Denoiser:
-        """Encodes the conditions of one input video.
+        """Encode the conditions of one input video.
 
         Args:
-            images: input frames on the colour of the renders' background, RGB in [0, 1], [F, 3, H, W].
+            images: input frames on the background of the views, RGB in [0, 1], [F, 3, H, W].
             prompt: what the object is.
-            negative_prompt: what the picture must not be; None leaves the unconditional branch out, for guidance 1.
+            negative_prompt: of the unconditional branch; None leaves that branch out, for guidance scale 1.
             use_motion: False gives the frozen image model frame by frame (the paper's "without 4D-SDS").
+
+        Raises:
+            UserError: an encoder's output is not finite.
         """
         images = images.to(self._execution_device)
         prompts = [prompt] if negative_prompt is None else [prompt, negative_prompt]
         text = encoders.encode_text(self.tokenizer, self.text_encoder, prompts)
         image = encoders.encode_image(self.feature_extractor, self.image_encoder, images)
-        latents = torch.cat([encoders.encode_latents(self.vae, part) for part in images.split(encoders.PICTURES)])
+        latents = torch.cat([encoders.encode_latents(self.vae, part) for part in images.split(encoders.VAE_BATCH)])
+        for name, value in (("text", text), ("image", image), ("VAE", latents)):
+            require_finite(value, f"conditions: the {name} encoder's output")
         return Denoiser(
             unet=self.unet,
             motion=self.motion if use_motion else None,
@@ -123,7 +101,6 @@ class FourDiffusionPipeline(DiffusionPipeline):
             alphas_cumprod=self.scheduler.alphas_cumprod.to(latents.device),
         )
 
-    @torch.no_grad()
     def sample(
         self,
         denoiser: Denoiser,
@@ -132,82 +109,124 @@ class FourDiffusionPipeline(DiffusionPipeline):
         guidance: float,
         generator: torch.Generator,
         groups: FrameGroups | None = None,
-        progress: Callable[[float], bool | None] = lambda _: None,
+        progress: Progress = lambda _: None,
     ) -> Tensor:
-        """Latents [F, V, C, h, w] of the views ``c2w`` [V, 4, 4], from noise, with this pipeline's scheduler.
-
-        Args:
-            denoiser: from ``prepare``.
-            steps: of the scheduler.
-            guidance: scale of classifier-free guidance.
-            generator: of the first noise.
-            groups: which frames the model sees together; None: all at once, up to the motion layers' length.
-            progress: called with 1 after each step.
-        """
-        frames, channels, height, width = denoiser.extra.shape[1:]
-        shape = (frames, c2w.shape[0], channels, height, width)
-        z = torch.randn(shape, generator=generator, device=generator.device).to(denoiser.extra.device)
-        self.scheduler.set_timesteps(steps, device=z.device)
-        z = z * self.scheduler.init_noise_sigma
-        for number, timestep in enumerate(self.scheduler.timesteps):
-            z_t = self.scheduler.scale_model_input(z, timestep)
-            noise, passes = torch.zeros_like(z), torch.zeros(frames, 1, 1, 1, 1, device=z.device)
-            for group in groups(number) if groups else [torch.arange(frames)]:
-                noise[group] += guide(*denoiser.at_frames(group)(z_t[group], int(timestep), c2w), guidance)
-                passes[group] += 1
-            noise = noise / passes
-            z = self.scheduler.step(noise, timestep, z).prev_sample
-            progress(1)
-        return z
+        """Return latents [F, V, C, h, w] of the views ``c2w``: ``sample_latents`` with this pipeline's scheduler."""
+        return sample_latents(
+            denoiser, self.scheduler, c2w, steps, guidance, generator, groups=groups, progress=progress
+        )
 
     @torch.no_grad()
     def __call__(
         self,
-        images: Tensor,
+        images: Images,
         prompt: str = "",
-        negative_prompt: str = NEGATIVE_PROMPT,
+        negative_prompt: str | None = None,
         num_views: int = 4,
         elevation_deg: float = 0.0,
-        num_inference_steps: int = 100,
-        guidance_scale: float = 5.0,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
         generator: torch.Generator | None = None,
         groups: FrameGroups | None = None,
-    ) -> Tensor:
-        """V evenly spaced videos of the object, the first from where the input camera stands.
+        output_type: str = "pt",
+    ) -> Any:
+        """Return V evenly spaced videos of the object, the first from the input camera.
 
         Args:
-            images: input frames, RGB in [0, 1], [F, 3, H, W].
-            groups: for more frames than the motion layers know; ``windows(F, 8)`` or ``interleaved(F, 8)``.
+            images: square input frames: a tensor [F, 3, H, W] or an array [F, H, W, 3], uint8 or float in [0, 1], or
+                a list of PIL pictures; resized to the model's size.
+            prompt: what the object is.
+            negative_prompt, num_inference_steps, guidance_scale: None takes the model's own, ``generation_config``.
+            num_views, elevation_deg: where the views stand.
+            generator: of the initial noise; None: seed 0.
+            groups: frames that the model sees together; None: the model's own windows.
+            output_type: "pt", "np", "pil" or "latent".
 
         Returns:
-            RGB in [0, 1], [V, F, 3, H, W], float32.
+            "pt": RGB in [0, 1], [V, F, 3, H, W], float32, CPU. "np": an array [V, F, H, W, 3]. "pil": V lists of F
+            pictures. "latent": latents [F, V, C, h, w].
+
+        Raises:
+            ValueError: an unknown output type, images or a step count that cannot be used.
+            UserError: see ``generate_views``.
         """
-        c2w = cameras.orbit(cameras.orthogonal_azimuths(num_views), elevation_deg)
-        denoiser = self.prepare(images, prompt, unconditional(negative_prompt, guidance_scale))
-        generator = generator or torch.Generator().manual_seed(0)
-        with self.progress_bar(total=num_inference_steps) as bar:
-            z = self.sample(denoiser, c2w, num_inference_steps, guidance_scale, generator, groups, bar.update)
-        views = encoders.decode_latents(self.vae, z).transpose(0, 1)
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
+        if not 1 <= num_views <= 360:
+            raise ValueError(f"num_views={num_views}: give 1 to 360")
+        settings = with_overrides(self.generation_config, num_inference_steps, guidance_scale, negative_prompt)
+        try:
+            check_generation_config(settings, "")
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        with self.progress_bar(total=settings.num_inference_steps) as bar:
+            views = generate_views(
+                self,
+                images,
+                prompt,
+                num_views=num_views,
+                elevation_deg=elevation_deg,
+                settings=settings,
+                generator=generator,
+                groups=groups,
+                output_type="latent" if output_type == "latent" else "pt",
+                progress=bar.update,
+            )
         self.maybe_free_model_hooks()
-        return views
+        if output_type in ("pt", "latent"):
+            return views
+        pixels = views.movedim(2, -1).numpy()
+        if output_type == "np":
+            return pixels
+        return [[Image.fromarray((frame * 255).round().astype("uint8")) for frame in video] for video in pixels]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "FourDiffusionPipeline":
+        """Load a pipeline folder as diffusers does, with the scheduler and the sampling defaults of the model.
+
+        Weights are loaded as float32 unless ``dtype`` says otherwise, whatever they are stored as: networks of
+        different precision cannot run together. A folder without ``generation_config.json`` gets the release's
+        sampling defaults, and a line on stderr says so.
+        """
+        if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
+            kwargs["dtype"] = torch.float32
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        folder = Path(pretrained_model_name_or_path)
+        own = read_generation_config(folder)
+        if own is None:
+            own = GenerationConfig()
+            tqdm.write(
+                f"{folder} has no {GENERATION_CONFIG}: sampled as the release, {own.image_size} pixels, "
+                f"{own.num_inference_steps} steps, guidance scale {own.guidance_scale:g}",
+                file=sys.stderr,
+            )
+        pipeline.generation_config = own
+        if "scheduler" not in kwargs:
+            set_scheduler(pipeline, own.scheduler, own.timestep_spacing)
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
+        """Write a pipeline folder as diffusers does, and the sampling defaults with it."""
+        super().save_pretrained(save_directory, **kwargs)
+        write_generation_config(Path(save_directory), self.generation_config)
 
     def save_motion(self, folder: str | Path) -> None:
-        """Writes the motion layers alone, as a diffusers folder: what training adds to the base."""
+        """Write the motion layers alone, as a diffusers folder: what training adds to the base."""
         self.motion.save_pretrained(folder)
 
     def load_motion(self, folder: str | Path) -> None:
-        """Puts motion layers that ``save_motion`` wrote in place of the present ones.
+        """Replace the motion layers by those that ``save_motion`` wrote.
 
         Raises:
             ValueError: they belong to a UNet of other widths.
         """
         motion = MotionModules.from_pretrained(folder, local_files_only=True, dtype=self.unet.dtype)
-        if (theirs := list(motion.config.channels)) != (ours := self.unet.block_channels()):
-            raise ValueError(f"{folder} holds motion layers for blocks of widths {theirs}, this UNet has {ours}")
+        if (found := list(motion.config.channels)) != (widths := self.unet.block_channels()):
+            raise ValueError(f"{folder} holds motion layers for blocks of widths {found}, this UNet has {widths}")
         self.register_modules(motion=motion.to(self._execution_device))
 
     def save_whole(self, folder: Path) -> None:
-        """``save_pretrained`` that replaces ``folder`` only once everything is written."""
+        """Write the pipeline; ``folder`` is replaced only once everything is written."""
         partial = folder.with_name(folder.name + ".partial")
         if partial.exists():  # left by an interrupted run
             shutil.rmtree(partial)

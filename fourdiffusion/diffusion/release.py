@@ -1,7 +1,7 @@
-"""Names of the released checkpoints' keys, made from the names of our own parameters.
+"""Key mappings between this package's parameters and the released checkpoints.
 
-Every map runs from ours to theirs. ``to_release`` and ``from_release`` apply one in either direction, so the same lines
-load a release, write one, and (on the meta device) say which keys and shapes a release of some sizes must have.
+A mapping goes from a parameter's name here to its key there. ``to_release`` and ``from_release`` apply it in either
+direction: the same tables load a release, write one, and (on the meta device) list the keys and shapes it must have.
 """
 
 import re
@@ -20,48 +20,66 @@ CLIP_PREFIX = "clip_model.model."
 MOTION_PREFIX = "module."
 
 
-class Place(NamedTuple):
-    """Where a parameter of ours stands in a release."""
+class KeyMapping(NamedTuple):
+    """The key of a parameter in a release, and how its tensor differs there."""
 
     key: str
-    third: int | None = None  # of a fused weight: 0 the query's rows, 1 the key's, 2 the value's
-    convolution: bool = False  # a 1 x 1 convolution there, a linear layer here
+    qkv_index: int | None = None  # of a fused projection: 0 the query's rows, 1 the key's, 2 the value's
+    is_conv1x1: bool = False  # a 1 x 1 convolution there, a linear layer here
 
 
-def to_release(places: dict[str, Place], state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the release's keys."""
-    thirds: dict[str, list[Tensor]] = {}
-    for name, place in sorted(places.items(), key=lambda item: item[1].third or 0):
-        value = state[name][..., None, None] if place.convolution else state[name]
-        thirds.setdefault(place.key, []).append(value)
-    return {key: values[0] if len(values) == 1 else torch.cat(values) for key, values in thirds.items()}
+def to_release(mappings: dict[str, KeyMapping], state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict under the release's keys, projections fused."""
+    parts: dict[str, list[Tensor]] = {}
+    for name, mapping in sorted(mappings.items(), key=lambda item: item[1].qkv_index or 0):
+        value = state[name][..., None, None] if mapping.is_conv1x1 else state[name]
+        parts.setdefault(mapping.key, []).append(value)
+    return {key: values[0] if len(values) == 1 else torch.cat(values) for key, values in parts.items()}
 
 
-def from_release(places: dict[str, Place], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The release's tensors under our names."""
+def from_release(mappings: dict[str, KeyMapping], tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the release's tensors as a state dict of this package's networks."""
     state = {}
-    for name, place in places.items():
-        value = tensors[place.key]
-        if place.third is not None:
-            value = value.chunk(3)[place.third]
-        state[name] = value[..., 0, 0] if place.convolution else value
+    for name, mapping in mappings.items():
+        value = tensors[mapping.key]
+        if mapping.qkv_index is not None:
+            value = value.chunk(3)[mapping.qkv_index]
+        state[name] = value[..., 0, 0] if mapping.is_conv1x1 else value
     return state
 
 
-def imagedream_places(
+def unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors without the prefixes that torch's wrappers put before every key.
+
+    DistributedDataParallel adds ``module.``, torch.compile ``_orig_mod.``. The one ``module.`` that 4DM's own keys
+    have stays.
+    """
+    inner = ("_orig_mod.", MOTION_PREFIX, UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX)
+    while tensors:
+        prefix = next((p for p in ("_orig_mod.", MOTION_PREFIX) if all(key.startswith(p) for key in tensors)), None)
+        if prefix is None:
+            break
+        stripped = {key.removeprefix(prefix): value for key, value in tensors.items()}
+        if prefix == MOTION_PREFIX and not any(key.startswith(inner) for key in stripped):
+            break
+        tensors = stripped
+    return tensors
+
+
+def imagedream_mappings(
     unet: MultiviewUNet, vae: nn.Module, text: CLIPTextModel, image: CLIPVisionModel
-) -> dict[str, dict[str, Place]]:
-    """For each part of a pipeline the places of its parameters in the one file of the ImageDream release."""
+) -> dict[str, dict[str, KeyMapping]]:
+    """Return {component: {parameter: its key}} for the single file of the ImageDream release."""
     return {
-        "unet": {name: Place(UNET_PREFIX + key) for name, key in unet_keys(unet).items()},
-        "vae": _vae_places(vae),
-        "text_encoder": _clip_places(text, CLIP_PREFIX),
-        "image_encoder": _clip_places(image, CLIP_PREFIX + "visual."),
+        "unet": {name: KeyMapping(UNET_PREFIX + key) for name, key in unet_keys(unet).items()},
+        "vae": _vae_mappings(vae),
+        "text_encoder": _clip_mappings(text, CLIP_PREFIX),
+        "image_encoder": _clip_mappings(image, CLIP_PREFIX + "visual."),
     }
 
 
 def dropped(key: str, text_layers: int) -> bool:
-    """Whether a key of the ImageDream release is one that 4DM has no use for.
+    """Return whether a key of the ImageDream release is one that 4DM does not use.
 
     These are the text tower's last block (SD 2.1 reads the one before), what CLIP needs only to compare texts with
     images, and tables of the noise schedule.
@@ -106,35 +124,35 @@ _INNER = [  # inside a block or the resampler, in this order
 
 
 def _block_positions(unet: MultiviewUNet) -> dict[str, str]:
-    """Our module prefix -> the release's, for every block and resampling layer of the two halves."""
-    places: dict[str, str] = {}
+    """Return {module prefix here: in the release} for every block and resampling layer."""
+    mappings: dict[str, str] = {}
     index = 1
     for i, level in enumerate(unet.down):
         for j, _ in enumerate(level.blocks):
-            places[f"down.{i}.blocks.{j}.resnet"] = f"input_blocks.{index}.0"
-            places[f"down.{i}.blocks.{j}.attention"] = f"input_blocks.{index}.1"
+            mappings[f"down.{i}.blocks.{j}.resnet"] = f"input_blocks.{index}.0"
+            mappings[f"down.{i}.blocks.{j}.attention"] = f"input_blocks.{index}.1"
             index += 1
         if level.resample is not None:
-            places[f"down.{i}.resample.conv"] = f"input_blocks.{index}.0.op"
+            mappings[f"down.{i}.resample.conv"] = f"input_blocks.{index}.0.op"
             index += 1
     index = 0
     for i, level in enumerate(unet.up):
         for j, block in enumerate(level.blocks):
-            places[f"up.{i}.blocks.{j}.resnet"] = f"output_blocks.{index}.0"
-            places[f"up.{i}.blocks.{j}.attention"] = f"output_blocks.{index}.1"
+            mappings[f"up.{i}.blocks.{j}.resnet"] = f"output_blocks.{index}.0"
+            mappings[f"up.{i}.blocks.{j}.attention"] = f"output_blocks.{index}.1"
             if level.resample is not None and j == len(level.blocks) - 1:
-                places[f"up.{i}.resample.conv"] = f"output_blocks.{index}.{1 + (block.attention is not None)}.conv"
+                mappings[f"up.{i}.resample.conv"] = f"output_blocks.{index}.{1 + (block.attention is not None)}.conv"
             index += 1
-    return places
+    return mappings
 
 
 def unet_keys(unet: MultiviewUNet) -> dict[str, str]:
-    """Our parameter name -> its key in the ImageDream release, without the ``model.diffusion_model.`` prefix."""
-    places = {**_FIXED, **_block_positions(unet)}
+    """Return {parameter: its key in the ImageDream release without ``model.diffusion_model.``}."""
+    mappings = {**_FIXED, **_block_positions(unet)}
     keys = {}
     for name in unet.state_dict():
-        prefix = max((p for p in places if name.startswith(p + ".")), key=len)
-        key = places[prefix] + name[len(prefix) :]
+        prefix = max((p for p in mappings if name.startswith(p + ".")), key=len)
+        key = mappings[prefix] + name[len(prefix) :]
         if "resnet" in prefix or prefix == "middle_out":
             layer = name[len(prefix) + 1 :].split(".")[0]
             key = key.replace(f".{layer}.", f".{_RESNET[layer]}.")
@@ -145,20 +163,20 @@ def unet_keys(unet: MultiviewUNet) -> dict[str, str]:
 
 
 def motion_keys(unet: MultiviewUNet, motion: MotionModules) -> dict[str, str]:
-    """Our motion parameter name -> its key in the 4DM release, without the ``module.`` prefix.
+    """Return {motion parameter: its key in the 4DM release without ``module.``}.
 
-    The release numbers the layers of a block as they stand with motion modules in between. Its position tables are
-    constants, not weights; ours are computed.
+    The release numbers the layers of a block as they are with motion modules in between. Its position tables are
+    constants, not weights; here they are computed.
     """
-    places = []
+    mappings = []
     for prefix, key in _block_positions(unet).items():
         if prefix.endswith("resnet"):
-            places.append(key[: -len(".0")])
+            mappings.append(key[: -len(".0")])
     down = sum(len(level.blocks) for level in unet.down)
-    places.insert(down, "middle_block")
+    mappings.insert(down, "middle_block")
     parts = [
-        f"{place}.{1 + (block.attention is not None)}.temporal_transformer."
-        for place, block in zip(places, unet.blocks(), strict=True)
+        f"{prefix}.{1 + (block.attention is not None)}.temporal_transformer."
+        for prefix, block in zip(mappings, unet.blocks(), strict=True)
     ]
     keys = {}
     for name in motion.state_dict():
@@ -171,13 +189,13 @@ def motion_keys(unet: MultiviewUNet, motion: MotionModules) -> dict[str, str]:
     return keys
 
 
-def motion_places(unet: MultiviewUNet, motion: MotionModules) -> dict[str, Place]:
-    """Places of the motion parameters in the 4DM release."""
-    return {name: Place(MOTION_PREFIX + key) for name, key in motion_keys(unet, motion).items()}
+def motion_mappings(unet: MultiviewUNet, motion: MotionModules) -> dict[str, KeyMapping]:
+    """Return {motion parameter: its key in the 4DM release}."""
+    return {name: KeyMapping(MOTION_PREFIX + key) for name, key in motion_keys(unet, motion).items()}
 
 
 def position_tables(unet: MultiviewUNet, motion: MotionModules) -> dict[str, Tensor]:
-    """The release's constants: one table [1, max_frames, C] of frame positions for each temporal attention."""
+    """Return the release's constants: one table [1, max_frames, C] of frame positions for each temporal attention."""
     tables = {}
     for name, key in motion_keys(unet, motion).items():
         if name.endswith("to_q.weight"):
@@ -202,17 +220,17 @@ _VAE = [
 ]
 
 
-def _vae_places(vae: nn.Module) -> dict[str, Place]:
-    """The release counts the decoder's levels from the image inwards, diffusers the other way round."""
+def _vae_mappings(vae: nn.Module) -> dict[str, KeyMapping]:
+    """Map the VAE; the release numbers the decoder's levels from the image inwards, diffusers outwards."""
     state = vae.state_dict()
     last = max(int(match[1]) for name in state if (match := re.search(r"up_blocks\.(\d+)", name)))
-    places = {}
+    mappings = {}
     for name, value in state.items():
         key = re.sub(r"(?<=up_blocks\.)\d+", lambda match: str(last - int(match[0])), name)
         for pattern, replacement in _VAE:
             key = re.sub(pattern, replacement, key)
-        places[name] = Place(VAE_PREFIX + key, convolution="attentions" in name and value.ndim == 2)
-    return places
+        mappings[name] = KeyMapping(VAE_PREFIX + key, is_conv1x1="attentions" in name and value.ndim == 2)
+    return mappings
 
 
 _CLIP = {
@@ -232,9 +250,9 @@ _CLIP = {
 }
 
 
-def _clip_places(tower: CLIPTextModel | CLIPVisionModel, prefix: str) -> dict[str, Place]:
-    """OpenCLIP fuses the attention's three projections into one weight."""
-    places = {}
+def _clip_mappings(tower: CLIPTextModel | CLIPVisionModel, prefix: str) -> dict[str, KeyMapping]:
+    """Map a CLIP encoder; OpenCLIP fuses the attention's three projections into one weight."""
+    mappings = {}
     for name in tower.state_dict():
         key = name
         for ours, theirs in _CLIP.items():
@@ -242,5 +260,5 @@ def _clip_places(tower: CLIPTextModel | CLIPVisionModel, prefix: str) -> dict[st
         fused = re.search(r"self_attn\.(q|k|v)_proj\.", key)
         if fused is not None:
             key = key.replace(fused[0], "attn.in_proj_")
-        places[name] = Place(prefix + key, third="qkv".index(fused[1]) if fused else None)
-    return places
+        mappings[name] = KeyMapping(prefix + key, qkv_index="qkv".index(fused[1]) if fused else None)
+    return mappings

@@ -1,6 +1,9 @@
-"""Settings of the diffusion model. This module imports no torch."""
+"""Settings of the diffusion model and the defaults that travel with its weights. This module imports no torch."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from fourdiffusion.renames import VALUES
 
 NEGATIVE_PROMPT = (  # the sampler's, method.md section 5
     "uniform low no texture ugly, boring, bad anatomy, blurry, pixelated,  obscure, unnatural colors, "
@@ -11,29 +14,88 @@ DISTILLATION_NEGATIVE_PROMPT = (  # the 4D stage's, likewise
     "lowres, low quality, artifacts, duplicate, morbid, mutilated, poorly drawn face, deformed, dehydrated, "
     "bad proportions"
 )
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@dataclass(frozen=True)
+class GenerationConfig:
+    """How a model is sampled unless the user says otherwise: ``generation_config.json`` in its folder.
+
+    The defaults are the release's (method.md sections 1 and 5).
+    """
+
+    image_size: int = 256  # side of the square images in pixels
+    scheduler: str = "ddim"
+    timestep_spacing: str | None = None  # None: as scheduler/scheduler_config.json says
+    num_inference_steps: int = 100
+    guidance_scale: float = 5.0
+    negative_prompt: str = NEGATIVE_PROMPT
+    distillation_negative_prompt: str = DISTILLATION_NEGATIVE_PROMPT
+    window: int = 8
+    long_video: str = "windows"
 
 
 @dataclass
 class ModelConfig:
-    """Where the weights are, and the sizes of a model made from nothing. The sizes' defaults are the release's."""
+    """Which weights, how they run and how they are sampled; None stands for the model's own value.
+
+    A loaded model's own values are those of its ``generation_config.json`` and of its weights; where a model is made
+    from nothing (``train``, ``convert``) they are the release's.
+    """
 
     path: str | None = None  # pipeline folder; None makes a fresh, untrained model of the sizes below
-    sampler: str = "ddim"  # ddim | dpm++ | unipc | euler, compared in docs/pipeline.md
-    spacing: str | None = None  # of its steps: leading | trailing | linspace; None: the sampler's own
-    sampling_steps: int = 100
-    guidance: float = 5.0  # of the sampler
-    negative_prompt: str = NEGATIVE_PROMPT  # of the sampler
-    distillation_negative: str = DISTILLATION_NEGATIVE_PROMPT  # of the 4D stage
-    window: int = 8  # frames that the model sees together, as many as it was trained with
-    long_video: str = "windows"  # how longer videos are cut: windows | interleaved
+    scheduler: str | None = None  # ddim | dpm++ | unipc | euler, compared in docs/pipeline.md
+    timestep_spacing: str | None = None  # leading | trailing | linspace
+    num_inference_steps: int | None = None  # sampling steps
+    guidance_scale: float | None = None  # of classifier-free guidance in sampling; 1: no unconditional branch
+    negative_prompt: str | None = None  # of sampling
+    distillation_negative_prompt: str | None = None  # of SDS
+    window: int | None = None  # frames that the model sees together, as many as it was trained with
+    long_video: str | None = None  # how videos longer than window are split: windows | interleaved
     dtype: str = "float32"  # of all networks in generate and fit: float32 | bfloat16 | float16
-    storage: str | None = None  # generate and fit: UNet, motion layers and towers lie in this, and compute in dtype
+    # generate and fit: dtype in which UNet, motion layers and encoders are stored; they compute in dtype
+    storage_dtype: str | None = None
     channels_last: bool = False  # generate and fit: memory layout of UNet and VAE; convolutions may run faster
     compile: bool = False  # generate and fit: torch.compile of the UNet; minutes at the first step
-    offload: str = "none"  # generate and fit: none | model: towers and UNet wait in the CPU's memory for their turn
-    image_size: int = 256  # pixels
-    channels: list[int] = field(default_factory=lambda: [320, 640, 1280, 1280])
-    attention_levels: list[bool] = field(default_factory=lambda: [True, True, True, False])
+    offload: str = "none"  # generate and fit: none | model: encoders and UNet stay in CPU memory until they run
+    image_size: int | None = None  # side of the square images in pixels
+    channels: list[int] | None = None  # of the UNet's levels
+    attention_levels: list[bool] | None = None  # which levels have attention
+    blocks_per_level: int | None = None
+    head_dim: int | None = None
+    context_dim: int | None = None
+    num_image_tokens: int | None = None
+    resampler_layers: int | None = None
+    resampler_heads: int | None = None
+    resampler_head_dim: int | None = None
+    norm_groups: int | None = None  # of the UNet's and the motion layers' group normalization
+    prediction_type: str | None = None  # what the UNet's output means: epsilon | v_prediction
+    beta_end: float | None = None  # of the noise schedule; the release's leaves a little of the clip at its last level
+    positions: bool | None = None  # position embeddings of the image tokens in attention
+    motion_heads: int | None = None
+    max_frames: int | None = None  # length of the motion layers' position table
+    latent_channels: int | None = None
+    vae_channels: list[int] | None = None
+    vae_blocks_per_level: int | None = None
+    vae_norm_groups: int | None = None
+    vae_attention: bool | None = None
+    vocab_size: int | None = None
+    text_length: int | None = None
+    text_layers: int | None = None
+    text_heads: int | None = None
+    image_encoder_size: int | None = None
+    image_patch: int | None = None
+    image_dim: int | None = None
+    image_layers: int | None = None
+    image_heads: int | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Sizes of the networks, by the names of ModelConfig. The defaults are the release's (method.md section 1)."""
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    attention_levels: tuple[bool, ...] = (True, True, True, False)
     blocks_per_level: int = 2
     head_dim: int = 64
     context_dim: int = 1024
@@ -41,18 +103,18 @@ class ModelConfig:
     resampler_layers: int = 4
     resampler_heads: int = 12
     resampler_head_dim: int = 64
-    norm_groups: int = 32  # of the UNet's and the motion layers' group normalisation
-    prediction: str = "epsilon"  # what the UNet's output means: epsilon | velocity
-    beta_end: float = 0.0120  # of the noise schedule; the release's leaves a little of the clip at its last level
-    positions: bool = False  # whether attention is told where in the picture a token stands
+    norm_groups: int = 32
+    prediction_type: str = "epsilon"
+    beta_end: float = 0.0120
+    positions: bool = False
     motion_heads: int = 8
     max_frames: int = 32
     latent_channels: int = 4
-    vae_channels: list[int] = field(default_factory=lambda: [128, 256, 512, 512])
+    vae_channels: tuple[int, ...] = (128, 256, 512, 512)
     vae_blocks_per_level: int = 2
     vae_norm_groups: int = 32
     vae_attention: bool = True
-    vocabulary: int = 49408
+    vocab_size: int = 49408
     text_length: int = 77
     text_layers: int = 23
     text_heads: int = 16
@@ -61,3 +123,20 @@ class ModelConfig:
     image_dim: int = 1280
     image_layers: int = 32
     image_heads: int = 16
+
+
+def architecture(config: ModelConfig) -> Architecture:
+    """Return the sizes of a model made from nothing: the settings', the release's where they are None."""
+    given: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(Architecture)}
+    if config.prediction_type is not None:
+        given["prediction_type"] = VALUES.get(config.prediction_type, config.prediction_type)
+    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    for key, value in chosen.items():
+        chosen[key] = tuple(value) if isinstance(value, list) else value
+    return Architecture(**chosen)
+
+
+def override(own: GenerationConfig, config: ModelConfig) -> GenerationConfig:
+    """Return the sampling settings of a model with those that the user gave in place of its own."""
+    given = {field.name: getattr(config, field.name) for field in fields(GenerationConfig)}
+    return replace(own, **{key: value for key, value in given.items() if value is not None})

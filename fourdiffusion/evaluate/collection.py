@@ -22,7 +22,8 @@ from PIL import Image
 
 from fourdiffusion.datasets.clips import Clip, read_clip
 from fourdiffusion.errors import UserError
-from fourdiffusion.media.read import IMAGE_SUFFIXES, PILLOW_ERRORS, _video_frames
+from fourdiffusion.media.picture import SUFFIXES, read_picture
+from fourdiffusion.media.read import video_frames
 
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mov", ".mkv", ".avi", ".gif")
 VIEW_NAME = re.compile(r"(eval|view|v|cam|camera)?_?\d+", re.IGNORECASE)
@@ -104,7 +105,7 @@ def _folder_video(folder: Path) -> Video:
             raise UserError(f"{folder} holds frame {number} twice, {numbered[number].name} and {path.name}: remove one")
         numbered[number] = path
     files = dict(sorted(numbered.items()))
-    return Video(folder, tuple(files), lambda: _stack(folder, [_picture(path) for path in files.values()]))
+    return Video(folder, tuple(files), lambda: _stack(folder, [read_picture(path) for path in files.values()]))
 
 
 def _file_video(path: Path) -> Video:
@@ -116,7 +117,7 @@ def _file_video(path: Path) -> Video:
                     image.seek(number)
                     frames.append(np.asarray(image.convert("RGBA")))
         else:
-            frames = [frame for frame in _video_frames(path, set(range(MAX_VIDEO_FRAMES))) if frame is not None]
+            frames = [frame for frame in video_frames(path, set(range(MAX_VIDEO_FRAMES))) if frame is not None]
         if not frames:
             raise UserError(f"{path} holds no frame: export it again")
         return _stack(path, frames)
@@ -150,17 +151,6 @@ def _stack(path: Path, frames: list[np.ndarray]) -> np.ndarray:
     return np.stack(frames)
 
 
-def _picture(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            if image.mode.startswith(("I", "F")):
-                raise UserError(f"{path} has {image.mode} pixels: pictures are 8-bit RGB or RGBA; convert it")
-            return np.asarray(image.convert("RGBA"))
-    except PILLOW_ERRORS as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is no image that can be read ({reason}): replace or remove it") from error
-
-
 def _natural(path: Path) -> list[tuple[int, str]]:
     """frame_2 before frame_10"""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]
@@ -171,7 +161,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return [p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+    return [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
 
 
 def _videos(folder: Path) -> list[Path]:

@@ -238,7 +238,7 @@ def _cut(rgba: Tensor, square: tuple[int, int, int], size: int) -> np.ndarray:
     pixels = rgba.permute(0, 1, 3, 4, 2).contiguous().numpy()
     if square == (0, 0, height) == (0, 0, width) and size == height:
         return pixels
-    cut = torch.stack([resample(view, square, size) for view in pixels])
+    cut = torch.stack([resample(view, [square] * len(view), size) for view in pixels])
     return (cut * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous().numpy()
 
 

@@ -14,18 +14,20 @@ class DistillationConfig:
 
     source: str = "fourdm"  # fourdm | per_frame (the frozen image model, "without 4D-SDS") | off
     weight: float = 1.0
-    guidance: float = 5.0
-    guidance_end: float | None = None  # linearly towards this over ramp_steps; None: constant
-    rescale: float = 0.2  # r
-    in_pixels: bool = False  # compare renders with decoded clean pictures, not latents with latents (not in the paper)
-    start: int = 0  # first step with SDS
+    guidance_scale: float = 5.0
+    guidance_scale_end: float | None = None  # linearly towards this over ramp_steps; None: constant
+    guidance_rescale: float = 0.2  # r
+    pixel_space: bool = (
+        False  # compare renders with decoded clean pictures, not latents with latents (not in the paper)
+    )
+    start_step: int = 0  # first step with SDS
     every: int = 1  # SDS at each so manieth step
-    max_step: float = 0.98  # t is uniform between two ramps, in fractions of the schedule
-    min_step_end: float = 0.02
-    max_step_end: float = 0.25
+    t_start: float = 0.98  # t is uniform between two ramps, in fractions of the schedule
+    t_min_end: float = 0.02
+    t_max_end: float = 0.25
     ramp_steps: int = 5000
     resolutions: list[int] = field(default_factory=lambda: [64, 192, 256])  # of the renders, in pixels
-    resolution_steps: list[int] = field(default_factory=lambda: [0, 5000, 10_000])
+    resolution_milestones: list[int] = field(default_factory=lambda: [0, 5000, 10_000])
     elevation_max_deg: float = 5.0  # uniform from 0
     ray_chunk: int = 0  # rays rendered with gradient at a time; 0: all. In chunks a ray is rendered twice
     image_chunk: int = 0  # pictures encoded with gradient at a time; 0: all. In chunks a picture is encoded twice
@@ -37,19 +39,21 @@ class LossConfig:
 
     anchor: bool = True
     anchor_view: int | None = None  # None: the generated view most like the input
-    perceptual: float = 200.0  # anchor loss, Eq. 11: LPIPS; without its weights a distance of VAE latents
-    lpips: str | None = None  # folder of LPIPS' weights; None: where torchvision and the package lpips keep them
-    d_ssim: float = 100.0
-    views: float = 0.0  # squared error on random rays of all generated views (not in the paper)
-    views_rays: int = 4096
-    input_view: bool = False  # the input itself stands in for the view generated from its place (not in the paper)
-    orientation_start: float = 10.0
-    orientation_end: float = 1000.0
-    orientation_ramp: int = 5000
-    opacity: float = 100.0  # binary entropy; the paper: always
-    opacity_from: int = 0
-    sparsity: float = 100.0  # the paper: only after 10 000 steps
-    sparsity_from: int = 10_000
+    lambda_lpips: float = 200.0  # anchor loss, Eq. 11: LPIPS; without its weights a distance of VAE latents
+    lpips_weights: str | None = (
+        None  # folder of LPIPS' weights; None: where torchvision and the package lpips keep them
+    )
+    lambda_dssim: float = 100.0
+    lambda_rgb: float = 0.0  # squared error on random rays of all generated views (not in the paper)
+    rgb_rays: int = 4096
+    use_input_view: bool = False  # the input itself stands in for the view generated from its place (not in the paper)
+    lambda_orientation: float = 10.0
+    lambda_orientation_end: float = 1000.0
+    orientation_ramp_steps: int = 5000
+    lambda_opacity: float = 100.0  # binary entropy; the paper: always
+    opacity_start_step: int = 0
+    lambda_sparsity: float = 100.0  # the paper: only after 10 000 steps
+    sparsity_start_step: int = 10_000
 
 
 @dataclass
@@ -65,10 +69,10 @@ class FitConfig:
     device: str = "auto"  # auto | cpu | cuda
     alpha: str = "auto"  # what tells the object from the background: auto | file | plain | rembg
     crop: str = "object"  # object: framed as in the training data | frame: the frame as it is
-    steps: int = 35_000
-    grid_rate: float = 1e-2  # learning rates
-    mlp_rate: float = 1e-3
-    rate_decay: float = 1.0  # both rates fall exponentially to this fraction
+    max_steps: int = 35_000
+    grid_lr: float = 1e-2  # learning rates
+    mlp_lr: float = 1e-3
+    lr_decay: float = 1.0  # both rates fall exponentially to this fraction
     occupancy_every: int = 16
     checkpoint_minutes: float = 5.0
     preview_minutes: float = 2.0  # 0: none

@@ -1,39 +1,65 @@
 """Square crops around the object, resampled with premultiplied alpha.
 
-Letters: F frames, H W pixels, S the side of a square crop.
+Letters: F frames, H W pixels, S the side of a square crop. A square is (left, top, side) in pixels.
 """
 
 import numpy as np
 import torch
+from scipy.signal import savgol_filter
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-CROPS = ("object", "frame")
-# Our training data shows an object of half extent about 0.36 in an image of half extent 1.1 tan(22.5 deg) = 0.456.
+Square = tuple[int, int, int]
+
+# The training data shows an object of half extent about 0.36 in an image of half extent 1.1 tan(22.5 deg) = 0.456.
 OBJECT_SHARE = 0.36 / 0.456
+SMOOTH_FRAMES = 5  # the path of a crop that follows the object is smoothed by lines through so many frames
 
 
-def object_square(alpha: np.ndarray, object_share: float) -> tuple[int, int, int]:
-    """left, top, side of the square around the union of the object's boxes over all frames; alpha uint8 [F, H, W]."""
-    shown = alpha.max(axis=0) > alpha.max() / 2  # a matting network's haze is no part of the object
-    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+def object_square(alpha: np.ndarray, object_share: float) -> Square:
+    """Return the square around the union of the object's boxes over all frames; alpha uint8 [F, H, W]."""
+    left, top, right, bottom = _box((alpha > alpha.max() / 2).any(axis=0))  # a matting network's haze is left out
     side = max(1, round(float(max(bottom - top, right - left)) / object_share))
     return round(float(left + right - side) / 2), round(float(top + bottom - side) / 2), side
 
 
-def frame_square(height: int, width: int) -> tuple[int, int, int]:
+def follow_squares(alpha: np.ndarray, object_share: float) -> list[Square]:
+    """Return a square for each frame that moves with the object, all of one side; alpha uint8 [F, H, W].
+
+    The centers of the object's boxes are smoothed over time, so that the crop does not tremble with the outline. The
+    side holds the object's box in every frame around the smoothed center. A frame without object takes the center that
+    its neighbors give.
+    """
+    shown = alpha > alpha.max() / 2
+    present = np.flatnonzero(shown.any(axis=(1, 2)))
+    boxes = np.array([_box(shown[i]) for i in present], dtype=np.float64)  # [P, 4]: left, top, right, bottom
+    centers = (boxes[:, :2] + boxes[:, 2:]) / 2
+    every = np.arange(len(alpha))
+    path = np.stack([np.interp(every, present, centers[:, axis]) for axis in (0, 1)], axis=1)
+    window = min(SMOOTH_FRAMES, len(path) - 1 + len(path) % 2)
+    if window > 2:
+        path = savgol_filter(path, window, polyorder=1, axis=0)  # a steady motion stays as it is, also at the ends
+    margins = np.maximum(path[present] - boxes[:, :2], boxes[:, 2:] - path[present])
+    side = max(1, round(2 * float(margins.max()) / object_share))
+    return [(round(float(x) - side / 2), round(float(y) - side / 2), side) for x, y in path]
+
+
+def frame_square(height: int, width: int) -> Square:
+    """Return the square that holds the whole frame, centered."""
     side = max(height, width)
     return (width - side) // 2, (height - side) // 2, side
 
 
-def resample(frames: np.ndarray, square: tuple[int, int, int], size: int) -> Tensor:
-    """uint8 [F, H, W, 4] -> [F, 4, S, S]. Resized with premultiplied alpha: hidden colour must not bleed in."""
-    left, top, side = square
+def resample(frames: np.ndarray, squares: Square | list[Square], size: int) -> Tensor:
+    """Cut one square out of all frames, or one out of each, and resize it: uint8 [F, H, W, 4] -> [F, 4, S, S].
+
+    Alpha is premultiplied on the way: hidden color must not bleed in.
+    """
+    squares = [squares] * len(frames) if isinstance(squares, tuple) else squares
     height, width = frames.shape[1:3]
-    y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
     resized = []
-    for frame in frames:
+    for frame, (left, top, side) in zip(frames, squares, strict=True):
+        y0, y1, x0, x1 = max(top, 0), min(top + side, height), max(left, 0), min(left + side, width)
         pixels = torch.from_numpy(frame[y0:y1, x0:x1].astype(np.float32) / 255).permute(2, 0, 1)
         canvas = torch.zeros(4, side, side)
         canvas[:, y0 - top : y1 - top, x0 - left : x1 - left] = pixels
@@ -41,5 +67,11 @@ def resample(frames: np.ndarray, square: tuple[int, int, int], size: int) -> Ten
         resized.append(interpolate(canvas[None], size=(size, size), mode="bicubic", antialias=True)[0])
     rgba = torch.stack(resized)
     alpha = rgba[:, 3:]  # bicubic weights overshoot, alike in all four channels: clamp after the division
-    colour = torch.where(alpha > 1 / 512, rgba[:, :3] / alpha.clamp(min=1 / 512), 0.0)
-    return torch.cat([colour, alpha], dim=1).clamp(0, 1)
+    color = torch.where(alpha > 1 / 512, rgba[:, :3] / alpha.clamp(min=1 / 512), 0.0)
+    return torch.cat([color, alpha], dim=1).clamp(0, 1)
+
+
+def _box(shown: np.ndarray) -> tuple[int, int, int, int]:
+    """left, top, right, bottom (exclusive) of what is True in [H, W]."""
+    rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

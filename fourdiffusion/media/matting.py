@@ -1,4 +1,4 @@
-"""Where the object is: alpha from the file, from a plain background, or from the optional matting network.
+"""Where the object is: alpha from the file, from masks, from a plain background, or from a matting network.
 
 Arrays here are uint8 pictures as they lie in files: F frames of H x W pixels, RGBA with straight alpha.
 """
@@ -8,41 +8,117 @@ from PIL import Image
 from scipy import ndimage
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.media import u2net
 
-WAYS = ("auto", "file", "plain", "rembg")
+MEANINGFUL_SHARE = 0.03  # of all pixels, transparent: less (rounded corners, a stray pixel) says nothing of the object
+TINY_SHARE = 0.02  # of the frame: an object this small is worth a second look
+WHOLE_SHARE = 0.7  # of the object in its largest piece: below, it may be the parts that a matte has left of it
 THREE_WAYS = (
     "There are three ways to say where the object is: give frames with transparency (RGBA PNGs, a gif or a webm with "
-    "alpha), give a video on one plain background colour, or install the matting extra (pip install rembg onnxruntime)"
+    "alpha) or masks (mask=), give a video on one plain background color, or install the matting extra "
+    f"({u2net.INSTALL})"
 )
 
 
-def find_alpha(source: str, frames: np.ndarray, alpha: str, matting_model: str) -> tuple[np.ndarray, str]:
-    """RGBA uint8 [F, H, W, 4] with alpha from the first way that works (or the one asked for), and its name."""
-    # Lossy alpha is never exactly 255, so transparency means clearly below.
-    if alpha in ("auto", "file") and (frames[..., 3] < 230).any():
-        return frames, "the file"
+def find_alpha(
+    source: str, frames: np.ndarray, alpha: str, matting_model: str, masks: np.ndarray | None = None
+) -> tuple[np.ndarray, str, list[str]]:
+    """Return RGBA uint8 [F, H, W, 4], where its alpha is from, and warnings of one line each.
+
+    ``alpha`` is one of settings.ALPHA_SOURCES; auto takes the first that works: masks (uint8 [F, H, W]), the file, a
+    plain background, the network. A file's transparency counts where it covers a meaningful share of the pixels.
+    """
+    rgba, name, doubts = _find(source, frames, alpha, matting_model, masks)
+    return rgba, name, [*doubts, *_doubts(rgba[..., 3], name)]
+
+
+def _find(
+    source: str, frames: np.ndarray, alpha: str, matting_model: str, masks: np.ndarray | None
+) -> tuple[np.ndarray, str, list[str]]:
+    if alpha == "mask" and masks is None:
+        raise UserError(f"{source}: alpha=mask needs masks: give a folder, a glob or a video of them with mask=")
+    if alpha in ("auto", "mask") and masks is not None:
+        return np.concatenate([frames[..., :3], masks[..., None]], axis=-1), "the masks", []
+    transparent = float((frames[..., 3] < 128).mean())
+    if (alpha == "auto" and transparent >= MEANINGFUL_SHARE) or (alpha == "file" and transparent > 0):
+        return frames, "the file", []
     if alpha == "file":
         raise UserError(f"{source} has no transparency, as alpha=file needs. {THREE_WAYS}")
-    background = _plain_background(frames[..., :3])
-    if alpha in ("auto", "plain") and background is not None:
-        colour, noise = background
-        name = "#" + "".join(f"{round(255 * float(c)):02x}" for c in colour)
-        return np.stack([_cut_out(frame, colour, noise) for frame in frames]), f"the plain background {name}"
+    background = _plain_background(frames[..., :3]) if alpha in ("auto", "plain") else None
+    if background is not None:
+        color, noise = background
+        name = "#" + "".join(f"{round(255 * float(c)):02x}" for c in color)
+        rgba = np.stack([_cut_out(frame, color, noise) for frame in frames])
+        return rgba, f"the plain background {name}", _faint(frames[..., :3], rgba[..., 3], color, noise, name)
     if alpha == "plain":
-        raise UserError(f"{source}: its border is not one plain colour, as alpha=plain needs. {THREE_WAYS}")
-    matted = _rembg(source, frames, matting_model)
-    if matted is None:
-        missing = "rembg is not installed"
-        if alpha == "rembg":
-            raise UserError(f"{source}: alpha=rembg is asked for but {missing}: pip install rembg onnxruntime")
+        raise UserError(f"{source}: its border is not one plain color, as alpha=plain needs. {THREE_WAYS}")
+    if alpha == "auto" and not u2net.installed():
+        found = f"only {100 * transparent:.2g} % transparent pixels" if transparent else "no transparency"
         raise UserError(
-            f"{source} has no transparency, its border is not one plain colour, and {missing}. {THREE_WAYS}"
+            f"{source} has {found}, its border is not one plain color, and no matting network is here. {THREE_WAYS}"
         )
-    return matted, "rembg"
+    return u2net.matte(source, frames, matting_model), f"the network {matting_model}", []
+
+
+def _doubts(alpha: np.ndarray, name: str) -> list[str]:
+    """Warnings where what was found may not be the object; alpha uint8 [F, H, W]."""
+    shown = alpha > 127
+    share = float(shown.mean())
+    if share == 0:
+        return []
+    pieces, largest = zip(*(_pieces(mask) for mask in shown if mask.any()), strict=True)
+    found = []
+    if share < TINY_SHARE:
+        found.append(f"it is {100 * share:.2g} % of the frame")
+    if float(np.median(largest)) < WHOLE_SHARE:
+        found.append(f"it is in {round(float(np.median(pieces)))} pieces")
+    if not found:
+        return []
+    advice = "if not, give masks (mask=), frames with transparency, or alpha=matting"
+    return [f"is this the whole object (alpha from {name})? {' and '.join(found)}: look at matte.png; {advice}"]
+
+
+def _pieces(mask: np.ndarray) -> tuple[int, float]:
+    """Number of connected pieces (of a hundredth of the object or more), and the share of the largest."""
+    labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    return int((areas >= 0.01 * areas.sum()).sum()), float(areas.max() / areas.sum())
+
+
+def _faint(rgb: np.ndarray, alpha: np.ndarray, color: np.ndarray, noise: float, name: str) -> list[str]:
+    """A warning where a large part differs from the plain background, but too little to be told from it."""
+    faint, solid = 0, 0
+    for frame, mask in zip(rgb, alpha > 0, strict=True):
+        distance = np.linalg.norm(frame / np.float32(255) - color, axis=-1)
+        spots = (distance > max(0.012, 2 * noise)) & (distance <= _threshold(noise)) & ~ndimage.binary_dilation(mask)
+        faint += int(ndimage.binary_opening(spots, iterations=2).sum())  # lines and specks are compression
+        solid += int(mask.sum())
+    if faint <= 0.5 * solid:
+        return []
+    return [
+        f"a part {faint / max(solid, 1):.1f} times as large as the object that was found has nearly the color of the "
+        f"background {name}: is the object on a background of its own color? Look at matte.png; give masks (mask=), "
+        "frames with transparency, or alpha=matting"
+    ]
+
+
+def matte_picture(frames: np.ndarray, rgba: np.ndarray, height: int = 128, count: int = 8) -> np.ndarray:
+    """Return up to ``count`` frames above what was taken for the object, on a checkerboard: uint8 [2 height, W', 3]."""
+    shown = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
+    width = max(1, min(1024, round(height * frames.shape[2] / frames.shape[1])))
+    y, x = np.mgrid[:height, :width] // 8
+    checkers = np.where((x + y) % 2, 205, 140).astype(np.uint8)[..., None]
+    board = Image.fromarray(np.concatenate([checkers.repeat(3, -1), np.full_like(checkers, 255)], axis=-1))
+    rows = []
+    for pictures in (frames, rgba):
+        small = [Image.fromarray(np.ascontiguousarray(pictures[i])).convert("RGBa") for i in shown]
+        small = [each.resize((width, height), Image.Resampling.BOX).convert("RGBA") for each in small]
+        rows.append(np.concatenate([np.asarray(Image.alpha_composite(board, each))[..., :3] for each in small], axis=1))
+    return np.concatenate(rows)
 
 
 def _plain_background(rgb: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Colour [3] in [0, 1] and noise of a plain background, or None.
+    """Color [3] in [0, 1] and noise of a plain background, or None.
 
     The median over the border pixels of all frames stands against an object that touches the border; in every frame
     at least 80 % of the border must show it, which black bars beside a picture do not reach.
@@ -52,38 +128,43 @@ def _plain_background(rgb: np.ndarray) -> tuple[np.ndarray, float] | None:
     edge = max(1, min(height, width) // 50)
     ring[edge:-edge, edge:-edge] = False
     border = rgb[:, ring] / np.float32(255)  # [F, N, 3]
-    colour = np.median(border, axis=(0, 1))
-    distance = np.linalg.norm(border - colour, axis=-1)
+    color = np.median(border, axis=(0, 1))
+    distance = np.linalg.norm(border - color, axis=-1)
     same = distance < 0.1
     if same.mean(axis=1).min() < 0.8:
         return None
-    return colour, float(np.quantile(distance[same], 0.99))
+    return color, float(np.quantile(distance[same], 0.99))
 
 
-def _cut_out(frame: np.ndarray, colour: np.ndarray, noise: float) -> np.ndarray:
+def _cut_out(frame: np.ndarray, color: np.ndarray, noise: float) -> np.ndarray:
     """RGBA uint8 [H, W, 4] of one frame before a plain background.
 
     A pixel of the object's edge shows a F + (1 - a) B, so its distance to B is a times that of F: in the edge alpha is
     the distance over the largest one near by, and F follows. Deeper inside alpha is 1.
     """
     rgb = frame[..., :3] / np.float32(255)
-    distance = np.linalg.norm(rgb - colour, axis=-1)
-    solid = _solid(distance, max(0.06, 1.5 * noise), bool(colour.min() > 0.97 or colour.max() < 0.03))
-    reach = 2 + min(rgb.shape[:2]) // 256  # pixels of the edge; subsampled colour bleeds two pixels far
+    distance = np.linalg.norm(rgb - color, axis=-1)
+    solid = _solid(distance, _threshold(noise), bool(color.min() > 0.97 or color.max() < 0.03))
+    reach = 2 + min(rgb.shape[:2]) // 256  # pixels of the edge; subsampled color bleeds two pixels far
     inside = ndimage.binary_erosion(solid, iterations=reach, border_value=1)
     near = ndimage.binary_dilation(solid)
     share = distance / np.maximum(ndimage.maximum_filter(distance * solid, size=2 * reach + 3), 1e-6)
     soft = (share - 0.1) / 0.8  # keeps the half-way line, drops the faint halo that compression leaves
     alpha = np.where(inside, 1.0, np.where(near, soft, 0.0)).clip(0, 1)
-    foreground = (rgb - (1 - alpha[..., None]) * colour) / np.maximum(alpha[..., None], 0.05)
+    foreground = (rgb - (1 - alpha[..., None]) * color) / np.maximum(alpha[..., None], 0.05)
     rgba = np.concatenate([foreground.clip(0, 1), alpha[..., None]], axis=-1)
     return (255 * rgba).round().astype(np.uint8)
+
+
+def _threshold(noise: float) -> float:
+    """Distance from a plain background, in RGB of [0, 1], from which on a pixel is the object's."""
+    return max(0.06, 1.5 * noise)
 
 
 def _solid(distance: np.ndarray, threshold: float, clipped: bool) -> np.ndarray:
     """Object mask [H, W]: the large connected regions of what differs from the background, false holes filled.
 
-    Inside the object, exactly the background's colour is a hole (between the legs) if that colour is rare. Before
+    Inside the object, exactly the background's color is a hole (between the legs) if that color is rare. Before
     white or black (``clipped``) it is more often an overexposed or dark part: there every hole is filled, and notches
     of up to a fortieth of the object's size as well.
     """
@@ -101,21 +182,3 @@ def _solid(distance: np.ndarray, threshold: float, clipped: bool) -> np.ndarray:
     small = ndimage.sum_labels(np.ones_like(distance), holes, numbers) < 0.005 * solid.sum()
     pale = np.asarray(ndimage.mean(distance, holes, numbers)) > threshold / 3
     return solid | np.isin(holes, numbers[small | pale])
-
-
-def _rembg(source: str, frames: np.ndarray, model: str) -> np.ndarray | None:
-    """RGBA uint8 [F, H, W, 4] from the optional matting network, None where it is not installed."""
-    try:
-        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidProtobuf
-        from rembg import new_session, remove
-    except ImportError:
-        return None
-    kind, _, path = model.partition(":")
-    try:
-        session = new_session(kind, model_path=path) if path else new_session(kind)
-        return np.stack([np.asarray(remove(Image.fromarray(frame[..., :3]), session=session)) for frame in frames])
-    except (OSError, ValueError, Fail, InvalidProtobuf) as error:
-        raise UserError(
-            f"{source}: rembg cannot use the model {model} ({' '.join(str(error).split())[:200]}): give matting_model "
-            "a model's name, or KIND:PATH of an ONNX file in the folder REMBG_HOME, as in dis_custom:/models/isnet.onnx"
-        ) from error

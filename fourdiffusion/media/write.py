@@ -27,7 +27,7 @@ def write_video(path: Path | str, frames: Tensor, fps: float = 8.0, min_side: in
     Frames under ``min_side`` pixels are enlarged by a whole factor without smoothing, so that they can be watched.
     """
     pixels = _to_uint8(_enlarge(frames, min_side))
-    # yuv420p stores colour for 2 x 2 pixels: odd sizes repeat their last row or column.
+    # yuv420p stores color for 2 x 2 pixels: odd sizes repeat their last row or column.
     pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
     write_atomic(Path(path), lambda partial: _encode(partial, pixels, fps))
 
@@ -74,15 +74,15 @@ def contact_sheet(
     return torch.from_numpy(np.array(sheet)).permute(2, 0, 1) / 255
 
 
-def write_views(folder: Path, given: Tensor, views: Tensor, azimuths_deg: list[float], fps: float = 8.0) -> None:
+def write_views(folder: Path, input_video: Tensor, views: Tensor, azimuths_deg: list[float], fps: float = 8.0) -> None:
     """Write generated views as one mp4 each, and a contact sheet of frames (columns) by the input and the views (rows).
 
-    given [F, 3, H, W] is the input video, views [V, F, 3, H, W], both RGB in [0, 1].
+    input_video is [F, 3, H, W], views [V, F, 3, H, W], both RGB in [0, 1].
     """
     for azimuth, view in zip(azimuths_deg, views, strict=True):
         write_video(folder / f"view_{round(azimuth) % 360:03d}.mp4", view, fps)
     labels = ["input", *(f"{round(azimuth) % 360}\N{DEGREE SIGN}" for azimuth in azimuths_deg)]
-    write_image(folder / "contact_sheet.png", contact_sheet(torch.cat([given[None], views]), row_labels=labels))
+    write_image(folder / "contact_sheet.png", contact_sheet(torch.cat([input_video[None], views]), row_labels=labels))
 
 
 def _enlarge(images: Tensor, min_side: int) -> Tensor:

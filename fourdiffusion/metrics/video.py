@@ -67,8 +67,8 @@ def evaluate_views(
         lpips: what ``metrics.lpips.load_lpips`` found; None leaves that measure out.
 
     Returns:
-        "mean": {metric: float}; "per_view": {metric: [V]}; "per_frame": {metric: [V][F]}. Means are of the pictures'
-        values (PSNR is averaged in dB). "temporal_error" belongs to a view, not to a frame, and needs F >= 2.
+        "mean": {metric: float}; "per_view": {metric: [V]}; "per_frame": {metric: V lists of F}. Means are of the
+        pictures' values (PSNR is averaged in dB). "temporal_error" belongs to a view, not to a frame, and needs F >= 2.
     """
     if prediction.ndim != 5:
         raise ValueError(f"evaluate_views needs [V, F, 3, H, W], got {list(prediction.shape)}")

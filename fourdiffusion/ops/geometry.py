@@ -1,5 +1,6 @@
 """Intersections of rays with simple bodies."""
 
+import torch
 from torch import Tensor
 
 
@@ -9,3 +10,20 @@ def ball_interval(origins: Tensor, directions: Tensor, radius: float) -> tuple[T
     closest = origins.square().sum(-1) - middle.square()
     half = (radius**2 - closest).clamp(min=0).sqrt()
     return (middle - half).clamp(min=0), middle + half
+
+
+def box_interval(origins: Tensor, directions: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Where rays [R, 3] enter and leave the box from corner low [3] to high [3]: as of ``ball_interval``."""
+    inverse = 1 / torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
+    a, b = (low - origins) * inverse, (high - origins) * inverse
+    return torch.minimum(a, b).amax(-1).clamp(min=0), torch.maximum(a, b).amin(-1)
+
+
+def bounds_interval(origins: Tensor, directions: Tensor, radius: float, bounds: str) -> tuple[Tensor, Tensor]:
+    """Where unit rays enter and leave the "ball" |x| <= radius or the "cube" [-radius, radius]^3."""
+    if bounds == "ball":
+        return ball_interval(origins, directions, radius)
+    if bounds != "cube":
+        raise ValueError(f"bounds={bounds!r} is unknown: choose ball or cube")
+    corner = torch.full((3,), radius, dtype=origins.dtype, device=origins.device)
+    return box_interval(origins, directions, -corner, corner)

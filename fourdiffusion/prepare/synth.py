@@ -62,7 +62,7 @@ def make_clip(config: SynthConfig, seed: int, faulty: bool = False) -> Clip:
         fovy_deg=FOVY_DEG,
         times=times,
         caption=creature.caption,
-        licence="Apache-2.0",
+        license="Apache-2.0",
         source=f"fourdiffusion data synth, seed {seed}" + (f", fault {FAULTS[seed % len(FAULTS)]}" if faulty else ""),
         depth=depth.view(views, frames, size, size) if config.depth else None,
     )

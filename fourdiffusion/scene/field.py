@@ -14,8 +14,8 @@ from torch.nn.functional import softplus
 
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import save_tensors, write_atomic
+from fourdiffusion.ops.fused_field import FieldShape, fused_field
 from fourdiffusion.ops.hash_grid import HashGrid, summed_encodings
-from fourdiffusion.ops.mlp import perceptron
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.scene.settings import FieldConfig
 
@@ -51,19 +51,39 @@ class DynamicField(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """x [N, 3] in [-radius, radius], t [N] in [0, 1] -> sigma [N] >= 0 per scene unit, rgb [N, 3] in (0, 1)."""
-        hidden = torch.cat([self.density_mlp.hidden, self.colour_mlp.hidden])
-        output = torch.block_diag(self.density_mlp.output, self.colour_mlp.output)
-        raw_density, raw_colour = perceptron(self._features(x, t), hidden, output).split([1, 3], dim=1)
-        return self._activate(raw_density, x), raw_colour.sigmoid()
+        self._check_points(x, t)
+        if self._fused(x, t):
+            return fused_field(x, t, *self._operands(), self.density_mlp.weights(), self.colour_mlp.weights())
+        features = self._features(x, t)
+        return self._activate(self.density_mlp(features), x), self.colour_mlp(features).sigmoid()
 
     def density(self, x: Tensor, t: Tensor) -> Tensor:
         """The sigma of ``forward`` alone, at about two thirds of its cost: x [N, 3], t [N] -> [N]."""
-        raw = perceptron(self._features(x, t), self.density_mlp.hidden, self.density_mlp.output)
-        return self._activate(raw, x)
+        self._check_points(x, t)
+        if self._fused(x, t):
+            return fused_field(x, t, *self._operands(), self.density_mlp.weights(), None)[0]
+        return self._activate(self.density_mlp(self._features(x, t)), x)
 
-    def _features(self, x: Tensor, t: Tensor) -> Tensor:
+    def _fused(self, x: Tensor, t: Tensor) -> bool:
+        """Whether the fused kernels serve: float32 on a CPU, both grids by numba, no gradient of the points."""
+        return (
+            len(x) > 0
+            and x.dtype == t.dtype == torch.float32
+            and not (torch.is_grad_enabled() and (x.requires_grad or t.requires_grad))
+            and all(grid.backend_for(x.detach()) == "numba" for grid in (self.space, self.spacetime))
+        )
+
+    def _operands(self) -> tuple[FieldShape, Tensor, Tensor]:
+        config = self.config
+        shape = FieldShape(self.space.levels, self.spacetime.levels, config.radius, config.blob_scale, config.blob_std)
+        return shape, self.space.params, self.spacetime.params
+
+    @staticmethod
+    def _check_points(x: Tensor, t: Tensor) -> None:
         if x.ndim != 2 or x.shape[1] != 3 or t.shape != x.shape[:1]:
             raise ValueError(f"a field takes x [N, 3] and t [N], got {list(x.shape)} and {list(t.shape)}")
+
+    def _features(self, x: Tensor, t: Tensor) -> Tensor:
         unit = (x + self.config.radius) / (2 * self.config.radius)
         return summed_encodings(torch.cat([unit, t[:, None]], dim=1), (self.space, self.spacetime))
 
@@ -113,6 +133,13 @@ class _Perceptron(nn.Module):
         self.output = nn.Parameter(torch.empty(num_outputs, width))
         for weight in (self.hidden, self.output):
             nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """relu(x @ hidden.T) @ output.T: [N, C] -> [N, O]."""
+        return (x @ self.hidden.t()).relu() @ self.output.t()
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        return self.hidden, self.output
 
 
 def _parse_config(text: str) -> FieldConfig:

@@ -1,7 +1,8 @@
 """Volume rendering of a radiance field, all rays of a step in one packed batch.
 
 The field is any callable (x [N, 3], t [N]) -> (sigma [N], rgb [N, 3]); nothing here knows what is behind it. The scene
-lives in the ball |x| <= radius; empty space is skipped with one occupancy grid that all times share.
+lives in the ball |x| <= radius or the cube around it; empty space is skipped with one occupancy grid that all times
+share, and samples that cannot matter are dropped after a pass over the density alone.
 """
 
 from collections.abc import Callable
@@ -38,8 +39,8 @@ class RenderOutput:
 class OccupancyGrid(nn.Module):
     """Which cells of the cube [-radius, radius]^3 hold matter at any time.
 
-    Remembers for each cell the largest density seen at any of the times, fading by ``occupancy_decay`` an update
-    (Mueller et al. 2022, appendix C). Until the first update every cell counts as occupied.
+    Remembers for each cell the largest density seen at any of the times, fading by ``occupancy_decay`` a round over all
+    of them (Mueller et al. 2022, appendix C). Until the first update every cell counts as occupied.
 
     Args:
         config: sizes.
@@ -51,24 +52,30 @@ class OccupancyGrid(nn.Module):
 
     def __init__(self, config: RendererConfig, backend: str = "auto"):
         super().__init__()
-        if config.occupancy_resolution < 1 or config.num_samples < 1 or config.radius <= 0:
-            raise ValueError(f"occupancy_resolution, num_samples and radius must be positive: {config}")
+        if config.occupancy_resolution < 1 or config.num_samples < 1 or config.radius <= 0 or config.step_scale <= 0:
+            raise ValueError(f"occupancy_resolution, num_samples, radius and step_scale must be positive: {config}")
         shape = (config.occupancy_resolution,) * 3
         self.config, self.backend = config, backend
         self.register_buffer("density", torch.zeros(shape))
         self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, density: Density, times: Tensor, generator: torch.Generator | None = None) -> None:
-        """Looks at one random point of each cell (its centre without a generator) at each of the times [F].
+    def update(
+        self, density: Density, times: Tensor, generator: torch.Generator | None = None, share: float = 1.0
+    ) -> None:
+        """Look at one random point of each cell (its center without a generator) at each of the times [F].
 
         The threshold is on a step's opacity but never above the mean, so that a young, thin scene is not lost.
+
+        Args:
+            share: part of a round over all times that this is. The memory fades by occupancy_decay ** share, so that a
+                round in several updates forgets as much as one in a single update.
         """
         config, device = self.config, self.density.device
         size = config.occupancy_resolution
         index = torch.arange(size, device=device)
         cells = torch.stack(torch.meshgrid(index, index, index, indexing="ij"), dim=-1).flatten(0, 2)  # [G^3, 3]
-        seen = self.density.flatten() * config.occupancy_decay
+        seen = self.density.flatten() * config.occupancy_decay**share
         for time in times.to(device):
             if generator is None:
                 offset = torch.full(cells.shape, 0.5, device=device)
@@ -77,11 +84,31 @@ class OccupancyGrid(nn.Module):
             x = ((cells + offset) * (2 / size) - 1) * config.radius
             seen = torch.maximum(seen, density(x, time.expand(len(x))))
         self.density.copy_(seen.view_as(self.density))
-        opacity = 1 - torch.exp(-self.density * config.step)
+        opacity = self._opacity()
         self.occupied.copy_(opacity > opacity.mean().clamp(max=config.occupancy_threshold))
+
+    @torch.no_grad()
+    def peak_opacity(self) -> float:
+        """Of one step in the densest remembered cell; 0 before the first update."""
+        return float(self._opacity().max())
+
+    def _opacity(self) -> Tensor:
+        return -torch.expm1(-self.density * self.config.step)
 
     def extra_repr(self) -> str:
         return f"{self.config.occupancy_resolution}^3 cells of [-{self.config.radius}, {self.config.radius}]^3"
+
+
+def due_times(times: Tensor, step: int, every: int) -> tuple[Tensor, float]:
+    """Which of the times [F] an occupancy grid looks at in a step, and their share of a round.
+
+    In each ``every`` steps every time comes once, as evenly as it goes: the work of a round is spread over the steps.
+    At step 0 all of them come: a grid that has seen some times only would skip the matter of the others.
+    """
+    if step == 0:
+        return times, 1.0
+    first, last = (len(times) * place // every for place in (step % every, step % every + 1))
+    return times[first:last], (last - first) / len(times)
 
 
 def render(
@@ -99,16 +126,25 @@ def render(
         background: [3] or [R, 3] in [0, 1].
         jitter: [R] in [0, 1): shift of each ray's samples in steps; None is 0. A ray's picture depends on its own
             number only, so rays may be rendered in any chunks.
-        density: (x, t) -> sigma of the same field; needed for normals and for early_stop > 0.
-        with_normals: costs four more densities a sample.
+        density: (x, t) -> sigma of the same field; needed for normals and for pruning.
+        with_normals: by finite differences these cost four more densities a sample.
     """
+    if config.normals not in ("difference", "analytic"):
+        raise ValueError(f"normals={config.normals!r} is unknown: choose difference or analytic")
     num_rays = _check_rays(origins, directions, times, background, jitter)
-    if density is None and (with_normals or config.early_stop > 0):
-        raise ValueError("normals and early_stop need the density alone: pass density=, for example field.density")
+    if density is None and (with_normals or config.prunes):
+        raise ValueError("normals and pruning need the density alone: pass density=, for example field.density")
     occupied, backend = (None, "auto") if occupancy is None else (occupancy.occupied, occupancy.backend)
-    ray_index, t_start, t_end = march(origins, directions, config.step, config.radius, jitter, occupied, backend)
-    if config.early_stop > 0 and density is not None:
-        visible = _reached(density, origins, directions, times, ray_index, t_start, t_end, config.early_stop, backend)
+    ray_index, t_start, t_end = march(
+        origins, directions, config.step, config.radius, jitter, occupied, backend, config.bounds
+    )
+    if config.prunes and density is not None:
+        _, positions = _middles(origins, directions, ray_index, t_start, t_end)
+        with torch.no_grad():
+            sigma = density(positions, times[ray_index])
+            weights, transmittance = render_weights(sigma, t_start, t_end, ray_index, num_rays, backend)
+        peak = 1.0 if occupancy is None else occupancy.peak_opacity()
+        visible = visible_samples(weights, transmittance, config, peak)
         ray_index, t_start, t_end = ray_index[visible], t_start[visible], t_end[visible]
     distances, positions = _middles(origins, directions, ray_index, t_start, t_end)
     sigma, colour = field(positions, times[ray_index])
@@ -118,7 +154,10 @@ def render(
     depth = accumulate(weights, distances[:, None], ray_index, num_rays, backend).squeeze(1) / opacity.clamp(min=1e-6)
     normals = None
     if with_normals and density is not None:
-        normals = finite_difference_normals(density, positions, times[ray_index], config.normal_epsilon)
+        if config.normals == "analytic":
+            normals = analytic_normals(density, positions, times[ray_index])
+        else:
+            normals = finite_difference_normals(density, positions, times[ray_index], config.normal_epsilon)
     return RenderOutput(rgb, opacity, depth, ray_index, weights, positions, distances, normals)
 
 
@@ -142,16 +181,15 @@ def _middles(
     return distances, origins[ray_index] + distances[:, None] * directions[ray_index]
 
 
-@torch.no_grad()
-def _reached(
-    density: Density, origins: Tensor, directions: Tensor, times: Tensor,
-    ray_index: Tensor, t_start: Tensor, t_end: Tensor, threshold: float, backend: str,
-) -> Tensor:  # fmt: skip
-    """Samples that at least ``threshold`` of the light reaches: bool [N]."""
-    _, positions = _middles(origins, directions, ray_index, t_start, t_end)
-    sigma = density(positions, times[ray_index])
-    _, transmittance = render_weights(sigma, t_start, t_end, ray_index, len(origins), backend)
-    return transmittance >= threshold
+def visible_samples(weights: Tensor, transmittance: Tensor, config: RendererConfig, peak_opacity: float) -> Tensor:
+    """Samples that pass ``prune_alpha``, ``early_stop`` and ``prune_weight``: weights, transmittance [N] -> bool [N].
+
+    Both are those among all samples, the dropped ones too, as in nerfacc. The thresholds on opacity and weight are
+    never above a tenth of ``peak_opacity``, so that a young, thin scene is not lost. (nerfacc caps by the mean over all
+    cells, which falls with the object's share of the cube.)
+    """
+    alpha, weight = (min(value, 0.1 * peak_opacity) for value in (config.prune_alpha, config.prune_weight))
+    return (weights >= alpha * transmittance) & (transmittance >= config.early_stop) & (weights >= weight)
 
 
 def finite_difference_normals(density: Density, x: Tensor, t: Tensor, epsilon: float) -> Tensor:
@@ -160,6 +198,18 @@ def finite_difference_normals(density: Density, x: Tensor, t: Tensor, epsilon: f
     points = x[None] + epsilon * corners[:, None]  # [4, N, 3]
     sigma = density(points.flatten(0, 1), t.repeat(len(corners))).view(len(corners), -1)
     return normalize(-(sigma[..., None] * corners[:, None]).sum(0), dim=-1, eps=1e-8)
+
+
+def analytic_normals(density: Density, x: Tensor, t: Tensor) -> Tensor:
+    """-grad sigma / |grad sigma| by differentiating the density: [N, 3]; differentiable in what it is made of.
+
+    A density that is made of linear pieces, as a hash grid's, has a gradient that jumps between cells.
+    """
+    keep = torch.is_grad_enabled()
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(density(x, t).sum(), x, create_graph=keep)
+    return normalize(-slope, dim=-1, eps=1e-8)
 
 
 @torch.no_grad()

@@ -24,13 +24,13 @@ VARIANTS = {
     # The tiny recipe has the generated views where the paper has the anchor loss. Without them nothing but SDS is left:
     # it must begin at the first step, with much noise as the paper's does, and at every step.
     "without anchor": [
-        "loss.views=0",
+        "loss.lambda_rgb=0",
         "loss.anchor=false",
-        "sds.start=0",
+        "sds.start_step=0",
         "sds.every=1",
-        "sds.max_step=0.98",
+        "sds.t_start=0.98",
         "sds.ramp_steps=150",
-        "steps=150",
+        "max_steps=150",
     ],
     "without SDS": ["sds.source=off"],
 }

@@ -17,8 +17,10 @@ from torch import Tensor
 from fourdiffusion import cameras, config
 from fourdiffusion.datasets.clips import list_clips, read_clip
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.loading import load_pipeline, set_sampler
+from fourdiffusion.diffusion.generation import generate_views, with_overrides
+from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.schedulers import set_scheduler
 from fourdiffusion.media.image import composite
 
 FRAMES, VIEWS, GUIDANCE, REFERENCE_STEPS = 1, 4, 2.5, 1000
@@ -32,24 +34,25 @@ def conditions(folder: Path) -> tuple[Tensor, str]:
     return composite(clip.rgba[view, :FRAMES].float() / 255), clip.caption
 
 
-@torch.no_grad()
 def sample(pipeline: FourDiffusionPipeline, images: Tensor, prompt: str, steps: int, seed: int) -> Tensor:
     """Latents of one clip."""
-    denoiser = pipeline.prepare(images, prompt, "")
-    c2w = cameras.orbit(cameras.orthogonal_azimuths(VIEWS))
-    return pipeline.sample(denoiser, c2w, steps, GUIDANCE, torch.Generator().manual_seed(seed))
+    settings = with_overrides(pipeline.generation_config, steps, GUIDANCE, "")
+    generator = torch.Generator().manual_seed(seed)
+    return generate_views(
+        pipeline, images, prompt, num_views=VIEWS, settings=settings, generator=generator, output_type="latent"
+    )
 
 
 def main(folder: Path, number: int) -> None:
     """Prints a Markdown table."""
     pipeline = load_pipeline(config.shipped("data/models/tiny"))
     clips = [conditions(each) for each in list_clips(folder)[:number]]
-    set_sampler(pipeline, "ddim", "trailing")
+    set_scheduler(pipeline, "ddim", "trailing")
     wanted = [sample(pipeline, *clip, REFERENCE_STEPS, seed) for seed, clip in enumerate(clips)]
     print(f"{number} clips of {folder}, {FRAMES} frames x {VIEWS} views, guidance {GUIDANCE}")
     print("| sampler | steps | distance of latents | PSNR, dB | seconds |\n|---|---|---|---|---|")
     for name, choices in STEPS.items():
-        set_sampler(pipeline, name, "trailing")
+        set_scheduler(pipeline, name, "trailing")
         for steps in choices:
             distances, psnrs, began = [], [], time.perf_counter()
             for seed, clip in enumerate(clips):

@@ -27,7 +27,7 @@ CHUNKS = ["sds.ray_chunk=32768", "sds.image_chunk=4"]
 def main() -> None:
     """Measures and prints a Markdown table."""
     options = _options()
-    words = [*SAMPLE, f"steps={BEFORE + 1}", f"sds.start={BEFORE}", f"sds.resolutions=[{options.side}]"]
+    words = [*SAMPLE, f"max_steps={BEFORE + 1}", f"sds.start_step={BEFORE}", f"sds.resolutions=[{options.side}]"]
     words += ["device=cpu", "preview_minutes=0", "trackers=[]", *([] if options.whole else CHUNKS), *options.words]
     print("| views | pictures | rays of the SDS step | seconds | peak GiB |\n|---|---|---|---|---|")
     for views in options.views:

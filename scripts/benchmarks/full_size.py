@@ -26,11 +26,15 @@ from fourdiffusion import cameras
 from fourdiffusion.config import build, compose, load_settings_class
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, noise_schedule, open_pipeline
+from fourdiffusion.diffusion.generation import generate_views
+from fourdiffusion.diffusion.generation_config import sampling_settings
+from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, open_pipeline
 from fourdiffusion.diffusion.pipeline import unconditional
-from fourdiffusion.diffusion.settings import ModelConfig
-from fourdiffusion.fit.loop import Stage, Target, loss_weights
+from fourdiffusion.diffusion.schedulers import noise_schedule
+from fourdiffusion.diffusion.settings import ModelConfig, architecture
+from fourdiffusion.fit.loop import make_optimizer, update
 from fourdiffusion.fit.settings import FitConfig
+from fourdiffusion.fit.step import Problem, Target, plan_step
 from fourdiffusion.randomness import stream
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -60,7 +64,7 @@ CASES = {  # what the table compares
 def settings(tiny: bool) -> FitConfig:
     """The paper's; with the small model's sizes for a trial."""
     schema = load_settings_class("fourdiffusion.fit.settings:FitConfig")
-    words = ["video=none", "experiment=paper", *(["model=tiny", "scene=tiny", "model.path=null"] if tiny else [])]
+    words = ["video=none", "experiment=paper", *(["model=tiny_sizes", "scene=tiny", "model.path=null"] if tiny else [])]
     return build(compose("fit", schema, words), FitConfig)
 
 
@@ -84,15 +88,16 @@ def main(arguments: argparse.Namespace) -> None:
         path=str(folder),
         image_size=arguments.size or sizes.image_size,
         dtype=arguments.dtype,
-        storage=arguments.storage,
+        storage_dtype=arguments.storage,
         offload=arguments.offload,
         channels_last=arguments.channels_last,
         compile=arguments.compile,
     )
+    side = sampling_settings(model).image_size
     config.prompt, config.num_frames, config.num_views, config.model = PROMPT, arguments.frames, arguments.views, model
     config.sds.image_chunk, config.sds.ray_chunk = arguments.image_chunk, arguments.ray_chunk
-    config.sds.resolutions = [model.image_size] * len(config.sds.resolution_steps)
-    images = torch.rand(arguments.frames, 3, model.image_size, model.image_size)
+    config.sds.resolutions = [side] * len(config.sds.resolution_milestones)
+    images = torch.rand(arguments.frames, 3, side, side)
     measure = measure_generate if arguments.task == "generate" else measure_sds
     seconds = measure(config, device, images, arguments.steps)
     if device.type == "cuda":
@@ -104,7 +109,7 @@ def main(arguments: argparse.Namespace) -> None:
 
 def write_model(folder: Path, sizes: ModelConfig) -> None:
     """A pipeline folder of random bfloat16 weights, which are never in memory at any other precision."""
-    tokenizer = encoders.train_tokenizer([PROMPT], 512, sizes.text_length)
+    tokenizer = encoders.train_tokenizer([PROMPT], 512, architecture(sizes).text_length)
     with torch.device("meta"):  # names and shapes without memory
         pipeline = fresh_pipeline(sizes, tokenizer, seed=0)
     generator = torch.Generator().manual_seed(0)
@@ -133,18 +138,18 @@ def _now(device: torch.device) -> float:
 
 def measure_generate(config: FitConfig, device: torch.device, images: Tensor, steps: int) -> dict[str, float]:
     """Seconds of each part of ``generate``; of the denoising steps the fastest."""
-    model = config.model
     began = _now(device)
-    pipeline = open_pipeline(model, device)
+    pipeline = open_pipeline(config.model, device)
     loaded = _now(device)
-    c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
-    denoiser = pipeline.prepare(images, config.prompt, unconditional(model.negative_prompt, model.guidance))
-    marks = [_now(device)]
-    z = pipeline.sample(
-        denoiser, c2w, steps, model.guidance, torch.Generator().manual_seed(0),
+    marks: list[float] = []
+    views = generate_views(
+        pipeline,
+        images,
+        config.prompt,
+        num_views=config.num_views,
+        settings=dataclasses.replace(pipeline.generation_config, num_inference_steps=steps),
         progress=lambda _: marks.append(_now(device)),
-    )  # fmt: skip
-    views = encoders.decode_latents(pipeline.vae, z)
+    )
     ended = _now(device)
     assert views.isfinite().all()
     step = min(after - before for before, after in zip(marks[:-1], marks[1:], strict=True))
@@ -161,25 +166,20 @@ def measure_sds(config: FitConfig, device: torch.device, images: Tensor, steps: 
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     loaded = _now(device)
-    negative = unconditional(config.model.distillation_negative, config.sds.guidance)
+    negative = unconditional(pipeline.generation_config.distillation_negative_prompt, config.sds.guidance_scale)
     denoiser = pipeline.prepare(images, config.prompt, negative)
     field, renderer = DynamicField(config.scene.field, config.seed).to(device), config.scene.renderer
     scene = Scene(field, OccupancyGrid(renderer).to(device), renderer)
-    optimizer = torch.optim.AdamW(field.parameter_groups(config.grid_rate, config.mlp_rate))
     c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
     times = torch.linspace(0, 1, config.num_frames)
     target = Target(images, images.expand(config.num_views, *images.shape), c2w, times, anchor=0)
     perceptual = partial(encoders.latent_distance, pipeline.vae)
-    stage = Stage(config, pipeline, denoiser, perceptual, scene, target)
+    problem = Problem(config, pipeline, denoiser, perceptual, scene, target)
+    optimizer = make_optimizer(config, scene)
+    config.occupancy_every = 1
     marks = [_now(device)]
-    for step in range(config.sds.resolution_steps[-1], config.sds.resolution_steps[-1] + steps):
-        generator = stream(config.seed, 0, step)
-        scene.occupancy.update(field.density, times.to(device), generator)
-        weights = loss_weights(config, step)
-        terms = stage.terms(step, weights, generator)
-        assert all(bool(term.isfinite()) for term in terms.values()), terms
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    for step in range(config.sds.resolution_milestones[-1], config.sds.resolution_milestones[-1] + steps):
+        update(problem, optimizer, plan_step(config, step), stream(config.seed, 0, step))
         marks.append(_now(device))
     fastest = min(after - before for before, after in zip(marks[:-1], marks[1:], strict=True))
     return {"load": loaded - began, "encode": marks[0] - loaded, "step": fastest}

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from fourdiffusion import cameras, config
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
-from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.long_video import frame_groups
-from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, unconditional
+from fourdiffusion.diffusion.generation import generate_views
+from fourdiffusion.diffusion.generation_config import with_sampling_settings
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.settings import override
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import write_atomic
 from fourdiffusion.media.image import composite
@@ -62,7 +63,9 @@ def sampling_settings(clips: Path, model: str, frames: int, views: int, words: l
     """The settings that `fourdiffusion generate` would have; ``words`` are more of its KEY=VALUE."""
     schema = config.load_settings_class("fourdiffusion.settings:GenerateConfig")
     given = [f"video={clips}", f"model.path={model}", f"num_frames={frames}", f"num_views={views}"]
-    return config.build(config.compose("generate", schema, [*given, *words]), GenerateConfig)
+    settings = config.build(config.compose("generate", schema, [*given, *words]), GenerateConfig)
+    settings.model = with_sampling_settings(settings.model)
+    return settings
 
 
 @dataclass
@@ -84,20 +87,19 @@ def read_example(folder: Path, settings: GenerateConfig) -> Example:
     return Example(clip.caption, composite(clip.rgba[choose_views(clip.c2w, settings.num_views)].float() / 255))
 
 
-@torch.no_grad()
 def sample(
     pipeline: FourDiffusionPipeline, settings: GenerateConfig, example: Example, seed: int, use_motion: bool = True
 ) -> Tensor:
     """Videos [V, F, 3, H, W] in [0, 1] as `fourdiffusion generate` makes them; without motion, frame by frame."""
-    model = settings.model
-    groups = frame_groups(model.long_video, settings.num_frames, model.window, pipeline.motion.config.max_frames)
-    images = example.truth[0].to(pipeline.device)
-    negative = unconditional(model.negative_prompt, model.guidance)
-    denoiser = pipeline.prepare(images, example.caption, negative, use_motion)
-    c2w = cameras.orbit(cameras.orthogonal_azimuths(settings.num_views))
-    generator = torch.Generator().manual_seed(seed)
-    z = pipeline.sample(denoiser, c2w, model.sampling_steps, model.guidance, generator, groups)
-    return encoders.decode_latents(pipeline.vae, z).transpose(0, 1).cpu()
+    return generate_views(
+        pipeline,
+        example.truth[0].to(pipeline.device),
+        example.caption,
+        num_views=settings.num_views,
+        settings=override(pipeline.generation_config, settings.model),
+        generator=torch.Generator().manual_seed(seed),
+        use_motion=use_motion,
+    )
 
 
 def fingerprint(folder: Path) -> str:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 
 from fourdiffusion import cameras, config
 from fourdiffusion.datasets.clips import list_clips, read_clip
-from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.loading import load_pipeline, set_sampler
+from fourdiffusion.diffusion.generation import generate_views, with_overrides
+from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.diffusion.long_video import FrameGroups, interleaved, windows
+from fourdiffusion.diffusion.schedulers import set_scheduler
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import contact_sheet, write_image
 
@@ -51,7 +52,7 @@ def jumps(views: Tensor) -> Tensor:
 def main(folder: Path, picture: Path, steps: int) -> None:
     """Prints a Markdown table and writes the picture."""
     pipeline = load_pipeline(config.shipped("data/models/tiny"))
-    set_sampler(pipeline, "ddim", "trailing")
+    set_scheduler(pipeline, "ddim", "trailing")
     clips = [read_clip(each) for each in list_clips(folder)]
     azimuths = cameras.orthogonal_azimuths(len(clips[0].c2w))
     print(f"{len(clips)} clips, {len(azimuths)} views, {steps} steps\n")
@@ -63,10 +64,15 @@ def main(folder: Path, picture: Path, steps: int) -> None:
             groups, found, errors = way(num_frames, LENGTH), [], []
             for number, clip in enumerate(tqdm(clips, desc=f"{num_frames} {name}", leave=False)):
                 truth = composite(clip.rgba[:, :num_frames].float() / 255)
-                denoiser = pipeline.prepare(truth[0], clip.caption, None)
-                generator = torch.Generator().manual_seed(number)
-                z = pipeline.sample(denoiser, clip.c2w, steps, 1.0, generator, groups)
-                views = encoders.decode_latents(pipeline.vae, z).transpose(0, 1)
+                views = generate_views(
+                    pipeline,
+                    truth[0],
+                    clip.caption,
+                    c2w=clip.c2w,
+                    settings=with_overrides(pipeline.generation_config, steps, 1.0, None),
+                    generator=torch.Generator().manual_seed(number),
+                    groups=groups,
+                )
                 found.append(jumps(views) / jumps(truth))
                 errors.append(-10 * (views - truth)[1:].square().mean().log10())
                 if number == 0 and num_frames > 2 * LENGTH:

@@ -91,7 +91,8 @@ def section(settings: GenerateConfig, lines: list[report.Line], rows: list[str],
         f"Means over the first {options.objects} test objects (none chosen) and {options.seeds} sampling seeds ± "
         f"standard deviation over objects, {size} x {size} pixels, on white. The views that count stand {azimuths} "
         "degrees from the input; the generated view at the input's own place does not count. The model got the input "
-        f"video and the clip's caption; {model.sampler}, {model.sampling_steps} steps, guidance {model.guidance:g}. "
+        f"video and the clip's caption; {model.scheduler}, {model.num_inference_steps} steps, "
+        f"guidance {model.guidance_scale:g}. "
         f"{report.legend(lines)} A still video would have {report.cell(still, 4)}.",
         "",
         report.table(lines, rows, report.measures(lines)),

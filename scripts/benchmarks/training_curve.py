@@ -54,7 +54,7 @@ def measure_kept(
 ) -> list[report.Line]:
     """All measurements of the run so far, those of these jobs (object, seed) among them."""
     pipeline = open_pipeline(settings.model, resolve_device(settings.device))
-    trained = DiffusionObjective(pipeline, stage, 0.0, False, None).trainable
+    trained = DiffusionObjective(pipeline, stage, 0.0, 0.0, False, None).trainable
     open_run(run / "curve", settings, free=set())
     lines = read_log(run / "curve")
     known = {(line["step"], line["object"], line["seed"]) for line in lines}

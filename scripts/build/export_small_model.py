@@ -30,7 +30,7 @@ code with full size, and no weight with anybody's model.
 - **Data**: 1500 clips of 8 views x 8 frames that `fourdiffusion data synth` renders (seeds 0 to 1499). No picture
   of the real world, no human being, nothing of others.
 - **Recipe**: `scripts/build/make_small_model.sh`, six runs; the weights are moving averages, rounded to half precision.
-- **Compute**: five hours of two AMD EPYC cores, no GPU; steps, hours and what failed: `docs/small_model.md`.
+- **Compute**: five hours of two AMD EPYC cores, no GPU; steps, hours and what failed: `dev/LOG.md`.
 - **Measures**: on 30 objects that training never saw, three views of 8 frames, mean of 5 seeds, two steps of sampling:
   PSNR 16.93 dB, 3.8 dB above the input video and 0.1 above the model without its motion layers (16.82); temporal
   error 0.0584 against 0.0649. One step: 17.35 against 17.30 dB, 0.0540 against 0.0555. All tables, with the commands

@@ -4,14 +4,14 @@
 #   scripts/build/make_small_model.sh [FOLDER OF DATA]
 #
 # Every step goes on where it was interrupted. Two processes of one thread each use two cores best; on a GPU, replace
-# `train` by `fourdiffusion train` and leave out cpu=true. docs/small_model.md says what it took.
+# `train` by `fourdiffusion train` and leave out cpu=true. dev/LOG.md says what it took.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 data=${1:-.cache/synth}
 export OMP_NUM_THREADS=1 PATH="$PWD/.venv/bin:$PATH"
 
 clips=$data/train
-train() { torchrun --nproc_per_node 2 -m fourdiffusion train data.path="$clips" sample_data="$data/test" cpu=true "$@"; }
+train() { torchrun --nproc_per_node 2 -m fourdiffusion train data.path="$clips" validation_data="$data/test" cpu=true "$@"; }
 
 fourdiffusion data synth output="$data/train" num_clips=1500 num_workers=2
 fourdiffusion data synth output="$data/test" split=test num_clips=60 rig=orbit num_workers=2

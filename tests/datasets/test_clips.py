@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fourdiffusion.cameras import orbit
-from fourdiffusion.datasets.clips import Clip, list_clips, read_clip, write_clip
+from fourdiffusion.datasets.clips import Clip, list_clips, opaque_clip, open_clip, read_caption, read_clip, write_clip
 from fourdiffusion.datasets.synthetic import TEST_SEED_START
 from fourdiffusion.errors import UserError
 from fourdiffusion.prepare.settings import SynthConfig
@@ -44,7 +44,7 @@ def test_round_trip(folder: Path) -> None:
     assert torch.equal(read.c2w, wrote.c2w)
     assert torch.equal(read.times, wrote.times)
     assert read.fovy_deg == pytest.approx(45.0)
-    assert (read.uid, read.caption, read.licence, read.source) == ("one", "a", "b", "c")
+    assert (read.uid, read.caption, read.license, read.source) == ("one", "a", "b", "c")
     assert read.depth is not None and wrote.depth is not None
     torch.testing.assert_close(read.depth, wrote.depth, atol=6e-5, rtol=0)
 
@@ -69,25 +69,28 @@ def test_unnamed_depth_means_no_depth(folder: Path) -> None:
 
 
 BAD_META = {
-    "camera_angle_x": (lambda m: m.pop("camera_angle_x"), "'camera_angle_x' is missing"),
+    "camera_angle_x": (lambda m: m.pop("camera_angle_x"), r"missing: 'camera_angle_x' \(or 'fl_x'\); add"),
     "angle range": (lambda m: m.update(camera_angle_x=45), "radians"),
-    "caption": (lambda m: m.pop("caption"), "'caption' is missing"),
+    "caption": (lambda m: m.update(caption=3), "'caption' is 3; give a text"),
+    "half a character": (lambda m: m.update(caption="a \ud800"), r"'caption' is 'a \\ud800', which holds half"),
     "frames": (lambda m: m.update(frames=[]), "'frames' is not"),
-    "view": (lambda m: m["frames"][4].pop("view"), r"'view' is missing in frames\[4\]"),
-    "time": (lambda m: m["frames"][1].pop("time"), r"'time' is missing in frames\[1\]"),
+    "view": (lambda m: m["frames"][4].pop("view"), r"missing: 'view' in frames\[4\]; add"),
+    "time": (lambda m: m["frames"][1].pop("time"), r"missing: 'time' in frames\[1\]; add"),
     "unequal grid": (lambda m: m["frames"].pop(), "view 1 frame 2 is missing from the 2 x 3 grid"),
     "twice": (lambda m: m["frames"].append(m["frames"][0]), "view 0 frame 0 appears twice"),
     "matrix": (lambda m: m["frames"][0].update(transform_matrix=[[1.0]]), "not 4 x 4"),
-    "ragged matrix": (lambda m: m["frames"][0].update(transform_matrix=[[1.0], [1.0, 2.0]]), "not a matrix"),
+    "ragged matrix": (lambda m: m["frames"][0].update(transform_matrix=[[1.0], [1.0, 2.0]]), "not 4 x 4"),
+    "text for a matrix": (lambda m: m["frames"][0].update(transform_matrix="eye"), "not a matrix"),
     "moving camera": (lambda m: m["frames"][1]["transform_matrix"][0].__setitem__(3, 9.0), "moves at frame 1"),
-    "flat": (lambda m: m.update(h=0), "w and h"),
+    "flat": (lambda m: m.update(h=0), "'h' is 0; w and h are"),
     "endless matrix": (lambda m: m["frames"][0]["transform_matrix"][0].__setitem__(0, float("nan")), "not finite"),
     "falling time": (lambda m: [e.update(time=1 - e["time"]) for e in m["frames"]], "rise"),
-    "time nan": (lambda m: [e.update(time=float("nan")) for e in m["frames"]], r"in \[0, 1\]"),
+    "time nan": (lambda m: [e.update(time=float("nan")) for e in m["frames"]], r"'time' is nan in frames\[0\]"),
     "time range": (lambda m: m["frames"][0].update(time=2.0), r"in \[0, 1\]"),
     "not simultaneous": (lambda m: m["frames"][4].update(time=0.9), "simultaneous"),
-    "size": (lambda m: m.update(w=9), "8 x 8, transforms.json says 9 x 8"),
-    "depth unit": (lambda m: m.pop("depth_unit"), "'depth_unit' is missing"),
+    "size": (lambda m: m.update(w=9), r"8 x 8, transforms.json \(or the first\) says 9 x 8"),
+    "depth unit": (lambda m: m.pop("depth_unit"), "missing: 'depth_unit'"),
+    "depth unit below 0": (lambda m: m.update(depth_unit=-0.001), "'depth_unit' is -0.001; give scene units"),
     "text number": (lambda m: m.update(w="wide"), "'w' is 'wide'"),
     "text time": (lambda m: m["frames"][0].update(time="noon"), "'time' is 'noon'"),
     "negative view": (lambda m: m["frames"][0].update(view=-1), "numbered from 0"),
@@ -122,6 +125,72 @@ def test_missing_and_broken_files(folder: Path) -> None:
         read_clip(folder)
     with pytest.raises(UserError, match="no such folder"):
         read_clip(folder / "nowhere")
+
+
+def test_the_license_and_the_author_are_written_and_the_former_spelling_is_read(folder: Path) -> None:
+    meta = json.loads((folder / "transforms.json").read_text())
+    assert meta["license"] == "b" and "licence" not in meta and "author" not in meta
+    edit(folder, lambda m: m.update(licence=m.pop("license")))
+    assert read_clip(folder).license == "b"
+    edit(folder, lambda m: m.pop("licence"))
+    assert read_clip(folder).license == "unknown"
+    clip = small_clip()
+    clip.author = "A. N. Other"
+    write_clip(folder.with_name("two"), clip)
+    assert read_clip(folder.with_name("two")).author == "A. N. Other"
+
+
+def test_pictures_are_opened_one_by_one(folder: Path) -> None:
+    """An open clip reads what is asked for alone: other pictures may be damaged."""
+    whole = small_clip().rgba
+    clip = open_clip(folder)
+    (folder / "rgba" / "v01_f02.png").write_bytes(b"no image")
+    assert clip.pictures.shape == whole.shape and len(clip.c2w) == 2 and len(clip.times) == 3
+    assert torch.equal(clip.pictures[0, 2], whole[0, 2])
+    assert torch.equal(clip.pictures[0, :], whole[0])
+    assert torch.equal(clip.pictures[:, 1], whole[:, 1])
+    assert torch.equal(clip.pictures[[1, 0], 0:2], whole[[1, 0], 0:2])
+    assert torch.equal(clip.pictures[-1, [1, 1, 0]], whole[-1, [1, 1, 0]])
+    with pytest.raises(UserError, match="v01_f02.png: not a readable image"):
+        _ = clip.pictures[1, 2]
+    with pytest.raises(IndexError, match="index 3 lies outside 0..2"):
+        _ = clip.pictures[0, 3]
+
+
+def test_a_missing_picture_is_found_before_any_is_decoded(folder: Path) -> None:
+    (folder / "rgba" / "v01_f02.png").unlink()
+    with pytest.raises(UserError, match="v01_f02.png: missing; transforms.json names it"):
+        open_clip(folder)
+
+
+def test_a_caption_is_read_without_pictures(folder: Path) -> None:
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    assert read_caption(folder) == "a"
+
+
+def test_depth_of_8_bits_is_refused(folder: Path) -> None:
+    Image.new("L", (8, 8), 9).save(folder / "depth" / "v00_f01.png")
+    with pytest.raises(UserError, match="v00_f01.png: not a readable image .it is L, a depth file is 16-bit gray"):
+        read_clip(folder)
+
+
+def test_an_opaque_clip_keeps_the_times_it_is_given() -> None:
+    rgb, c2w = torch.rand(2, 3, 3, 4, 4), orbit(torch.tensor([0.0, 90.0]))
+    assert opaque_clip("a", rgb, c2w, 45.0, "", "").times.tolist() == [0, 0.5, 1]
+    times = torch.tensor([0.0, 0.2, 1.0])
+    assert torch.equal(opaque_clip("a", rgb, c2w, 45.0, "", "", times).times, times)
+
+
+def test_a_clip_and_a_folder_of_clips_are_told_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_clip(folder.with_name("two"), small_clip())
+    with pytest.raises(UserError, match=r"is a folder of 2 clips \(one, two\): give one of them"):
+        read_clip(folder.parent)
+    assert list_clips(folder) == [folder]
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert read_clip(Path("~/one")).uid == "one" and list_clips(Path("~")) == [folder, folder.with_name("two")]
+    monkeypatch.chdir(folder)
+    assert read_clip(Path(".")).uid == "one"
 
 
 def test_list_clips(tmp_path: Path) -> None:

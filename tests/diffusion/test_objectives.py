@@ -27,7 +27,7 @@ def arguments(**changes: object) -> dict[str, object]:
         "captions": CAPTIONS,
         "timestep": torch.tensor([300, 700]),
         "noise": torch.randn(BATCH, FRAMES, VIEWS, 4, SIZE // 2, SIZE // 2, generator=generator),
-        "chance": torch.ones(BATCH, 2),
+        "dropout": torch.ones(BATCH, 2),
     }
     return values | changes
 
@@ -49,7 +49,7 @@ def predict(objective: DiffusionObjective, **changes: object) -> Tensor:
 
 
 def matters(objective: DiffusionObjective, chance: Tensor, **changes: object) -> bool:
-    return not torch.equal(predict(objective, chance=chance, **changes), predict(objective, chance=chance))
+    return not torch.equal(predict(objective, dropout=chance, **changes), predict(objective, dropout=chance))
 
 
 OTHER_VIDEO = torch.rand(BATCH, FRAMES, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(9))
@@ -59,7 +59,7 @@ OTHER_WORDS = ["a red snail", "a blue cow"]
 
 @pytest.mark.parametrize("drop_camera", [True, False])
 def test_dropping(pipeline: FourDiffusionPipeline, drop_camera: bool) -> None:
-    objective = DiffusionObjective(pipeline, "motion", 0.5, drop_camera, None)
+    objective = DiffusionObjective(pipeline, "motion", 0.5, 0.5, drop_camera, None)
     kept, dropped = torch.tensor([0.5, 0.9]), torch.tensor([0.499, 0.0])  # at the probability itself it stays
     image_dropped, text_dropped = torch.stack([dropped, kept], 1), torch.stack([kept, dropped], 1)
     kept = torch.stack([kept, kept], 1)
@@ -71,11 +71,17 @@ def test_dropping(pipeline: FourDiffusionPipeline, drop_camera: bool) -> None:
     assert matters(objective, image_dropped, captions=OTHER_WORDS)
     assert not matters(objective, text_dropped, captions=OTHER_WORDS)
     assert matters(objective, text_dropped, given=OTHER_VIDEO)
-    assert torch.equal(predict(objective, chance=text_dropped), predict(objective, captions=["", ""]))
+    assert torch.equal(predict(objective, dropout=text_dropped), predict(objective, captions=["", ""]))
+
+
+def test_text_is_dropped_with_a_probability_of_its_own(pipeline: FourDiffusionPipeline) -> None:
+    objective = DiffusionObjective(pipeline, "motion", 0.9, 0.1, True, None)
+    draws = torch.tensor([[0.5, 0.5], [0.5, 0.5]])  # below 0.9: image prompt dropped; above 0.1: text kept
+    assert matters(objective, draws, captions=OTHER_WORDS) and not matters(objective, draws, given=OTHER_VIDEO)
 
 
 def test_dropping_is_each_samples_own(pipeline: FourDiffusionPipeline) -> None:
-    objective = DiffusionObjective(pipeline, "motion", 0.5, True, None)
+    objective = DiffusionObjective(pipeline, "motion", 0.5, 0.5, True, None)
     chance = torch.tensor([[0.0, 1.0], [1.0, 1.0]])
     first, second = OTHER_VIDEO.clone(), OTHER_VIDEO.clone()
     first[1], second[0] = arguments()["given"][1], arguments()["given"][0]  # type: ignore[index]
@@ -85,7 +91,7 @@ def test_dropping_is_each_samples_own(pipeline: FourDiffusionPipeline) -> None:
 
 def test_dropped_is_what_the_sampler_calls_unconditional(pipeline: FourDiffusionPipeline) -> None:
     """With everything dropped but the camera, the noise error is that of the denoiser's second branch."""
-    objective = DiffusionObjective(pipeline, "motion", 0.5, False, None)
+    objective = DiffusionObjective(pipeline, "motion", 0.5, 0.5, False, None)
     whole = arguments()
     one = {key: value[:1] for key, value in whole.items()}  # type: ignore[index]
     with torch.no_grad():
@@ -96,15 +102,15 @@ def test_dropped_is_what_the_sampler_calls_unconditional(pipeline: FourDiffusion
         branches = denoise(z_t, 300, one["c2w"][0])
     for branch, chance in zip(branches, (1.0, 0.0), strict=True):
         expected = float((branch - one["noise"][0]).square().mean())
-        assert loss(objective, **one | {"chance": torch.full((1, 2), chance)}) == pytest.approx(expected, rel=1e-4)
+        assert loss(objective, **one | {"dropout": torch.full((1, 2), chance)}) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize("prediction, extra", [("epsilon", 0.0), ("velocity", 1.0)])
+@pytest.mark.parametrize("prediction, extra", [("epsilon", 0.0), ("v_prediction", 1.0)])
 def test_min_snr_caps_the_weight_of_easy_steps(pipeline: FourDiffusionPipeline, prediction: str, extra: float) -> None:
     """Weight min(1, gamma / SNR): 1 on noisy steps; of velocity, SNR + 1 takes the place of SNR."""
-    pipeline.unet.register_to_config(prediction=prediction)
-    plain = DiffusionObjective(pipeline, "motion", 0.0, True, None)
-    weighed = DiffusionObjective(pipeline, "motion", 0.0, True, 5.0)
+    pipeline.unet.register_to_config(prediction_type=prediction)
+    plain = DiffusionObjective(pipeline, "motion", 0.0, 0.0, True, None)
+    weighed = DiffusionObjective(pipeline, "motion", 0.0, 0.0, True, 5.0)
     for timestep in (10, 100, 300, 900):
         alpha_bar = float(pipeline.scheduler.alphas_cumprod[timestep])
         snr = alpha_bar / (1 - alpha_bar)
@@ -119,12 +125,12 @@ def test_a_perfect_prediction_costs_nothing(pipeline: FourDiffusionPipeline, mon
     noise = arguments()["noise"]
     extra = torch.zeros_like(noise[:, :, :1])  # type: ignore[index]
     monkeypatch.setattr(pipeline.unet, "forward", lambda *_: torch.cat([noise, extra], dim=2))  # type: ignore[list-item]
-    assert loss(DiffusionObjective(pipeline, "motion", 0.1, True, None)) == 0
+    assert loss(DiffusionObjective(pipeline, "motion", 0.1, 0.1, True, None)) == 0
 
 
 @pytest.mark.parametrize("stage, names", [("base", {"unet", "text_encoder", "image_encoder"}), ("motion", {"motion"})])
 def test_what_a_stage_trains(pipeline: FourDiffusionPipeline, stage: str, names: set[str]) -> None:
-    objective = DiffusionObjective(pipeline, stage, 0.0, True, None)
+    objective = DiffusionObjective(pipeline, stage, 0.0, 0.0, True, None)
     assert set(objective.trainable) == names
     torch.stack(list(objective(**arguments()).values())).sum().backward()
     for part in ("unet", "motion", "vae", "text_encoder", "image_encoder"):

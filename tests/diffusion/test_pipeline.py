@@ -15,17 +15,11 @@ from torch import Tensor
 
 from fourdiffusion import cameras
 from fourdiffusion.diffusion.encoders import encode_latents, train_tokenizer
-from fourdiffusion.diffusion.loading import (
-    SAMPLERS,
-    fresh_pipeline,
-    load_pipeline,
-    noise_schedule,
-    open_pipeline,
-    set_sampler,
-)
+from fourdiffusion.diffusion.loading import fresh_pipeline, load_pipeline, open_pipeline
 from fourdiffusion.diffusion.long_video import interleaved, windows
 from fourdiffusion.diffusion.motion import frame_positions
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.schedulers import SCHEDULERS, noise_schedule, set_scheduler
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.image import composite
 
@@ -69,18 +63,18 @@ def test_round_trip(pipeline: FourDiffusionPipeline, saved: Path) -> None:
     assert loaded.tokenizer("a green ball", padding="max_length").input_ids == (
         pipeline.tokenizer("a green ball", padding="max_length").input_ids
     )
-    assert loaded.unet.config.prediction == pipeline.unet.config.prediction
+    assert loaded.unet.config.prediction_type == pipeline.unet.config.prediction_type
     torch.testing.assert_close(loaded.scheduler.alphas_cumprod, noise_schedule().alphas_cumprod)
     # Kernels round by where weights lie in memory: equal weights, almost equal samples.
     torch.testing.assert_close(sample(loaded, video()), sample(pipeline, video()), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_keeps_the_noise_schedule_of_the_model(tmp_path: Path, sampler: str) -> None:
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_sampler_keeps_the_noise_schedule_of_the_model(tmp_path: Path, name: str) -> None:
     config = dataclasses.replace(tiny_config(), beta_end=0.03)
     fresh_pipeline(config, train_tokenizer(CAPTIONS, 512, 12), seed=0).save_whole(tmp_path / "steep")
     loaded = load_pipeline(tmp_path / "steep")
-    set_sampler(loaded, sampler, "trailing")
+    set_scheduler(loaded, name, "trailing")
     betas = torch.linspace(0.00085**0.5, 0.03**0.5, 1000, dtype=torch.float64).square()
     expected = (1 - betas).cumprod(0)
     assert expected[-1] ** 0.5 < 0.0025 < 0.06 < noise_schedule().alphas_cumprod[-1] ** 0.5
@@ -243,11 +237,11 @@ def test_velocity_and_epsilon_tell_of_the_same_noise(pipeline: FourDiffusionPipe
     denoiser = pipeline.prepare(video(), "two balls", "")
     raw = denoiser(z, 500, c2w)
     alpha_bar = pipeline.scheduler.alphas_cumprod[500]
-    pipeline.unet.register_to_config(prediction="velocity")
+    pipeline.unet.register_to_config(prediction_type="v_prediction")
     try:
         noise = denoiser(z, 500, c2w)
     finally:
-        pipeline.unet.register_to_config(prediction="epsilon")
+        pipeline.unet.register_to_config(prediction_type="epsilon")
     for v, got in zip(raw, noise, strict=True):
         torch.testing.assert_close(got, alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * z)
 
@@ -306,7 +300,7 @@ def test_every_sampler_nears_the_same_video(name: str) -> None:
         return pipeline.sample(denoiser, c2w, steps, 1.5, torch.Generator().manual_seed(1))
 
     expected = sample(125)
-    set_sampler(pipeline, name)
+    set_scheduler(pipeline, name)
     errors = [(sample(steps) - expected).norm() / expected.norm() for steps in (5, 50)]
     assert errors[1] < 0.1 and errors[1] < errors[0]
 
@@ -315,17 +309,17 @@ def test_few_trailing_steps_begin_in_noise_and_leading_ones_do_not() -> None:
     pipeline = tiny_pipeline()
     firsts = {}
     for spacing in (None, "leading", "trailing"):
-        set_sampler(pipeline, "ddim", spacing)
+        set_scheduler(pipeline, "ddim", spacing)
         pipeline.scheduler.set_timesteps(2)
         firsts[spacing] = int(pipeline.scheduler.timesteps[0])
     assert firsts == {None: 501, "leading": 501, "trailing": 999}
 
 
 def test_unknown_samplers_are_named() -> None:
-    with pytest.raises(UserError, match="model.sampler=magic is none of ddim, dpm"):
-        set_sampler(tiny_pipeline(), "magic")
-    with pytest.raises(UserError, match="model.spacing=even is none of leading, trailing"):
-        set_sampler(tiny_pipeline(), "ddim", "even")
+    with pytest.raises(UserError, match="model.scheduler=magic is none of ddim, dpm"):
+        set_scheduler(tiny_pipeline(), "magic")
+    with pytest.raises(UserError, match="model.timestep_spacing=even is none of leading, trailing"):
+        set_scheduler(tiny_pipeline(), "ddim", "even")
 
 
 # ---- precision, layout and place ------------------------------------------------------------------------------------
@@ -369,7 +363,7 @@ def test_half_precision_is_near_single(pipeline: FourDiffusionPipeline, saved: P
 
 
 def test_weights_may_lie_in_half_and_compute_in_single_precision(pipeline: FourDiffusionPipeline, saved: Path) -> None:
-    stored = opened(saved, storage="bfloat16")
+    stored = opened(saved, storage_dtype="bfloat16")
 
     def share(part: str) -> float:
         """Of single precision's bytes; normalisations and the patches' embedding keep them."""
@@ -425,7 +419,7 @@ def test_offload_on_a_gpu(pipeline: FourDiffusionPipeline, saved: Path) -> None:
     "switch, message",
     [
         ({"dtype": "fp16"}, "model.dtype=fp16 is none of float32, bfloat16, float16"),
-        ({"storage": "int4"}, "model.storage=int4 is none of float32, bfloat16, float16"),
+        ({"storage_dtype": "int4"}, "model.storage_dtype=int4 is none of float32, bfloat16, float16"),
         ({"offload": "disk"}, "model.offload=disk is none of none, model"),
         ({"offload": "model"}, "model.offload=model needs a GPU"),
     ],

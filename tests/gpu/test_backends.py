@@ -6,8 +6,10 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from fourdiffusion import cameras
+from fourdiffusion.ops import hash_grid as grids
+from fourdiffusion.ops import volume_rendering
 from fourdiffusion.ops.backends import installed
-from fourdiffusion.ops.geometry import ball_interval
+from fourdiffusion.ops.geometry import ball_interval, bounds_interval
 from fourdiffusion.ops.hash_grid import HashGrid
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.ops.volume_rendering import accumulate, march, render_weights
@@ -64,6 +66,15 @@ def test_hash_grid_equals_torch_forward_and_gradient(num_dims: int, config: Hash
     # The slope jumps between cells: of a point at a border, rounding may give the neighbour's.
     same = (native_x_gradient - x_gradient).norm(dim=1) < 1e-2 * x_gradient.norm(dim=1).mean()
     assert same.float().mean() > 0.9
+
+
+def test_what_is_installed_runs_or_says_why() -> None:
+    device = torch.device("cuda")
+    for library, reason in (
+        ("tinycudann", grids.obstacle("tinycudann", 3, PUBLISHED, device)),
+        ("nerfacc", volume_rendering.obstacle("nerfacc", device)),
+    ):
+        assert (reason is None) == installed(library), reason
 
 
 @needs_tinycudann
@@ -135,14 +146,15 @@ def test_weights_and_sums_equal_torch_forward_and_gradient() -> None:
 
 
 @needs_nerfacc
+@pytest.mark.parametrize("bounds", ["ball", "cube"])
 @pytest.mark.parametrize("jittered", [False, True])
 @pytest.mark.parametrize("step", [0.3, 0.02])
-def test_the_march_covers_each_ray_exactly_once(step: float, jittered: bool) -> None:
+def test_the_march_covers_each_ray_exactly_once(step: float, jittered: bool, bounds: str) -> None:
     origins, directions = some_rays()
-    near, far = ball_interval(origins, directions, 1.0)
+    near, far = bounds_interval(origins, directions, 1.0, bounds)
     assert (far <= near).any()
     jitter = random(RAYS, seed=4) if jittered else None
-    ray_index, t_start, t_end = march(origins, directions, step, 1.0, jitter, None, "nerfacc")
+    ray_index, t_start, t_end = march(origins, directions, step, 1.0, jitter, None, "nerfacc", bounds)
     assert (ray_index.diff() >= 0).all() and (t_end > t_start).all() and (t_end - t_start < step + 1e-5).all()
     next_on_ray = ray_index.diff() == 0
     torch.testing.assert_close(t_start[1:][next_on_ray], t_end[:-1][next_on_ray], rtol=0, atol=1e-6)

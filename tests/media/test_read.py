@@ -1,6 +1,10 @@
 """Videos in and out. Every input is drawn here, written as users have it, and read back."""
 
+import json
+import os
 import subprocess
+import sys
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,11 +17,12 @@ from PIL import Image
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.crop import OBJECT_SHARE
 from fourdiffusion.media.image import composite
-from fourdiffusion.media.read import choose_frames, load_video
+from fourdiffusion.media.read import load_video
+from fourdiffusion.media.settings import InputVideo
 from fourdiffusion.media.write import contact_sheet, write_image, write_video, write_views
 
 HEIGHT, WIDTH = 72, 96
-COLOUR = np.array([0.8, 0.25, 0.1])
+COLOR = np.array([0.8, 0.25, 0.1])
 
 
 def disc(frame: int, radius: float = 14.0) -> np.ndarray:
@@ -25,7 +30,7 @@ def disc(frame: int, radius: float = 14.0) -> np.ndarray:
     y, x = np.mgrid[:HEIGHT, :WIDTH] + 0.5
     distance = np.hypot(x - 24 - 3 * frame, y - 36)
     alpha = (radius + 0.5 - distance).clip(0, 1)[..., None]
-    shade = COLOUR * (0.7 + 0.3 * (y / HEIGHT))[..., None]
+    shade = COLOR * (0.7 + 0.3 * (y / HEIGHT))[..., None]
     return np.concatenate([shade, alpha], axis=-1)
 
 
@@ -83,21 +88,6 @@ def reference(frames: np.ndarray, size: int = 48, tmp: Path | None = None) -> to
 
 
 @pytest.mark.parametrize(
-    "count, wanted, expected",
-    [
-        (32, 8, [0, 4, 8, 12, 16, 20, 24, 28]),
-        (8, 8, list(range(8))),
-        (30, 8, [0, 3, 7, 11, 15, 18, 22, 26]),
-        (4, 8, [0, 0, 1, 1, 2, 2, 3, 3]),
-        (2, 3, [0, 1, 1]),
-        (5, 1, [0]),
-    ],
-)
-def test_choice_of_frames(count: int, wanted: int, expected: list[int]) -> None:
-    assert choose_frames(count, wanted) == expected
-
-
-@pytest.mark.parametrize(
     "kind, way, tolerance",
     [
         ("rgba folder", "the file", 0.0),
@@ -142,9 +132,9 @@ def test_every_kind_of_input_gives_the_object(tmp_path: Path, kind: str, way: st
     assert video.rgba.shape == (6, 4, 48, 48) and video.num_source_frames == 6
     assert video.rgba.min() >= 0 and video.rgba.max() <= 1
     expected = reference(frames, 48, tmp_path)
-    alpha, colour = video.rgba[:, 3], composite(video.rgba)
+    alpha, color = video.rgba[:, 3], composite(video.rgba)
     assert (alpha - expected[:, 3]).abs().mean() <= tolerance / 3 + 1e-6
-    assert (colour - composite(expected)).abs().mean() <= tolerance / 3 + 1e-6
+    assert (color - composite(expected)).abs().mean() <= tolerance / 3 + 1e-6
     interior = expected[:, 3] > 0.99
     assert alpha[interior].min() > 0.9
     centre_error = (video.rgba[:, :3].movedim(1, 0)[:, interior] - expected[:, :3].movedim(1, 0)[:, interior]).abs()
@@ -204,7 +194,7 @@ def test_crop_of_the_whole_frame_keeps_the_picture(tmp_path: Path) -> None:
     assert wide.crop == (0, -12, 96) and wide.rgba[:, 3, :12].max() == 0
 
 
-def test_hidden_colours_do_not_bleed(tmp_path: Path) -> None:
+def test_hidden_colors_do_not_bleed(tmp_path: Path) -> None:
     """Under alpha 0 some programs leave green: no trace of it may reach an edge that is resized."""
     frames = rgba_frames(2)
     frames[frames[..., 3] == 0] = (0, 255, 0, 0)
@@ -215,15 +205,321 @@ def test_hidden_colours_do_not_bleed(tmp_path: Path) -> None:
     assert (video.rgba[:, 0][shown] - 200 / 255).abs().max() < 0.02
 
 
-def test_sideways_recording_is_turned(tmp_path: Path) -> None:
-    """A phone's rotation mark, written by the muxer's display matrix through a stream copy."""
-    frames = rgb_frames(3)
+# --- shape and turn of the picture -----------------------------------------------------------------------------------
+
+
+def ffmpeg(*words: str) -> None:
+    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *words], check=True)
+
+
+def shown_by_ffmpeg(path: Path, height: int, width: int) -> np.ndarray:
+    """What a player shows: FFmpeg applies the display matrix to what it decodes. uint8 [F, H, W, 3]."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24"]
+    data = subprocess.run([*command, "-"], check=True, capture_output=True).stdout
+    return np.frombuffer(data, np.uint8).reshape(-1, height, width, 3)
+
+
+@pytest.mark.parametrize("turn", [0, 90, 180, 270])
+@pytest.mark.parametrize("mirror", [[], ["-display_hflip"], ["-display_vflip"]])
+def test_the_whole_display_matrix_is_applied(tmp_path: Path, turn: int, mirror: list[str]) -> None:
+    """Turned and mirrored recordings come out as a player shows them."""
+    frames = rgb_frames(2)
+    frames[:, :20, :20] = (20, 60, 200)  # a corner that tells all eight ways apart
     source = save_mp4(tmp_path / "in.mp4", frames)
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-display_rotation", "90", "-i", source]
-    subprocess.run([*command, "-c", "copy", str(tmp_path / "turned.mp4")], check=True)
-    turned = load_video(str(tmp_path / "turned.mp4"), 3, 96, crop="frame").rgba
-    straight = load_video(source, 3, 96, crop="frame").rgba
-    torch.testing.assert_close(turned, straight.rot90(1, (-2, -1)), atol=2e-2, rtol=0)
+    ffmpeg("-display_rotation", str(turn), *mirror, "-i", source, "-c", "copy", str(tmp_path / "turned.mp4"))
+    height, width = (WIDTH, HEIGHT) if turn % 180 else (HEIGHT, WIDTH)
+    expected = (
+        torch.from_numpy(shown_by_ffmpeg(tmp_path / "turned.mp4", height, width).copy()).permute(0, 3, 1, 2) / 255
+    )
+    video = load_video(str(tmp_path / "turned.mp4"), 2, 96, crop="frame")
+    assert video.source_size == (width, height)
+    left, top = -min(video.crop[0], 0), -min(video.crop[1], 0)
+    found = composite(video.rgba)[..., top : top + height, left : left + width]
+    assert (found - expected).abs().mean() < 0.01
+
+
+def test_a_slanted_display_matrix_is_refused(tmp_path: Path) -> None:
+    source = save_mp4(tmp_path / "in.mp4", rgb_frames(2))
+    ffmpeg("-display_rotation", "30", "-i", source, "-c", "copy", str(tmp_path / "slanted.mp4"))
+    with pytest.raises(UserError, match="slanted.mp4: is to be shown slanted.*export it upright"):
+        load_video(str(tmp_path / "slanted.mp4"), 2, 32)
+
+
+@pytest.mark.parametrize(
+    "aspect, size", [("2/1", (192, 72)), ("1/2", (96, 144)), ("4/3", (128, 72)), ("1/1", (96, 72))]
+)
+def test_pixels_that_are_not_square_are_stretched(tmp_path: Path, aspect: str, size: tuple[int, int]) -> None:
+    """The disc becomes an ellipse of the pixels' aspect; with a quarter turn it is turned after it is stretched."""
+    source = save_mp4(tmp_path / "in.mp4", rgb_frames(3))
+    ffmpeg("-i", source, "-vf", f"setsar={aspect}", str(tmp_path / "sar.mp4"))
+    video = load_video(InputVideo(str(tmp_path / "sar.mp4"), num_frames=1), 64)
+    assert video.source_size == size
+    shown = video.rgba[0, 3] > 0.5
+    ratio = float(shown.any(0).sum() / shown.any(1).sum())
+    assert ratio == pytest.approx(size[0] / WIDTH / (size[1] / HEIGHT), rel=0.06)
+    ffmpeg("-display_rotation", "90", "-i", str(tmp_path / "sar.mp4"), "-c", "copy", str(tmp_path / "turned.mp4"))
+    assert load_video(str(tmp_path / "turned.mp4"), 2, 64).source_size == size[::-1]
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def numbered(count: int, height: int = 32, width: int = 64) -> np.ndarray:
+    """uint8 [n, H, W, 3]: frame i has a square of red 8 i, so that a frame tells its own number."""
+    frames = np.full((count, height, width, 3), 255, np.uint8)
+    for i in range(count):
+        frames[i, 8:24, 16:48] = (8 * i, 0, 0)
+    return frames
+
+
+def numbers(video_rgba: torch.Tensor) -> list[int]:
+    return [round(255 * float(frame[0][frame[3] > 0.9].median()) / 8) for frame in video_rgba]
+
+
+def save_timed_mp4(path: Path, times_s: list[float]) -> str:
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=100, options={"crf": "1", "bf": "0"})
+        stream.height, stream.width, stream.pix_fmt = 32, 64, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, 100)
+        for pixels, time in zip(numbered(len(times_s)), times_s, strict=True):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts = round(100 * time)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return str(path)
+
+
+def test_frames_of_a_video_of_varying_rate_are_chosen_by_time(tmp_path: Path) -> None:
+    """Eight frames in the first 0.8 s, then one each 0.8 s: by number the start would count ten times as much."""
+    times = [0.1 * i for i in range(8)] + [0.8 + 0.8 * i for i in range(8)]
+    video = load_video(save_timed_mp4(tmp_path / "in.mp4", times), 8, 32)
+    assert video.frame_indices == [0, 8, 9, 10, 11, 12, 13, 14] == numbers(video.rgba)
+    assert video.times_s == pytest.approx([times[i] for i in video.frame_indices])
+    assert video.times[0] == 0 and video.times[-1] == 1
+    assert video.times == pytest.approx([times[i] / times[14] for i in video.frame_indices])
+
+
+def test_durations_of_a_gif_count(tmp_path: Path) -> None:
+    """A first frame that stands for 0.8 s of 1.2 s is shown at four of six moments, each later than the one before."""
+    images = [Image.fromarray(frame) for frame in numbered(5)]
+    durations = [800, 100, 100, 100, 100]
+    images[0].save(tmp_path / "in.gif", save_all=True, append_images=images[1:], duration=durations)
+    video = load_video(str(tmp_path / "in.gif"), 6, 32)
+    assert video.frame_indices == [0, 0, 0, 0, 1, 3] == numbers(video.rgba)
+    assert video.times_s == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    images[0].save(tmp_path / "in.webp", save_all=True, append_images=images[1:], duration=durations, lossless=True)
+    assert load_video(str(tmp_path / "in.webp"), 6, 32).frame_indices == [0, 0, 0, 0, 1, 3]
+
+
+def test_the_still_of_an_animated_png_is_no_frame_and_short_durations_are_a_tenth(tmp_path: Path) -> None:
+    images = [Image.fromarray(frame) for frame in numbered(4)]
+    later = {"save_all": True, "append_images": images[1:]}
+    images[0].save(tmp_path / "still.png", default_image=True, duration=[100] * 4, **later)
+    video = load_video(str(tmp_path / "still.png"), 3, 16)
+    assert video.num_source_frames == 3 and numbers(video.rgba) == [1, 2, 3]
+    images[0].save(tmp_path / "fast.gif", duration=[0, 10, 300, 100], **later)
+    fast = InputVideo(str(tmp_path / "fast.gif"), num_frames=4, stride=1)
+    assert load_video(fast, 16).times_s == pytest.approx([0, 0.1, 0.2, 0.5])
+    images[0].save(tmp_path / "pages.tif", **later)
+    pages = InputVideo(str(tmp_path / "pages.tif"), num_frames=4, source_fps=200)
+    assert load_video(pages, 16).times_s == pytest.approx([0, 0.005, 0.01, 0.015])
+
+
+def test_a_part_of_a_video(tmp_path: Path) -> None:
+    source = save_timed_mp4(tmp_path / "in.mp4", [0.1 * i for i in range(24)])
+
+    def part(**settings: float) -> list[int]:
+        video = load_video(InputVideo(source, num_frames=4, **settings), 16)
+        assert numbers(video.rgba) == video.frame_indices
+        return video.frame_indices
+
+    assert part() == [0, 6, 12, 18]
+    assert part(start=0.8, end=1.6) == [8, 10, 12, 14]
+    assert part(end=0.4) == [0, 1, 2, 3]
+    assert part(start=1.6) == [16, 18, 20, 22]
+    assert part(start=0.5, fps=5) == [5, 7, 9, 11]
+    assert part(start=0.5, stride=3) == [5, 8, 11, 14]
+    with pytest.raises(UserError, match=r"in.mp4: start=9 lies behind the end of the video, which lasts 2.40 s"):
+        part(start=9)
+
+
+def test_a_part_of_a_folder_goes_by_its_frame_rate(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "in", numbered(20))
+    video = load_video(InputVideo(folder, num_frames=2, start=1, source_fps=10), 16)
+    assert video.frame_indices == [10, 15] and video.times_s == pytest.approx([1.0, 1.5])
+
+
+def test_frames_far_apart_and_repeated_ones_are_told_with_figures(tmp_path: Path) -> None:
+    folder = save_folder(tmp_path / "in", numbered(20))
+    assert load_video(InputVideo(folder, num_frames=8), 16).warnings == []
+    far = load_video(InputVideo(folder, num_frames=2, source_fps=2), 16)
+    assert "2 chosen frames stand up to 5.0 s apart (over 10.0 s of video)" in far.warnings[0]
+    assert far.warnings[0] in far.summary()
+    again = load_video(InputVideo(folder, num_frames=8, end=0.125), 16)
+    assert (
+        "5 of the 8 chosen frames repeat" in again.warnings[0] and "3 different frames in 0.12 s" in again.warnings[0]
+    )
+    assert all(b > a for a, b in zip(again.times, again.times[1:], strict=False))
+
+
+def packets_copied(source: str, target: Path, *words: str) -> Path:
+    ffmpeg(*words, "-i", source, "-c", "copy", str(target))
+    return target
+
+
+def test_a_trimmed_stream_copy_is_read(tmp_path: Path) -> None:
+    """-ss with -c copy keeps the packets from the key frame on and marks those before the cut as not to be shown."""
+    source = save_timed_mp4(tmp_path / "in.mp4", [0.1 * i for i in range(16)])
+    for start, first in (("0.2", 2), ("0.8", 8)):
+        video = load_video(str(packets_copied(source, tmp_path / f"{start}.mp4", "-ss", start)), 4, 16)
+        assert video.num_source_frames == 16 - first and numbers(video.rgba)[0] == first and video.times_s[0] == 0
+
+
+def test_an_edit_list_that_ends_early_is_no_damage(tmp_path: Path) -> None:
+    """Phones trim without touching the pictures: only the edit list gets shorter."""
+    path = Path(save_timed_mp4(tmp_path / "in.mp4", [0.1 * i for i in range(16)]))
+    data = bytearray(path.read_bytes())
+    spot = data.index(b"elst")
+    assert int.from_bytes(data[spot + 8 : spot + 12], "big") == 1
+    data[spot + 12 : spot + 16] = (500).to_bytes(4, "big")  # of the movie's 1000 a second
+    path.write_bytes(data)
+    video = load_video(str(path), 4, 16)
+    assert video.num_source_frames <= 7 and numbers(video.rgba)[0] == 0
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_masks_of_every_kind_become_alpha(tmp_path: Path) -> None:
+    """From beside the frames, from a folder, from a video, from an alpha channel: the colors stay, alpha is theirs."""
+    frames, masks = rgb_frames(6, 0.0), rgba_frames(6)[..., 3]
+    beside = Path(save_folder(tmp_path / "beside", frames, "{:03d}.png"))
+    (tmp_path / "masks").mkdir()
+    for i, mask in enumerate(masks):
+        Image.fromarray(mask).save(beside / f"{i:03d}_mask.png")
+        Image.fromarray(mask).save(tmp_path / "masks" / f"{i}.png")
+    save_folder(tmp_path / "cut", rgba_frames(6))
+    save_mp4(tmp_path / "masks.mp4", masks[..., None].repeat(3, -1))
+    plain = save_folder(tmp_path / "frames", frames)
+    truth = save_folder(tmp_path / "truth", np.concatenate([frames, masks[..., None]], axis=-1))
+    expected = load_video(truth, 3, 48).rgba
+    found = load_video(str(beside), 3, 48)
+    assert found.alpha_from == "the masks" and found.num_source_frames == 6
+    torch.testing.assert_close(found.rgba, expected)
+    for mask in ("masks", "cut", "masks.mp4"):
+        video = load_video(InputVideo(plain, num_frames=3, mask=str(tmp_path / mask)), 48)
+        assert video.frame_indices == [0, 2, 4]
+        assert (video.rgba - expected).abs().mean() < (0.02 if mask.endswith("mp4") else 1e-6)
+
+
+def test_masks_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    frames = save_folder(tmp_path / "frames", rgb_frames(6))
+    few = save_folder(tmp_path / "few", rgba_frames(5)[..., 3])
+    with pytest.raises(UserError, match="mask=.*few holds 5 pictures for 6 frames of .*frames"):
+        load_video(InputVideo(frames, num_frames=3, mask=few), 16)
+    small = save_folder(tmp_path / "small", rgba_frames(6)[:, :40, :50, 3])
+    with pytest.raises(UserError, match="masks of .*small are 50 x 40 pixels, the frames 96 x 72"):
+        load_video(InputVideo(frames, num_frames=3, mask=small), 16)
+
+
+# --- crop=follow -----------------------------------------------------------------------------------------------------
+
+
+def crossing(count: int = 8) -> np.ndarray:
+    """uint8 [F, 60, 200, 4]: a disc of radius 10 that crosses a wide frame."""
+    y, x = np.mgrid[:60, :200]
+    frames = np.zeros((count, 60, 200, 4), np.uint8)
+    for i in range(count):
+        frames[i, (x - 20 - 22 * i) ** 2 + (y - 30) ** 2 < 100] = (200, 60, 20, 255)
+    return frames
+
+
+def test_a_crop_can_follow_an_object_that_crosses_the_frame(tmp_path: Path) -> None:
+    """One square for the whole path shows a small disc; a square that follows shows it large, and its path is kept."""
+    folder = save_folder(tmp_path / "in", crossing())
+    still = load_video(InputVideo(folder), 64)
+    follow = load_video(InputVideo(folder, crop="follow"), 64)
+    assert len(set(still.crops)) == 1 and still.crops[0] == still.crop
+    assert {side for _, _, side in follow.crops} == {follow.crop[2]} and follow.crop[2] < still.crop[2] / 5
+    assert np.diff([left for left, _, _ in follow.crops]) == pytest.approx(22, abs=1)
+    shown = follow.rgba[:, 3] > 0.5
+    assert (shown.any(1).sum(1) / 64 - OBJECT_SHARE).abs().max() < 0.1
+    assert shown[..., 0].sum() == shown[..., -1].sum() == 0
+    follow.write(tmp_path)
+    record = json.loads((tmp_path / "input.json").read_text())
+    assert record["crop"] is None and record["crops"] == [list(crop) for crop in follow.crops]
+
+
+def test_the_path_of_a_following_crop_is_smooth(tmp_path: Path) -> None:
+    """An outline that trembles by 2 pixels moves the crop by less; the object stays inside it in every frame."""
+    frames = crossing()
+    for i in range(0, 8, 2):
+        frames[i] = np.roll(frames[i], 4, axis=0)
+    follow = load_video(InputVideo(save_folder(tmp_path / "in", frames), crop="follow"), 64)
+    tops = [top for _, top, _ in follow.crops]
+    assert max(tops) - min(tops) <= 2
+    shown = follow.rgba[:, 3] > 0.5
+    assert not (shown[:, 0].any() or shown[:, -1].any() or shown[..., 0].any() or shown[..., -1].any())
+
+
+def test_a_following_crop_bridges_frames_without_the_object(tmp_path: Path) -> None:
+    frames = crossing()
+    frames[3] = 0
+    follow = load_video(InputVideo(save_folder(tmp_path / "in", frames), crop="follow"), 64)
+    assert np.diff([left for left, _, _ in follow.crops]) == pytest.approx(22, abs=1)
+
+
+# --- what a run keeps of its input -----------------------------------------------------------------------------------
+
+
+def test_the_input_is_written_beside_the_run(tmp_path: Path) -> None:
+    video = load_video(save_folder(tmp_path / "in", rgba_frames(6)), 3, 32)
+    video.write(tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "input.json").read_text())
+    assert record["crop"] == list(video.crop) and record["crops"] == [list(video.crop)] * 3
+    assert record["frames"] == [0, 2, 4] and record["source_size"] == [WIDTH, HEIGHT]
+    assert record["times_s"] == pytest.approx([0, 2 / 24, 4 / 24], abs=1e-6) and record["times"] == [0, 0.5, 1]
+    assert record["digest"] == video.digest and len(video.digest) == 64
+    assert Image.open(tmp_path / "run" / "matte.png").size[1] == 256
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["input.json", "matte.png"]
+
+
+def test_the_digest_is_of_the_content(tmp_path: Path) -> None:
+    """The same frames elsewhere, under other names, are the same; a pixel, a mask or a time makes another input."""
+    frames = rgba_frames(6)
+    first = load_video(save_folder(tmp_path / "a", frames), 6, 32).digest
+    assert load_video(save_folder(tmp_path / "b", frames, "other_{:04d}.png"), 6, 32).digest == first
+    assert load_video(str(tmp_path / "a"), 6, 64, crop="frame").digest == first  # those are settings
+    changed = frames.copy()
+    changed[5, 40, 40, 0] ^= 1
+    assert load_video(save_folder(tmp_path / "c", changed), 6, 32).digest != first
+    assert load_video(str(tmp_path / "a"), 3, 32).digest != first
+    masked = InputVideo(str(tmp_path / "a"), num_frames=6, mask=save_folder(tmp_path / "m", frames[..., 3] // 2))
+    assert load_video(masked, 32).digest != first
+    images = [Image.fromarray(frame) for frame in frames]
+    found = []
+    for durations in ([100] * 6, [50] * 6, [100, 200, 100, 100, 100, 100]):
+        images[0].save(tmp_path / "in.png", save_all=True, append_images=images[1:], duration=durations)
+        found.append(load_video(InputVideo(str(tmp_path / "in.png"), num_frames=6, stride=1), 32).digest)
+    assert found[0] == found[1] == first != found[2]  # twice as fast is the same on the way from 0 to 1
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_of_odd_names_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    source = Path(save_mp4(tmp_path / "in.mp4", rgb_frames(3)))
+    names = ["a:b.mp4", "C:\\x.mp4", "~t.mp4", "[1].mp4", "a,b.mp4", "a b.mp4", "*.mp4x", "http:x.mp4", "-i.mp4"]
+    for name in names:
+        Path(name).write_bytes(source.read_bytes())
+        assert load_video(name, 3, 16).num_source_frames == 3, name
+    save_folder(tmp_path / "run[1], {x}", rgba_frames(3))
+    assert load_video("run[1], {x}", 3, 16).num_source_frames == 3
+    assert load_video("run[1], {x}/*.png", 3, 16).num_source_frames == 3
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_video("~/in.mp4", 3, 16).num_source_frames == 3
+    assert load_video("~/run[1], {x}/?.png", 3, 16).num_source_frames == 3
 
 
 # --- what cannot work says why ---------------------------------------------------------------------------------------
@@ -234,7 +530,7 @@ def test_sideways_recording_is_turned(tmp_path: Path) -> None:
     [
         ("missing", "nothing.mp4 does not exist"),
         ("empty folder", "holds no image"),
-        ("empty glob", "holds no image"),
+        ("empty glob", "does not exist, and as a glob it matches no file"),
         ("clip folder", r"several views: give one, for example .*v00_\*.png"),
         ("one frame", "holds 1 frame: a video needs at least 2"),
         ("one picture", "holds 1 frame: a video needs at least 2"),
@@ -243,10 +539,10 @@ def test_sideways_recording_is_turned(tmp_path: Path) -> None:
         ("empty file", "not a video that can be read"),
         ("cut mp4", "mp4.*(not a video that can be read|cut off|damaged)"),
         ("scrambled mp4", "mp4.*(not a video that can be read|cut off|damaged)"),
-        ("cut gif", "gif.*damaged"),
+        ("cut gif", "gif: not a readable image"),
         ("sound only", "no picture"),
-        ("text as png", "1.png is no image"),
-        ("cut png", "1.png is no image"),
+        ("text as png", "1.png: not a readable image"),
+        ("cut png", "1.png: not a readable image"),
         ("two sizes", "frame 1 is 50 x 40 pixels, the first is 96 x 72"),
         ("nothing to see", "no object"),
         ("plain only", "no object"),
@@ -311,10 +607,115 @@ def test_bad_input_is_one_line_with_the_file_and_the_remedy(tmp_path: Path, case
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("", "video is empty: give a path"),
+        ("   ", "video is empty"),
+        ("https://x.org/a.mp4", "is an address, and nothing is fetched: download it"),
+        ("rtsp://x.org/a", "is an address"),
+        ("file:///tmp/a.mp4", "without file://: /tmp/a.mp4"),
+        ("a\0b.mp4", r"video=a\\x00b.mp4: holds characters that no file name can hold"),
+        ("a\ud800b.mp4", "holds characters"),
+        ("x" * 5000, "does not exist|cannot be read"),
+        ("~nobody-here/x.mp4", "~nobody-here/x.mp4 does not exist"),
+        ("\x1b[31mred.mp4", r"\\x1b\[31mred.mp4 does not exist, and as a glob"),
+        ("in/frames.png/x", "does not exist|cannot be read"),
+        ("/dev/zero", "/dev/zero: is a device, not a file"),
+    ],
+)
+def test_what_is_no_path_is_answered_by_name(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        load_video(name, 3, 32)
+    assert str(caught.value).isprintable()
+
+
+def test_pipes_and_closed_folders_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(UserError, match="pipe.mp4: is a pipe, not a file"):
+        load_video(str(tmp_path / "pipe.mp4"), 3, 32)
+    folder = Path(save_folder(tmp_path / "in", rgba_frames(3)))
+    (folder / "1.png").unlink()
+    os.mkfifo(folder / "1.png")
+    with pytest.raises(UserError, match="1.png: is a pipe"):
+        load_video(str(folder), 3, 32)
+
+
+def test_what_may_not_be_read_is_one_line(tmp_path: Path) -> None:
+    """As a user without the rights of root."""
+    save_folder(tmp_path / "closed", rgba_frames(2))
+    save_mp4(tmp_path / "closed.mp4", rgb_frames(2))
+    for path in (tmp_path / "closed", tmp_path / "closed.mp4"):
+        path.chmod(0)
+    code = "import sys\nfrom fourdiffusion.media.series import find_source\nfor name in sys.argv[1:]:\n"
+    code += "    try:\n        find_source(name)\n    except Exception as error:\n        print(repr(error))"
+    rights = "-dac_override,-dac_read_search"
+    drop = ["setpriv", f"--bounding-set={rights}", f"--inh-caps={rights}", "--no-new-privs"]
+    names = [str(tmp_path / "closed"), str(tmp_path / "closed" / "0.png"), str(tmp_path / "closed.mp4")]
+    command = [*(drop if os.geteuid() == 0 else []), sys.executable, "-c", code, *names]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    (tmp_path / "closed").chmod(0o700)
+    assert len(said) == 3 and all("UserError" in line and "Permission denied" in line for line in said)
+
+
+def test_metadata_of_another_encoding_is_no_fault(tmp_path: Path) -> None:
+    source = save_mp4(tmp_path / "in.mp4", rgb_frames(3))
+    ffmpeg("-i", source, "-c", "copy", "-metadata", "title=pXche", str(tmp_path / "titled.mp4"))
+    data = (tmp_path / "titled.mp4").read_bytes()
+    (tmp_path / "titled.mp4").write_bytes(data.replace(b"pXche", "pêche".encode("latin-1")))
+    assert load_video(str(tmp_path / "titled.mp4"), 3, 16).num_source_frames == 3
+
+
+@pytest.mark.parametrize("kind", ["mp4", "webm", "gif", "png", "tif"])
+def test_damaged_files_are_read_or_refused_in_one_line(tmp_path: Path, kind: str, recwarn: object) -> None:
+    path = tmp_path / f"in.{kind}"
+    if kind in ("mp4", "webm"):
+        (save_mp4 if kind == "mp4" else save_webm)(path, rgb_frames(3))
+    else:
+        images = [Image.fromarray(frame) for frame in rgb_frames(3)]
+        images[0].save(path, save_all=True, append_images=images[1:])
+    data, random = path.read_bytes(), np.random.default_rng(0)
+    for count in (1, 3, 10, 30) * 3:
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[random.integers(0, min(len(data), int(random.choice([64, 2000]))), count)] = random.integers(0, 256)
+        path.write_bytes(damaged.tobytes())
+        try:
+            assert load_video(str(path), 3, 16).rgba.isfinite().all()
+        except UserError as error:
+            assert str(error).isprintable()
+
+
+def test_playlists_open_no_other_file(tmp_path: Path) -> None:
+    """FFmpeg would follow a list of files or addresses under any name."""
+    save_mp4(tmp_path / "in.mp4", rgb_frames(3))
+    (tmp_path / "concat.mp4").write_text("ffconcat version 1.0\nfile in.mp4\n")
+    (tmp_path / "hls.mp4").write_text("#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nin.mp4\n#EXT-X-ENDLIST\n")
+    for name in ("concat.mp4", "hls.mp4"):
+        with pytest.raises(UserError, match="not a video that can be read"):
+            load_video(str(tmp_path / name), 3, 32)
+
+
+def test_bombs_are_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    gif = bytearray(Path(save_gif(tmp_path / "in.gif", rgba_frames(2))).read_bytes())
+    gif[6:10] = (40000).to_bytes(2, "little") * 2
+    (tmp_path / "bomb.gif").write_bytes(gif)
+    with pytest.raises(UserError, match="bomb.gif: not a readable image.*(40000 x 40000|pixels)"):
+        load_video(str(tmp_path / "bomb.gif"), 3, 32)
+    save_folder(tmp_path / "frames", rgba_frames(2))
+    with pytest.raises(UserError, match="90000 frames of 96 x 72 pixels need .* GiB"):
+        load_video(InputVideo(str(tmp_path / "frames"), num_frames=90_000), 32)
+
+
+def test_the_former_name_of_the_matting_network_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("U2NET_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="onnxruntime is not installed|u2net.onnx is not here"):
+        load_video(save_folder(tmp_path / "in", rgb_frames(2)), 2, 32, alpha="rembg", matting_model="u2net")
+
+
 def test_unknown_choices_are_named() -> None:
-    with pytest.raises(UserError, match="alpha=magic is unknown: choose one of auto, file, plain, rembg"):
+    with pytest.raises(UserError, match="alpha=magic is unknown: choose one of auto, file, mask, plain, matting"):
         load_video("x.mp4", 8, 64, alpha="magic")
-    with pytest.raises(UserError, match="crop=tight is unknown: choose one of object, frame"):
+    with pytest.raises(UserError, match="crop=tight is unknown: choose one of object, frame, follow"):
         load_video("x.mp4", 8, 64, crop="tight")
     with pytest.raises(ValueError, match="object_share"):
         load_video("x.mp4", 8, 64, object_share=0.0)

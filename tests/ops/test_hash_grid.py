@@ -176,6 +176,17 @@ def test_auto_takes_the_first_backend_that_serves_all_grids() -> None:
     assert grid(3, BOTH, "auto").backend_for(points(5, 3).requires_grad_()) == "torch"
 
 
+def test_auto_says_in_one_line_why_it_steps_down(caplog: pytest.LogCaptureFixture) -> None:
+    cpu, wide = torch.device("cpu"), HashGridConfig(num_levels=2, features_per_level=4)
+    assert resolve_backend("scene.grid_backend", "auto", {3: BOTH, 4: BOTH}, cpu) == "numba"
+    resolve_backend("scene.grid_backend", "torch", {3: wide}, cpu)
+    assert not caplog.records
+    resolve_backend("scene.grid_backend", "auto", {3: BOTH, 4: wide}, cpu)
+    (line,) = caplog.messages
+    assert line.startswith("scene.grid_backend=auto takes torch, which is slower") and "\n" not in line
+    assert "numba has no grid of 4 dimensions" in line
+
+
 def test_a_backend_that_cannot_serve_is_refused_with_the_reason() -> None:
     cpu = torch.device("cpu")
     with pytest.raises(ValueError, match="backend=tinycudann") as refused:

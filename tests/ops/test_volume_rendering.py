@@ -1,9 +1,13 @@
 """Packed rendering against dense rendering and closed forms."""
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
 
+from fourdiffusion.ops import volume_rendering
+from fourdiffusion.ops.backends import append_flag
 from fourdiffusion.ops.geometry import ball_interval
 from fourdiffusion.ops.volume_rendering import accumulate, march, render_weights, resolve_backend, torch_backend
 
@@ -115,6 +119,37 @@ def test_on_a_cpu_rays_go_to_torch() -> None:
     sigma, t_start, t_end, ray_index = packed()
     with pytest.raises(ValueError, match="backend=nerfacc"):
         render_weights(sigma, t_start, t_end, ray_index, 3, "nerfacc")
+
+
+def test_a_flag_is_appended_once_and_overwrites_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "-O2 --threads 2")
+    for _ in range(2):
+        append_flag("NVCC_APPEND_FLAGS", "-std=c++17")
+        assert os.environ["NVCC_APPEND_FLAGS"] == "-O2 --threads 2 -std=c++17"
+    monkeypatch.delenv("NVCC_APPEND_FLAGS")
+    append_flag("NVCC_APPEND_FLAGS", "-std=c++17")
+    assert os.environ["NVCC_APPEND_FLAGS"] == "-std=c++17"
+
+
+def test_nerfacc_is_imported_after_the_flag_that_it_compiles_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("nerfacc")
+    monkeypatch.setenv("NVCC_APPEND_FLAGS", "-O2")
+    volume_rendering._nerfacc_backend()
+    assert os.environ["NVCC_APPEND_FLAGS"] == "-O2 -std=c++17"
+
+
+@pytest.mark.parametrize("bounds", ["ball", "cube"])
+def test_the_intervals_cover_the_ray_inside_the_bounds(bounds: str) -> None:
+    origins, directions = some_rays(60)
+    origins[0], directions[0] = torch.tensor([0.9, 0.9, 0.9]), torch.tensor([-1.0, 0.0, 0.0])  # begins inside the cube
+    jitter = torch.rand(60, generator=torch.Generator().manual_seed(1))
+    ray_index, t_start, t_end = march(origins, directions, 0.07, 0.95, jitter, None, bounds=bounds)
+    ahead = torch.linspace(0, 4, 8001)
+    points = origins[:, None] + ahead[:, None] * directions[:, None]
+    inside = (points.norm(dim=-1) if bounds == "ball" else points.abs().amax(-1)) <= 0.95
+    length = accumulate(t_end - t_start, None, ray_index, 60)
+    torch.testing.assert_close(length, inside.float().mean(1) * 4, rtol=0, atol=2e-3)
+    assert (t_start >= 0).all()
 
 
 def test_sums_equal_nerfacc() -> None:

@@ -9,13 +9,26 @@ from fourdiffusion.scene import losses
 
 
 def test_orientation_counts_only_visible_normals_that_face_away() -> None:
-    directions = torch.tensor([[0.0, 0.0, -1.0]]).expand(3, 3)
-    normals = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0], [0.0, 0.0, -1.0]], requires_grad=True)
-    weights = torch.tensor([0.5, 0.4, 0.0], requires_grad=True)
-    loss = losses.orientation(weights, normals, directions, torch.tensor([0.9, 0.0]))
-    assert loss.item() == pytest.approx(0.4)
+    directions = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0]])
+    normals = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, -1.0], [0.0, 0.6, -0.8], [0.0, 0.0, -1.0]], requires_grad=True)
+    weights = torch.tensor([0.5, 0.4, 0.25, 0.0], requires_grad=True)
+    away = losses.facing_away(weights, normals, directions, torch.tensor([0, 0, 1, 1]), 3)
+    assert away.tolist() == pytest.approx([0.5, 0.25 * 0.64, 0.0])
+    loss = losses.orientation(away[:2], torch.tensor([0.9, 0.0]))
+    assert loss.item() == pytest.approx(0.66)  # over the one ray that hits
     loss.backward()
     assert weights.grad is None and normals.grad is not None
+
+
+def test_a_given_gradient_is_the_terms_gradient() -> None:
+    leaf = torch.rand(2, 3, requires_grad=True)
+    gradient = torch.randn(2, 3)
+    term = losses.with_gradient(leaf, torch.tensor(7.0), gradient)
+    assert term.item() == 7
+    (2 * term + leaf.sum()).backward()
+    torch.testing.assert_close(leaf.grad, 2 * gradient + 1)
+    with pytest.raises(ValueError, match="gradient is"):
+        losses.with_gradient(leaf, torch.tensor(7.0), gradient[:1])
 
 
 def test_opacity_entropy_is_largest_in_the_middle() -> None:

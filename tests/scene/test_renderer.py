@@ -1,13 +1,24 @@
 """The renderer on analytic fields."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
 from fourdiffusion import cameras
 from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.ops.volume_rendering import march
 from fourdiffusion.scene.field import DynamicField
-from fourdiffusion.scene.renderer import OccupancyGrid, finite_difference_normals, render, render_image
+from fourdiffusion.scene.renderer import (
+    OccupancyGrid,
+    analytic_normals,
+    due_times,
+    finite_difference_normals,
+    render,
+    render_image,
+)
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 
 CONFIG = RendererConfig(num_samples=64, occupancy_resolution=16)
@@ -39,6 +50,19 @@ def grid_of(config: RendererConfig = CONFIG) -> OccupancyGrid:
     return occupancy
 
 
+def lumpy_field() -> DynamicField:
+    """Some solid matter in the middle, thinning out, with color."""
+    grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
+    scene = DynamicField(
+        FieldConfig(space=grid, spacetime=grid, hidden_width=8, blob_scale=20.0, blob_std=0.25), seed=2
+    )
+    for part in (scene.space, scene.spacetime):
+        part.params.data *= 1e4
+    scene.density_mlp.output.data *= 4
+    scene.density_mlp.hidden.data *= 4
+    return scene
+
+
 def jitter(num_rays: int) -> Tensor:
     return torch.rand(num_rays, generator=torch.Generator().manual_seed(0))
 
@@ -67,14 +91,105 @@ def test_skipping_keeps_the_picture_and_drops_most_samples() -> None:
     assert len(skipped.weights) < 0.3 * len(without.weights)
 
 
-def test_early_stop_keeps_the_picture() -> None:
-    origins, directions, times = view()
-    stopping = RendererConfig(num_samples=64, occupancy_resolution=16, early_stop=1e-3)
+def test_the_near_hides_the_far_and_the_background_shows_through() -> None:
+    """A slab of red before a slab of green before blue: closed forms of each one's share."""
+
+    def slabs(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        near, far = (x[:, 0] - 0.5).abs() < 0.25, (x[:, 0] + 0.5).abs() < 0.25
+        return 2.0 * near + 3.0 * far, torch.stack([near, far, torch.zeros_like(near)], dim=-1).float()
+
+    origins, directions = torch.tensor([[1.5, 0.0, 0.0]]), torch.tensor([[-1.0, 0.0, 0.0]])
+    blue = torch.tensor([0.0, 0.0, 1.0])
+    out = render(slabs, None, origins, directions, torch.zeros(1), blue, CONFIG)
+    near, far = math.exp(-2.0 * 0.5), math.exp(-3.0 * 0.5)
+    expected = torch.tensor([1 - near, near * (1 - far), near * far])
+    torch.testing.assert_close(out.rgb[0], expected, rtol=0, atol=1e-5)
+    assert out.opacity[0] == pytest.approx(1 - near * far, abs=1e-5)
+    depth = ((1 - near) * 1.0 + near * (1 - far) * 2.0) / (1 - near * far)
+    assert out.depth[0] == pytest.approx(depth, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"prune_alpha": 0.05}, {"early_stop": 0.02}, {"prune_weight": 0.01}, {"prune_alpha": 0.02, "early_stop": 0.1}],
+    ids=str,
+)
+def test_pruning_keeps_what_a_loop_over_samples_keeps(settings: dict[str, float]) -> None:
+    origins, directions, times = view(8)
     occupancy = grid_of()
     whole = render(ball, occupancy, origins, directions, times, WHITE, CONFIG)
-    stopped = render(ball, occupancy, origins, directions, times, WHITE, stopping, density=ball_density)
-    torch.testing.assert_close(stopped.rgb, whole.rgb, rtol=0, atol=2e-3)
-    assert len(stopped.weights) < len(whole.weights)
+    pruning = dataclasses.replace(CONFIG, **settings)
+    pruned = render(ball, occupancy, origins, directions, times, WHITE, pruning, density=ball_density)
+    _, start, end = march(origins, directions, CONFIG.step, 1.0, None, occupancy.occupied)
+    sigma = ball_density(whole.positions, times[whole.ray_index]).tolist()
+    kept, light, last = [], 1.0, -1
+    for n, ray in enumerate(whole.ray_index.tolist()):
+        light = light if ray == last else 1.0
+        alpha, last = 1 - math.exp(-sigma[n] * float(end[n] - start[n])), ray
+        if alpha >= pruning.prune_alpha and light >= pruning.early_stop and alpha * light >= pruning.prune_weight:
+            kept.append(n)
+        light *= 1 - alpha
+    assert 0 < len(kept) < 0.75 * len(whole.weights)
+    assert torch.equal(pruned.ray_index, whole.ray_index[kept])
+    assert torch.equal(pruned.distances, whole.distances[kept])
+    mse = (pruned.rgb - whole.rgb).square().mean()
+    assert mse < 10**-3.0 and pruned.opacity.max() > 0.9
+
+
+def test_pruning_keeps_the_picture_and_its_gradient() -> None:
+    """A field of soft matter: the gradient to 1e-3 where little is dropped, the picture to 45 dB where half is."""
+    scene = lumpy_field()
+    origins, directions, times = view(24)
+    occupancy = OccupancyGrid(CONFIG)
+    for _ in range(3):
+        occupancy.update(scene.density, TIMES, torch.Generator().manual_seed(0))
+    target = torch.rand(len(times), 3, generator=torch.Generator().manual_seed(1))
+    results = []
+    for weight in (0.0, 5e-5, 0.01):
+        scene.zero_grad()
+        config = dataclasses.replace(CONFIG, prune_weight=weight)
+        out = render(scene, occupancy, origins, directions, times, WHITE, config, density=scene.density)
+        (out.rgb - target).square().mean().backward()
+        gradient = torch.cat([p.grad.flatten() for p in scene.parameters() if p.grad is not None])
+        results.append((out.rgb.detach(), gradient, len(out.weights)))
+    (whole, gradient, count), (near, near_gradient, near_count), (pruned, _, pruned_count) = results
+    assert near_count < 0.9 * count and pruned_count < 0.5 * count
+    assert (near_gradient - gradient).norm() < 1e-3 * gradient.norm()
+    assert -10 * (pruned - whole).square().mean().log10() > 45
+
+
+def test_pruning_leaves_a_thin_scene_alone() -> None:
+    """Before the first look at it nothing may be dropped; then only what is ten times thinner than the densest cell."""
+    origins, directions, times = view(8)
+
+    def fog(x: Tensor, t: Tensor) -> Tensor:
+        return 0.05 * (1 + (x[:, 0] > 0))
+
+    occupancy = OccupancyGrid(CONFIG)
+    strict = dataclasses.replace(CONFIG, prune_alpha=0.5, prune_weight=0.5)
+    for _ in range(2):
+        out, whole = (
+            render(lambda x, t: (fog(x, t), x.abs()), occupancy, origins, directions, times, WHITE, config, None, fog)
+            for config in (strict, CONFIG)
+        )
+        assert torch.equal(out.weights, whole.weights) and len(out.weights) > 1000
+        occupancy.update(fog, TIMES)
+
+
+def test_a_cube_reaches_beyond_the_ball() -> None:
+    origins, directions, times = view(8)
+    cube = dataclasses.replace(CONFIG, bounds="cube", step_scale=3**0.5)
+    assert cube.step == pytest.approx(3**0.5 * 2 / 64)
+    out = render(lambda x, t: (torch.full_like(t, 0.8), x.abs()), None, origins, directions, times, WHITE, cube)
+    # The chord by many points: how much of the ray ahead lies inside.
+    ahead = torch.linspace(0, 4, 8001)
+    inside = ((origins[:, None] + ahead[:, None] * directions[:, None]).abs() <= 1).all(-1).float().mean(1) * 4
+    torch.testing.assert_close(out.opacity, 1 - torch.exp(-0.8 * inside), rtol=0, atol=1e-3)
+    assert (out.positions.norm(dim=-1) > 1.1).any() and out.positions.abs().max() <= 1
+    full = render(
+        lambda x, t: (torch.full_like(t, 0.8), x.abs()), OccupancyGrid(cube), origins, directions, times, WHITE, cube
+    )
+    assert torch.equal(full.rgb, out.rgb)
 
 
 def test_chunks_do_not_show_in_picture_or_gradient() -> None:
@@ -120,6 +235,52 @@ def test_normals_of_a_sphere_point_outwards() -> None:
     assert out.normals is not None and out.normals.shape == out.positions.shape
     facing = (out.normals * directions[out.ray_index]).sum(-1)[out.weights > 0.2]
     assert len(facing) and facing.max() < 0.3
+
+
+def test_analytic_normals_are_those_of_the_differences_and_teach_the_field() -> None:
+    generator = torch.Generator().manual_seed(0)
+    outwards = torch.nn.functional.normalize(torch.randn(50, 3, generator=generator), dim=-1)
+    normals = analytic_normals(ball_density, 0.25 * outwards, torch.full((50,), 0.5))
+    assert (normals * outwards).sum(-1).min() > 0.999
+    scene, (origins, directions, times) = lumpy_field(), view(6)
+    config = dataclasses.replace(CONFIG, normals="analytic")
+    out = render(scene, None, origins, directions, times, WHITE, config, density=scene.density, with_normals=True)
+    assert out.normals is not None
+    out.normals[:, 0].sum().backward()
+    assert scene.space.params.grad is not None and scene.space.params.grad.isfinite().all()
+    assert scene.space.params.grad.any()
+    with torch.no_grad():
+        again = render(scene, None, origins, directions, times, WHITE, config, density=scene.density, with_normals=True)
+    assert again.normals is not None and not again.normals.requires_grad
+    torch.testing.assert_close(again.normals, out.normals.detach())
+
+
+def test_occupancy_forgets_as_much_in_parts_of_a_round_as_in_one() -> None:
+    generator = torch.Generator().manual_seed(0)
+    whole, parts = OccupancyGrid(CONFIG), OccupancyGrid(CONFIG)
+    for occupancy in (whole, parts):
+        occupancy.update(ball_density, TIMES)
+    before = whole.density.clone()
+    assert before.max() > 50
+    whole.update(lambda x, t: torch.zeros_like(t), TIMES, generator)
+    torch.testing.assert_close(whole.density, CONFIG.occupancy_decay * before)
+    for step in range(1, 7):
+        times, share = due_times(TIMES, step, 6)
+        parts.update(lambda x, t: torch.zeros_like(t), times, generator, share)
+    torch.testing.assert_close(parts.density, whole.density)
+    parts.update(lambda x, t: torch.full_like(t, 1e3), TIMES[:1], generator, 1 / 3)
+    assert (parts.density == 1e3).all()  # what is seen now counts in full
+
+
+@pytest.mark.parametrize(("frames", "every"), [(8, 16), (8, 3), (1, 5), (5, 5), (24, 1)])
+def test_each_time_is_due_once_in_a_round(frames: int, every: int) -> None:
+    times = torch.linspace(0, 1, frames)
+    assert torch.equal(due_times(times, 0, every)[0], times) and due_times(times, 0, every)[1] == 1
+    for first in (every, 4 * every):
+        rounds = [due_times(times, step, every) for step in range(first, first + every)]
+        assert torch.equal(torch.cat([due for due, _ in rounds]).sort().values, times)
+        assert sum(share for _, share in rounds) == pytest.approx(1)
+        assert max(len(due) for due, _ in rounds) == -(-frames // every)
 
 
 def test_occupancy_holds_all_times_and_forgets_slowly() -> None:
@@ -182,5 +343,14 @@ def test_bad_arguments_are_named() -> None:
         render(ball, None, origins, directions, times, torch.ones(1), CONFIG)
     with pytest.raises(ValueError, match="density="):
         render(ball, None, origins, directions, times, WHITE, CONFIG, with_normals=True)
+    for settings, message in (
+        ({"prune_alpha": 0.01}, "density="),
+        ({"prune_weight": 0.01}, "density="),
+        ({"early_stop": 0.01}, "density="),
+        ({"bounds": "pyramid"}, "bounds='pyramid'"),
+        ({"normals": "guessed"}, "normals='guessed'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            render(ball, None, origins, directions, times, WHITE, dataclasses.replace(CONFIG, **settings))
     with pytest.raises(ValueError, match="positive"):
         OccupancyGrid(RendererConfig(num_samples=0))

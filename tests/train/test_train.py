@@ -17,15 +17,12 @@ from tiny_model import FRAMES, tiny_config, write_clips, write_model
 from torch import Tensor
 
 from fourdiffusion import cli
-from fourdiffusion.datasets.sampling import ClipBatches
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors
-from fourdiffusion.randomness import stream
 from fourdiffusion.runs import open_run
-from fourdiffusion.train import loop as train_module
-from fourdiffusion.train.loop import learning_rate_factor, train
+from fourdiffusion.train.loop import train
 from fourdiffusion.train.settings import TrainConfig
 
 PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")
@@ -48,12 +45,12 @@ def settings(stage: str, base: Path, clips: Path, output: Path, /, **changes: ob
     values: dict[str, object] = {
         "stage": stage,
         "output": str(output),
-        "steps": 2,
+        "max_steps": 2,
         "batch_size": 1,
         "learning_rate": 1e-3,
         "cpu": True,
         "log_every": 1,
-        "sample_every": 0,
+        "validation_every": 0,
         "model": tiny_config(str(base)),
         "data": DataConfig(str(clips), num_views=2, num_frames=3),
     }
@@ -95,7 +92,7 @@ def logged_steps(output: Path) -> list[int]:
 def test_a_stage_changes_its_own_tensors_only(
     base: Path, clips: Path, tmp_path: Path, stage: str, trained: set[str]
 ) -> None:
-    train(settings(stage, base, clips, tmp_path / "run", steps=3, batch_size=4 if stage == "clip" else 1))
+    train(settings(stage, base, clips, tmp_path / "run", max_steps=3, batch_size=4 if stage == "clip" else 1))
     before, after = weights(base), weights(tmp_path / "run/model")
     assert before.keys() == after.keys()
     for name, value in before.items():
@@ -117,19 +114,11 @@ def test_gradient_checkpointing_and_workers_change_nothing(base: Path, clips: Pa
 
 def test_a_model_from_nothing(clips: Path, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        config = settings("base", tmp_path, clips, tmp_path / name, steps=1, model=tiny_config())
+        config = settings("base", tmp_path, clips, tmp_path / name, max_steps=1, model=tiny_config())
         train(config)
     assert equal(tmp_path / "one/model", tmp_path / "two/model")
     texts = [(tmp_path / name / "model/tokenizer/tokenizer.json").read_text() for name in ("one", "two")]
     assert texts[0] == texts[1]
-
-
-def test_learning_rate() -> None:
-    config = TrainConfig(steps=100, warmup_steps=10, decay_steps=20)
-    factors = [learning_rate_factor(config, step) for step in range(100)]
-    assert factors[0] == pytest.approx(0.1) and factors[9:81] == [1.0] * 72 and factors[99] == pytest.approx(0.05)
-    assert factors[:10] == sorted(factors[:10]) and factors[80:] == sorted(factors[80:], reverse=True)
-    assert {learning_rate_factor(TrainConfig(steps=5), step) for step in range(5)} == {1.0}
 
 
 # ---- going on -------------------------------------------------------------------------------------------------------
@@ -137,11 +126,11 @@ def test_learning_rate() -> None:
 
 @pytest.mark.parametrize("stage", ["vae", "base"])
 def test_resumed_equals_uninterrupted(base: Path, clips: Path, tmp_path: Path, stage: str) -> None:
-    train(settings(stage, base, clips, tmp_path / "whole", steps=4))
-    config = settings(stage, base, clips, tmp_path / "parts", sample_every=1, sample_steps=1)
+    train(settings(stage, base, clips, tmp_path / "whole", max_steps=4))
+    config = settings(stage, base, clips, tmp_path / "parts", validation_every=1, validation_num_inference_steps=1)
     train(config)
     assert load_tensors(tmp_path / "parts/checkpoint.safetensors")[1] == {"step": 2}
-    config.steps = 4
+    config.max_steps = 4
     train(config)
     first, second = (load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts"))
     assert first[1] == second[1] == {"step": 4} and first[0].keys() == second[0].keys()
@@ -155,12 +144,12 @@ def test_resumed_equals_uninterrupted(base: Path, clips: Path, tmp_path: Path, s
 
 def command(base: Path, clips: Path, output: Path, *more: str) -> list[str]:
     words = ["train", "stage=motion", f"model.path={base}", f"data.path={clips}", f"output={output}", "cpu=true"]
-    words += ["batch_size=1", "data.num_views=2", "data.num_frames=3", "log_every=1", "sample_every=0"]
+    words += ["batch_size=1", "data.num_views=2", "data.num_frames=3", "log_every=1", "validation_every=0"]
     return [*words, "checkpoint_every=1", *more]
 
 
 def test_killed_run_goes_on_bit_for_bit(base: Path, clips: Path, tmp_path: Path) -> None:
-    arguments = command(base, clips, tmp_path / "killed", "steps=12")
+    arguments = command(base, clips, tmp_path / "killed", "max_steps=12")
     checkpoint = tmp_path / "killed/checkpoint.safetensors"
     with open(tmp_path / "output.txt", "w") as log:
         process = subprocess.Popen(
@@ -183,7 +172,7 @@ def test_killed_run_goes_on_bit_for_bit(base: Path, clips: Path, tmp_path: Path)
         file.write('{"step": 11, "lo')
 
     assert cli.main(arguments) == 0
-    assert cli.main(command(base, clips, tmp_path / "whole", "steps=12")) == 0
+    assert cli.main(command(base, clips, tmp_path / "whole", "max_steps=12")) == 0
     assert equal(tmp_path / "killed/model", tmp_path / "whole/model")
     first, second = (load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("killed", "whole"))
     assert first[0].keys() == second[0].keys()
@@ -217,30 +206,40 @@ def test_damaged_checkpoint_is_named(base: Path, clips: Path, tmp_path: Path) ->
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path: Path) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def distributed(num_processes: int, arguments: list[str]) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
     result = subprocess.run(
-        [*launch, "-m", "fourdiffusion", *command(base, clips, tmp_path / "run", "steps=2", "grad_clip=1e9")],
+        [*launch, "-m", "fourdiffusion", *arguments],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         timeout=500,
     )
     assert result.returncode == 0, result.stderr
-    assert logged_steps(tmp_path / "run") == [1, 2]  # one of the two writes
-    assert load_pipeline(tmp_path / "run/model").motion.layers[0].proj_out.weight.any()
 
-    config = settings("motion", base, clips, tmp_path)
-    pipeline = load_pipeline(base)
-    objective = train_module._objective(config, pipeline)
-    for rank in range(2):
-        batch = ClipBatches(config.data, 3, 1, 0, rank, 2)[0]
-        inputs = train_module._inputs(config, pipeline, batch, stream(1, rank, 0), torch.device("cpu"))
-        (sum(objective(*inputs).values()) / 2).backward()
-    gradients = [p.grad for p in objective.parameters()]
-    norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
-    first = json.loads((tmp_path / "run/log.jsonl").read_text().splitlines()[0])
-    assert first["grad_norm"] == pytest.approx(float(norm), rel=1e-3)
+
+def log_of(output: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+
+
+def test_one_batch_gives_one_result_however_it_is_divided(base: Path, clips: Path, tmp_path: Path) -> None:
+    """Whole, in micro-batches, over two processes, and over two, then one: the same losses, gradients and weights."""
+    words = ["batch_size=4", "learning_rate=1e-3"]
+    train(settings("motion", base, clips, tmp_path / "whole", batch_size=4))
+    train(settings("motion", base, clips, tmp_path / "micro", batch_size=4, micro_batch_size=1))
+    distributed(2, command(base, clips, tmp_path / "two", *words, "max_steps=1"))
+    shutil.copytree(tmp_path / "two", tmp_path / "two-one")
+    distributed(2, command(base, clips, tmp_path / "two", *words, "max_steps=2", "micro_batch_size=1"))
+    assert cli.main(command(base, clips, tmp_path / "two-one", *words, "max_steps=2", "micro_batch_size=2")) == 0
+    first = log_of(tmp_path / "whole")
+    assert [line["step"] for line in first] == [1, 2] and all(line["grad_norm"] > 0 for line in first)
+    for other in ("micro", "two", "two-one"):
+        for a, b in zip(first, log_of(tmp_path / other), strict=True):
+            assert b["step"] == a["step"], other
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), other
+            assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4), other
+        for name, value in weights(tmp_path / "whole/model").items():
+            torch.testing.assert_close(weights(tmp_path / other / "model")[name], value, atol=1e-5, rtol=1e-4)
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
@@ -250,10 +249,10 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
     "changes, message",
     [
         (
-            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction="sharp")},
-            "model: prediction=sharp is neither epsilon nor velocity",
+            {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction_type="sharp")},
+            "model: prediction_type=sharp is none of epsilon, v_prediction",
         ),
-        ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocabulary=3)}, "model: vocabulary=3: give at"),
+        ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocab_size=3)}, "model: vocabulary=3: give at"),
         ({"stage": "moton"}, "stage=moton is none of vae, clip, base, motion"),
         ({"model": tiny_config()}, "stage=motion needs a trained base: set model.path"),
         ({"model": tiny_config("/no/such/folder")}, "model.path=/no/such/folder holds no model"),
@@ -264,13 +263,16 @@ def test_two_processes_average_their_gradients(base: Path, clips: Path, tmp_path
         ({"data": {"num_views": 0}}, "data.num_views=0: give at least 1"),
         ({"data": {"num_views": 3}}, "no 3 evenly spaced views"),
         ({"batch_size": 0}, "batch_size=0: give at least 1"),
+        ({"batch_size": 4, "micro_batch_size": 3}, "micro_batch_size=3 does not divide the 4 clips"),
+        ({"frozen_dtype": "float12"}, "frozen_dtype=float12 is none of"),
+        ({"frozen_dtype": "bfloat16"}, "set mixed_precision=bf16"),
         ({"timestep_shift": 0.0}, "timestep_shift=0.0: give a number above 0"),
         ({"log_every": 0}, "log_every=0: give at least 1"),
         ({"model": {"dtype": "bfloat16"}}, "model.dtype=bfloat16: training keeps float32 weights"),
         ({"checkpoint_every": -1}, "checkpoint_every=-1: give at least 1"),
-        ({"sample_data": "/no/such/pictures", "sample_every": 1}, "/no/such/pictures: no such folder"),
+        ({"validation_data": "/no/such/pictures", "validation_every": 1}, "/no/such/pictures: no such folder"),
         ({"stage": "clip"}, "batch_size=1: stage=clip tells captions apart"),
-        ({"stage": "clip", "batch_size": 2, "sample_every": 1}, "set sample_every=0"),
+        ({"stage": "clip", "batch_size": 2, "validation_every": 1}, "set validation_every=0"),
         ({"mixed_precision": "fp12"}, "mixed_precision=fp12"),
         ({"trackers": ["paper"]}, "paper"),
     ],
@@ -308,13 +310,13 @@ def test_damaged_clip_of_a_fresh_model(base: Path, clips: Path, tmp_path: Path) 
 
 
 def test_other_settings_are_refused(base: Path, clips: Path, tmp_path: Path) -> None:
-    train(settings("motion", base, clips, tmp_path / "run", steps=1))
+    train(settings("motion", base, clips, tmp_path / "run", max_steps=1))
     with pytest.raises(UserError, match="holds a run with learning_rate=0.001, this one has learning_rate=0.002"):
         train(settings("motion", base, clips, tmp_path / "run", learning_rate=2e-3))
-    train(settings("motion", base, clips, tmp_path / "run", steps=2, log_every=5, checkpoint_every=7))
+    train(settings("motion", base, clips, tmp_path / "run", max_steps=2, log_every=5, checkpoint_every=7))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(base: Path, clips: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the loss is (nan|inf) at step [12]: lower learning_rate"):
-        train(settings("motion", base, clips, tmp_path / "run", steps=3, learning_rate=1e25))
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) at step [12] \(term mse\): lower learning_rate"):
+        train(settings("motion", base, clips, tmp_path / "run", max_steps=3, learning_rate=1e25))
     assert not (tmp_path / "run/model").exists()

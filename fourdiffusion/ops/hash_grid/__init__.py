@@ -21,7 +21,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from fourdiffusion.ops.backends import INSTALL, choose, installed
+from fourdiffusion.ops.backends import INSTALL, choose, installed, tell_step_down
 from fourdiffusion.ops.hash_grid.layout import levels
 from fourdiffusion.ops.hash_grid.numba_backend import NumbaEncoding
 from fourdiffusion.ops.hash_grid.torch_backend import encode
@@ -90,13 +90,15 @@ def obstacle(
 
 @cache
 def _tinycudann_failure() -> str | None:
-    """Why the installed tiny-cuda-nn does not load, None where it does."""
+    """Why the installed tiny-cuda-nn does not run on this GPU, None where it does."""
     try:
-        from fourdiffusion.ops.hash_grid import tinycudann_backend  # noqa: F401
-    except (ImportError, OSError) as error:
+        from fourdiffusion.ops.hash_grid import tinycudann_backend
+
+        difference = tinycudann_backend.trial()
+    except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
-        return f"does not load ({reason}), build it again: {INSTALL['tinycudann']}"
-    return None
+        return f"does not run ({reason}), build it again: {INSTALL['tinycudann']}"
+    return None if difference < 1e-3 else f"computes something else on this GPU: off by {difference:.1e}"
 
 
 def resolve_backend(setting: str, name: str, grids: dict[int, HashGridConfig], device: torch.device) -> str:
@@ -106,7 +108,10 @@ def resolve_backend(setting: str, name: str, grids: dict[int, HashGridConfig], d
         reasons = (obstacle(backend, num_dims, config, device) for num_dims, config in grids.items())
         return next(filter(None, reasons), None)
 
-    return choose(setting, name, BACKENDS, first_obstacle)
+    taken = choose(setting, name, BACKENDS, first_obstacle)
+    native = next((backend for backend, kind in NATIVE_DEVICES.items() if kind == device.type), None)
+    tell_step_down(setting, name, taken, native, first_obstacle)
+    return taken
 
 
 def summed_encodings(x: Tensor, grids: Sequence[HashGrid]) -> Tensor:

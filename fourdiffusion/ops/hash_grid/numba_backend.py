@@ -2,44 +2,90 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fourdiffusion.ops.hash_grid.layout import Levels
+from fourdiffusion.ops.parallel import run_jobs
+
+SEGMENT = 1 << 16  # points of a job of the forward pass: enough to read a level's table from cache many times over
+
+Layouts = tuple[tuple[int, Levels], ...]  # (num_dims, layout) of each grid
 
 
 class NumbaEncoding(torch.autograd.Function):
-    """x [D, N], layouts ((num_dims, Levels), ...), a flat parameter vector each -> [C, N], the encodings' sum."""
+    """x [D, N], layouts, a flat parameter vector each -> [C, N], the encodings' sum."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layouts: tuple[tuple[int, Levels], ...], *params: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, layouts: Layouts, *params: Tensor) -> Tensor:
         ctx.layouts = layouts
         ctx.save_for_backward(x)
-        out = torch.zeros(2 * len(layouts[0][1].scale), x.shape[1])
-        for (dims, layout), vector in zip(layouts, params, strict=True):
-            _run_numba("forward", x[:dims], vector, layout, out)
-        return out
+        return encode_sum(x, layouts, params)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (x,) = ctx.saved_tensors
-        gradient = gradient.contiguous()
-        gradients: list[Tensor | None] = []
-        for (dims, layout), wanted in zip(ctx.layouts, ctx.needs_input_grad[2:], strict=True):
-            total = torch.zeros(2 * int(layout.offset[-1])) if wanted else None
-            if total is not None:
-                _run_numba("backward", x[:dims], gradient, layout, total)
-            gradients.append(total)
-        return None, None, *gradients
+        return None, None, *table_gradients(x, gradient.contiguous(), ctx.layouts, ctx.needs_input_grad[2:])
 
 
-def _run_numba(name: str, x: Tensor, source: Tensor, layout: Levels, target: Tensor) -> None:
-    """Calls a kernel of numba_kernels, which adds to target."""
+def encode_sum(x: Tensor, layouts: Layouts, params: tuple[Tensor, ...]) -> Tensor:
+    """Sum of the grids' features at x [D, N], each grid seeing the first of the coordinates: [C, N]."""
     from fourdiffusion.ops.hash_grid import numba_kernels
 
-    num_threads = torch.get_num_threads()
-    arrays = (layout.scale, layout.multiplier, layout.offset, layout.hashed)
-    getattr(numba_kernels, name)(x.numpy(), source.detach().numpy(), *arrays, target.numpy(), num_threads)
-    if torch.get_num_threads() != num_threads:  # numba's start sets the number that torch's OpenMP library shares
-        torch.set_num_threads(num_threads)
+    num_levels, num_points = len(layouts[0][1].scale), x.shape[1]
+    out = torch.empty(2 * num_levels, num_points)
+    points, features = x.numpy(), out.numpy()
+    grids = [
+        (points[:dims], table_of(vector), arrays_of(layout))
+        for (dims, layout), vector in zip(layouts, params, strict=True)
+    ]
+    segments = -(-num_points // SEGMENT)
+
+    def work(job: int) -> None:
+        level, first = job // segments, job % segments * SEGMENT
+        last = min(first + SEGMENT, num_points)
+        for number, (part, table, levels) in enumerate(grids):
+            numba_kernels.encode(part, table, levels, level, first, last, number > 0, features)
+
+    run_jobs(work, num_levels * segments)
+    return out
+
+
+def table_gradients(x: Tensor, gradient: Tensor, layouts: Layouts, wanted: tuple[bool, ...]) -> list[Tensor | None]:
+    """Gradients of the flat parameters of grids from the gradient [C, N] of their sum at x [D, N]; None if not wanted.
+
+    One job a level: a level's entries are added up by one thread, in the order of the points.
+    """
+    from fourdiffusion.ops.hash_grid import numba_kernels
+
+    sums = [
+        torch.zeros(2 * int(layout.offset[-1])) if want else None
+        for (_, layout), want in zip(layouts, wanted, strict=True)
+    ]
+    points, slope = x.numpy(), gradient.numpy()
+    jobs = [
+        (points[:dims], arrays_of(layout), level, table_of(total))
+        for (dims, layout), total in zip(layouts, sums, strict=True)
+        if total is not None
+        for level in range(len(layout.scale))
+    ]
+    jobs.sort(key=lambda job: -len(job[0]))  # the dear ones first: the others fill the end
+
+    def work(job: int) -> None:
+        part, levels, level, table = jobs[job]
+        numba_kernels.scatter(part, slope, levels, level, table)
+
+    run_jobs(work, len(jobs))
+    return sums
+
+
+def arrays_of(layout: Levels) -> tuple[np.ndarray, ...]:
+    """A layout as the kernels take it."""
+    return layout.scale, layout.multiplier, layout.offset, layout.hashed
+
+
+def table_of(params: Tensor) -> np.ndarray:
+    """A flat parameter vector as the kernels take it: two float32 in each float64, memory shared."""
+    return params.detach().numpy().view(np.float64)

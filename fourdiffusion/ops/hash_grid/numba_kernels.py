@@ -2,24 +2,26 @@
 
 Why it is built as it is:
 
-* Both passes run parallel over levels: no two threads ever add to the same entry, so nothing is atomic and the result
-  does not depend on the number of threads, bit for bit. A level's table stays in its core's cache.
-* A level is worked off in tiles of points: cells, then corners (both vectorised by the compiler), then the table.
+* A job is a level, in the forward pass for a range of points: no two threads ever add to the same entry, so nothing is
+  atomic and the result does not depend on the number of threads, bit for bit. A level's table stays in its core's
+  cache.
+* A level is worked off in tiles of points: cells, then corners (both vectorized by the compiler), then the table.
 * The two features of an entry travel as one 8-byte value (a float64 in numba's eyes, whose bits are two float32): one
-  load, one multiply-add, one store. `_add_scaled_pair` is the only arithmetic ever done on such a value.
+  load, one multiply-add, one store. Only the two intrinsics here do arithmetic on such values.
 """
 
 from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import config, float32, njit, prange, set_num_threads, types, uint32
+from numba import float32, njit, types, uint32
 from numba.extending import intrinsic
 
+GROUP = 4  # points whose entries are gathered together; TILE is a multiple
 TILE = 128  # points a tile: its scratch arrays stay in the first-level cache
 
 # "contract" lets a multiplication and an addition become one instruction; nothing else may be reordered.
-_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "fastmath": {"contract"}}
+_OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
 
 
 @intrinsic
@@ -89,11 +91,23 @@ def _hashed_corners(cells: np.ndarray, time: int, size: int, index: np.ndarray) 
 @njit(**_OPTIONS)
 def _dense_corners(cells: np.ndarray, time: int, size: int, index: np.ndarray) -> None:
     """The same for a dense level, modulo size: inside [0, 1] no sum of strides reaches 2 * size."""
-    for corner in range(8):
-        x, y, z = (corner & 1) * TILE, (2 + (corner >> 1 & 1)) * TILE, (4 + (corner >> 2)) * TILE
-        for j in range(TILE):
-            dense = uint32(cells[j + x] + cells[j + y] + cells[j + z] + cells[j + (6 + time) * TILE])
-            index[j + corner * TILE] = min(dense, uint32(dense - size))
+    for j in range(TILE):
+        x0, x1, t = cells[j], cells[j + TILE], cells[j + (6 + time) * TILE]
+        y0, y1 = uint32(cells[j + 2 * TILE] + t), uint32(cells[j + 3 * TILE] + t)
+        z0, z1 = cells[j + 4 * TILE], cells[j + 5 * TILE]
+        index[j] = _wrap(uint32(uint32(x0 + y0) + z0), size)
+        index[j + TILE] = _wrap(uint32(uint32(x1 + y0) + z0), size)
+        index[j + 2 * TILE] = _wrap(uint32(uint32(x0 + y1) + z0), size)
+        index[j + 3 * TILE] = _wrap(uint32(uint32(x1 + y1) + z0), size)
+        index[j + 4 * TILE] = _wrap(uint32(uint32(x0 + y0) + z1), size)
+        index[j + 5 * TILE] = _wrap(uint32(uint32(x1 + y0) + z1), size)
+        index[j + 6 * TILE] = _wrap(uint32(uint32(x0 + y1) + z1), size)
+        index[j + 7 * TILE] = _wrap(uint32(uint32(x1 + y1) + z1), size)
+
+
+@njit(**_OPTIONS)
+def _wrap(index: int, size: int) -> int:
+    return index - size if index >= size else index
 
 
 @njit(**_OPTIONS)
@@ -125,14 +139,52 @@ def _corners(
     _weights(frac, time, weight)
 
 
+@intrinsic
+def _gather_group(typing_context: Any, table: Any, index: Any, weight: Any, total: Any, first: Any) -> Any:
+    """Add the 8 corners' weighted entries to totals [first, first + GROUP): one vector holds a group's pairs."""
+    signature = types.void(table, index, weight, total, types.uintp)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        table, index, weight, total = (
+            context.make_array(signature.args[number])(context, builder, arguments[number]).data for number in range(4)
+        )
+        number, lane = ir.IntType(64), ir.IntType(32)
+        pair, pairs = ir.VectorType(ir.FloatType(), 2), ir.VectorType(ir.FloatType(), 2 * GROUP)
+        entries = builder.bitcast(table, pair.as_pointer())
+
+        def lanes(places: list[int]) -> Any:
+            return ir.Constant(ir.VectorType(lane, len(places)), places)
+
+        def load(pointer: Any, kind: Any, align: int) -> Any:
+            value = builder.load(builder.bitcast(pointer, kind.as_pointer()))
+            value.align = align
+            return value
+
+        target = builder.gep(total, [arguments[4]])
+        result = load(target, pairs, 8)
+        for corner in range(8):
+            start = builder.add(arguments[4], ir.Constant(number, corner * TILE))
+            parts = []
+            for point in range(GROUP):
+                place = builder.load(builder.gep(index, [builder.add(start, ir.Constant(number, point))]))
+                parts.append(load(builder.gep(entries, [builder.zext(place, number)]), pair, 8))
+            while len(parts) > 1:
+                places = lanes(list(range(2 * parts[0].type.count)))
+                parts = [builder.shuffle_vector(a, b, places) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+            shares = load(builder.gep(weight, [start]), ir.VectorType(ir.FloatType(), GROUP), 4)
+            shares = builder.shuffle_vector(shares, shares, lanes([k // 2 for k in range(2 * GROUP)]))
+            product = builder.fmul(shares, parts[0], flags=("contract",))
+            result = builder.fadd(product, result, flags=("contract",))
+        builder.store(result, builder.bitcast(target, pairs.as_pointer())).align = 8
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
 @njit(**_OPTIONS)
 def _gather(table: np.ndarray, index: np.ndarray, weight: np.ndarray, total: np.ndarray) -> None:
-    for j in range(TILE):
-        pair = total[j]
-        for corner in range(8):
-            k = j + corner * TILE
-            pair = _add_scaled_pair(pair, weight[k], table[np.int64(index[k])])
-        total[j] = pair
+    for j in range(0, TILE, GROUP):
+        _gather_group(table, index, weight, total, np.uintp(j))
 
 
 @njit(**_OPTIONS)
@@ -146,89 +198,63 @@ def _scatter(table: np.ndarray, index: np.ndarray, weight: np.ndarray, gradient:
 
 
 @njit(**_OPTIONS)
-def _interleaved(k: int, count: int) -> int:
-    """The k-th of 0, 2, 4, ..., 1, 3, 5, ...: a thread gets coarse and fine levels alike when the list is cut."""
-    half = (count + 1) // 2
-    return 2 * k if k < half else 2 * (k - half) + 1
-
-
-@njit(parallel=True, **_OPTIONS)
-def _forward(
-    x: np.ndarray, table: np.ndarray, scale: np.ndarray, multiplier: np.ndarray, offset: np.ndarray,
-    hashed: np.ndarray, out: np.ndarray,
+def encode(
+    x: np.ndarray, table: np.ndarray, levels: tuple[np.ndarray, ...], level: int, first: int, last: int, add: bool,
+    out: np.ndarray,
 ) -> None:  # fmt: skip
-    dims, num_points = x.shape
-    for k in prange(scale.shape[0]):
-        level = _interleaved(k, scale.shape[0])
-        points = np.empty((dims, TILE), np.float32)
-        cells, frac = np.zeros(8 * TILE, np.uint32), np.zeros(4 * TILE, np.float32)
-        index, weight = np.empty(8 * TILE, np.uint32), np.empty(8 * TILE, np.float32)
-        pairs = np.empty(TILE, np.float64)
-        features = pairs.view(np.float32)
-        size = uint32(offset[level + 1] - offset[level])
-        level_table = table[offset[level] : offset[level + 1]]
-        for first in range(0, num_points, TILE):
-            count = min(TILE, num_points - first)
-            _load_points(x, first, count, points)
-            _cells(points, scale[level], multiplier[level], cells, frac)
-            pairs[:] = 0
-            for time in range(dims - 2):
-                _corners(cells, frac, time, hashed[level], size, index, weight)
-                _gather(level_table, index, weight, pairs)
-            for j in range(count):
-                out[2 * level, first + j] += features[2 * j]
-                out[2 * level + 1, first + j] += features[2 * j + 1]
-
-
-@njit(parallel=True, **_OPTIONS)
-def _backward(
-    x: np.ndarray, gradient: np.ndarray, scale: np.ndarray, multiplier: np.ndarray, offset: np.ndarray,
-    hashed: np.ndarray, table: np.ndarray,
-) -> None:  # fmt: skip
-    dims, num_points = x.shape
-    for k in prange(scale.shape[0]):
-        level = _interleaved(k, scale.shape[0])
-        points = np.empty((dims, TILE), np.float32)
-        cells, frac = np.zeros(8 * TILE, np.uint32), np.zeros(4 * TILE, np.float32)
-        index, weight = np.empty(8 * TILE, np.uint32), np.empty(8 * TILE, np.float32)
-        pairs = np.empty(TILE, np.float64)
-        features = pairs.view(np.float32)
-        size = uint32(offset[level + 1] - offset[level])
-        level_table = table[offset[level] : offset[level + 1]]
-        for first in range(0, num_points, TILE):
-            count = min(TILE, num_points - first)
-            _load_points(x, first, count, points)
-            _cells(points, scale[level], multiplier[level], cells, frac)
-            pairs[:] = 0
-            for j in range(count):
-                features[2 * j] = gradient[2 * level, first + j]
-                features[2 * j + 1] = gradient[2 * level + 1, first + j]
-            for time in range(dims - 2):
-                _corners(cells, frac, time, hashed[level], size, index, weight)
-                _scatter(level_table, index, weight, pairs)
-
-
-def forward(
-    x: np.ndarray, params: np.ndarray, scale: np.ndarray, multiplier: np.ndarray, offset: np.ndarray,
-    hashed: np.ndarray, out: np.ndarray, num_threads: int,
-) -> None:  # fmt: skip
-    """Adds the features of x [3 or 4, N] to out [2 L, N].
+    """Write, or add, a level's features of points [first, last) of x [3 or 4, N] to rows 2 * level on of out [2 L, N].
 
     Args:
         x: float32, contiguous, in [0, 1].
-        params: flat float32, the levels' entries one after another, two features each.
-        scale: float64 [L]. multiplier: uint32 [L, D], strides of a dense level, hash primes of a hashed one.
-        offset: int64 [L + 1], in entries. hashed: bool [L].
-        num_threads: at most; the result does not depend on it.
+        table: entry after entry, two float32 features in each float64.
+        levels: scale float64 [L]; multiplier uint32 [L, D], strides of a dense level, hash primes of a hashed one;
+            offset int64 [L + 1], in entries; hashed bool [L].
     """
-    set_num_threads(min(num_threads, config.NUMBA_NUM_THREADS))
-    _forward(x, params.view(np.float64), scale, multiplier, offset, hashed, out)
+    scale, multiplier, offset, hashed = levels
+    dims = x.shape[0]
+    points = np.empty((dims, TILE), np.float32)
+    cells, frac = np.zeros(8 * TILE, np.uint32), np.zeros(4 * TILE, np.float32)
+    index, weight = np.empty(8 * TILE, np.uint32), np.empty(8 * TILE, np.float32)
+    pairs = np.empty(TILE, np.float64)
+    features = pairs.view(np.float32)
+    size = uint32(offset[level + 1] - offset[level])
+    level_table = table[offset[level] : offset[level + 1]]
+    for start in range(first, last, TILE):
+        count = min(TILE, last - start)
+        even, odd = out[2 * level, start : start + count], out[2 * level + 1, start : start + count]
+        _load_points(x, start, count, points)
+        _cells(points, scale[level], multiplier[level], cells, frac)
+        pairs[:] = 0
+        if add:
+            for j in range(count):
+                features[2 * j], features[2 * j + 1] = even[j], odd[j]
+        for time in range(dims - 2):
+            _corners(cells, frac, time, hashed[level], size, index, weight)
+            _gather(level_table, index, weight, pairs)
+        for j in range(count):
+            even[j], odd[j] = features[2 * j], features[2 * j + 1]
 
 
-def backward(
-    x: np.ndarray, gradient: np.ndarray, scale: np.ndarray, multiplier: np.ndarray, offset: np.ndarray,
-    hashed: np.ndarray, params_gradient: np.ndarray, num_threads: int,
-) -> None:  # fmt: skip
-    """Adds to params_gradient (flat float32) what gradient [2 L, N] of the features of x gives. Arguments as above."""
-    set_num_threads(min(num_threads, config.NUMBA_NUM_THREADS))
-    _backward(x, gradient, scale, multiplier, offset, hashed, params_gradient.view(np.float64))
+@njit(**_OPTIONS)
+def scatter(x: np.ndarray, gradient: np.ndarray, levels: tuple[np.ndarray, ...], level: int, table: np.ndarray) -> None:
+    """Add what gradient [2 L, N] of the features of x [3 or 4, N] gives to a level's entries in table."""
+    scale, multiplier, offset, hashed = levels
+    dims, num_points = x.shape
+    points = np.empty((dims, TILE), np.float32)
+    cells, frac = np.zeros(8 * TILE, np.uint32), np.zeros(4 * TILE, np.float32)
+    index, weight = np.empty(8 * TILE, np.uint32), np.empty(8 * TILE, np.float32)
+    pairs = np.empty(TILE, np.float64)
+    features = pairs.view(np.float32)
+    size = uint32(offset[level + 1] - offset[level])
+    level_table = table[offset[level] : offset[level + 1]]
+    for start in range(0, num_points, TILE):
+        count = min(TILE, num_points - start)
+        _load_points(x, start, count, points)
+        _cells(points, scale[level], multiplier[level], cells, frac)
+        pairs[:] = 0
+        even, odd = gradient[2 * level, start : start + count], gradient[2 * level + 1, start : start + count]
+        for j in range(count):
+            features[2 * j], features[2 * j + 1] = even[j], odd[j]
+        for time in range(dims - 2):
+            _corners(cells, frac, time, hashed[level], size, index, weight)
+            _scatter(level_table, index, weight, pairs)

@@ -5,11 +5,15 @@ What differs from the twin: each level's scale comes from the GPU's fast exp2 an
 runs differ in the last bits.
 """
 
+from dataclasses import astuple
 from functools import cache
 
 import tinycudann
 import torch
 from torch import Tensor, nn
+
+from fourdiffusion.ops.hash_grid.layout import levels
+from fourdiffusion.ops.settings import HashGridConfig
 
 
 def encode(x: Tensor, params: Tensor, num_dims: int, sizes: tuple[int, int, int, int, float]) -> Tensor:
@@ -19,6 +23,17 @@ def encode(x: Tensor, params: Tensor, num_dims: int, sizes: tuple[int, int, int,
     """
     # The library does not clamp. Its module is run on our parameters: it has none of its own.
     return torch.func.functional_call(_encoding(num_dims, *sizes), {"params": params}, (x.clamp(0, 1),))
+
+
+def trial() -> float:
+    """A tiny forward and backward pass on the GPU: the largest difference from what it must give."""
+    config = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
+    params = torch.ones(2 * int(levels(3, config).offset[-1]), device="cuda", requires_grad=True)
+    features = encode(torch.rand(8, 3, device="cuda"), params, 3, astuple(config))
+    features.sum().backward()
+    assert params.grad is not None
+    # The shares of a cell's corners add up to one: so do all features, and each sends its gradient on in full.
+    return max(float((features - 1).abs().max()), abs(float(params.grad.sum()) - features.numel()))
 
 
 @cache

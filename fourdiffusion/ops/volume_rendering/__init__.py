@@ -12,7 +12,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from fourdiffusion.ops.backends import INSTALL, choose, installed
+from fourdiffusion.ops.backends import INSTALL, append_flag, choose, installed, tell_step_down
 from fourdiffusion.ops.volume_rendering import torch_backend
 
 BACKENDS = ("nerfacc", "torch")  # "auto" takes the first that can
@@ -31,39 +31,46 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype = torch.floa
 
 @cache
 def _nerfacc_failure() -> str | None:
-    """Why the installed nerfacc does not run, None where it does."""
+    """Why the installed nerfacc does not run on this GPU, None where it does. The first call compiles, for minutes."""
     try:
-        from fourdiffusion.ops.volume_rendering import nerfacc_backend
-
-        sums = nerfacc_backend.trial()
+        difference = _nerfacc_backend().trial()
     except (ImportError, AttributeError, OSError, RuntimeError) as error:  # AttributeError: it found no compiler
         reason = str(error).partition("\n")[0]
         return f"has no kernels to load ({reason}): it compiles them with nvcc, of torch's own CUDA version"
-    return None if sums == [0, 1] else f"does not work on this GPU: a sum is {sums} and not [0, 1]"
+    return None if difference < 1e-3 else f"computes something else on this GPU: off by {difference:.1e}"
+
+
+def _nerfacc_backend() -> ModuleType:
+    # Its kernels are compiled when it is imported. Of C++20, torch's standard since 2.13, they clash with std::lerp.
+    append_flag("NVCC_APPEND_FLAGS", "-std=c++17")
+    from fourdiffusion.ops.volume_rendering import nerfacc_backend
+
+    return nerfacc_backend
 
 
 def resolve_backend(setting: str, name: str, device: torch.device) -> str:
     """The backend that ``name`` means on a device. ValueError where it cannot serve."""
-    return choose(setting, name, BACKENDS, lambda backend: obstacle(backend, device))
+    taken = choose(setting, name, BACKENDS, lambda backend: obstacle(backend, device))
+    native = "nerfacc" if device.type == "cuda" else None
+    tell_step_down(setting, name, taken, native, lambda backend: obstacle(backend, device))
+    return taken
 
 
 def _native(backend: str, x: Tensor) -> ModuleType | None:
     """Where these functions stand for nerfacc, if it serves x; else None."""
     if choose("backend", backend, BACKENDS, lambda name: obstacle(name, x.device, x.dtype)) == "torch":
         return None
-    from fourdiffusion.ops.volume_rendering import nerfacc_backend
-
-    return nerfacc_backend
+    return _nerfacc_backend()
 
 
 def march(
     origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
-    backend: str = "auto",
+    backend: str = "auto", bounds: str = "ball",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Cuts the part of each ray inside the ball into intervals of length ``step``; keeps those in occupied cells.
+    """Cut the part of each ray inside the bounds into intervals of length ``step``; keeps those in occupied cells.
 
-    The lattice of a ray starts ``jitter`` steps before it enters the ball; its first and last interval are clipped to
-    the ball, so that the intervals cover the ray's part exactly. Skipping drops intervals and changes no other: with
+    The lattice of a ray starts ``jitter`` steps before it enters the bounds; its first and last interval are clipped
+    to them, so that the intervals cover the ray's part exactly. Skipping drops intervals and changes no other: with
     every cell occupied the result is the one without a grid.
 
     Args:
@@ -72,12 +79,13 @@ def march(
         jitter: [R] in [0, 1], or None for 0.
         occupied: bool [G, G, G] over the cube [-radius, radius]^3, axes x, y, z; None keeps everything. An interval
             counts by the cell of its middle.
+        bounds: "ball" |x| <= radius, or "cube" [-radius, radius]^3.
 
     Returns:
         ray_index [N] int64, t_start [N], t_end [N].
     """
     native = _native(backend, origins) if len(origins) else None
-    return (native or torch_backend).march(origins, directions, step, radius, jitter, occupied)
+    return (native or torch_backend).march(origins, directions, step, radius, jitter, occupied, bounds)
 
 
 def render_weights(

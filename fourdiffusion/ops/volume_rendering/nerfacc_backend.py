@@ -1,7 +1,7 @@
 """volume_rendering by nerfacc: float32 on a GPU, the same arguments and results.
 
 Weights and sums are the same operation. Marching is so but for rounding and for the ends of a ray: nerfacc finds the
-lattice by adding up steps (1e-5 of drift), and looks up the cell of a first or last interval before the ball clips it.
+lattice by adding up steps (1e-5 of drift), and looks up the cell of a first or last interval before the bounds clip it.
 """
 
 import math
@@ -10,25 +10,39 @@ import nerfacc
 import torch
 from torch import Tensor
 
-from fourdiffusion.ops.geometry import ball_interval
+from fourdiffusion.ops.geometry import bounds_interval
+from fourdiffusion.ops.volume_rendering import torch_backend
 
 
-def trial() -> list[float]:
-    """Two ones through a kernel of nerfacc: [0, 1] where it runs. The first call may compile it, for minutes."""
-    return nerfacc.exclusive_sum(torch.ones(2, device="cuda"), torch.tensor([[0, 2]], device="cuda")).tolist()
+def trial() -> float:
+    """A ray through the ball, forward and backward, on the GPU: the largest difference from the torch twin on a CPU."""
+    results = []
+    for march_rays, weigh, add_up, device in (
+        (torch_backend.march, torch_backend.render_weights, torch_backend.accumulate, "cpu"),
+        (march, render_weights, accumulate, "cuda"),
+    ):
+        origins, directions = torch.tensor([[[1.5, 0.0, 0.0]], [[-1.0, 0.0, 0.0]]], device=device)
+        ray_index, t_start, t_end = march_rays(origins, directions, 0.5, 1.0, None, None, "ball")
+        sigma = torch.ones_like(t_start).requires_grad_()
+        opacity = add_up(weigh(sigma, t_start, t_end, ray_index, 1)[0], None, ray_index, 1)
+        opacity.sum().backward()
+        assert sigma.grad is not None
+        results.append([float(len(t_start)), float(t_end.max()), float(opacity), float(sigma.grad.sum())])
+    return max(abs(a - b) for a, b in zip(*results, strict=True))
 
 
 def march(
-    origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+    origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
+    bounds: str,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As volume_rendering.march, for at least one ray."""
-    near, far = ball_interval(origins, directions, radius)
+    near, far = bounds_interval(origins, directions, radius, bounds)
     first = near if jitter is None else near - jitter * step
-    # Kept is what has its middle before the last plane: half a step further lets in the interval that the ball cuts.
+    # Kept is what has its middle before the last plane: half a step further lets in the interval that the bounds cut.
     last = torch.where(far > near, far + step / 2, first)
     if occupied is None:
         occupied = torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device)
-    # Intervals stick out of the ball by up to a step, so the grid goes on beyond the cube as its border cells do.
+    # Intervals stick out of the bounds by up to a step, so the grid goes on beyond the cube as its border cells do.
     size = occupied.shape[0]
     width = 2 * radius / size
     border = math.ceil(step / width)

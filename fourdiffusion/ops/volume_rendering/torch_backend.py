@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fourdiffusion.ops.geometry import ball_interval
+from fourdiffusion.ops.geometry import bounds_interval, box_interval
 
 # Candidates that the march looks at in one go: on a CPU they stay in cache, on a GPU they fill it.
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
@@ -11,9 +11,10 @@ BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 def march(
     origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
+    bounds: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Cut rays into samples: see ``ops.volume_rendering.march``."""
-    near, far = ball_interval(origins, directions, radius)
+    near, far = bounds_interval(origins, directions, radius, bounds)
     jitter = torch.zeros_like(near) if jitter is None else jitter
     start, stop = near, far
     if occupied is not None:
@@ -48,9 +49,8 @@ def _clip_to_occupied(
         return far, near
     width = 2 * radius / occupied.shape[0]
     low, high = cells.amin(0) * width - radius, (cells.amax(0) + 1) * width - radius
-    inverse = 1 / torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
-    a, b = (low - origins) * inverse, (high - origins) * inverse
-    return torch.maximum(near, torch.minimum(a, b).amax(-1)), torch.minimum(far, torch.maximum(a, b).amin(-1))
+    start, stop = box_interval(origins, directions, low, high)
+    return torch.maximum(near, start), torch.minimum(far, stop)
 
 
 def _lookup(occupied: Tensor, origins: Tensor, directions: Tensor, t: Tensor, radius: float) -> Tensor:

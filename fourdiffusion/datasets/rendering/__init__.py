@@ -1,0 +1,1 @@
+"""Multi-view clips rendered from animated 3-D assets."""

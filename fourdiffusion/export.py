@@ -1,0 +1,126 @@
+"""Verb `export`: a fitted scene as files that other programs open."""
+
+import difflib
+import math
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fourdiffusion.device import resolve_device
+from fourdiffusion.errors import UserError
+from fourdiffusion.scene.export.origin import credit_of, frame_times, origin
+from fourdiffusion.scene.export.surface import Mesh, scene_meshes
+from fourdiffusion.scene.scene import load_scene, scene_folder
+from fourdiffusion.settings import ExportConfig
+
+FILES = {"glb": "scene.glb", "html": "scene.html"}  # formats that are one file
+FOLDERS = {
+    "glb_frames": "glb_frames",
+    "obj": "obj",
+    "ply": "ply",
+    "splats": "splats",
+    "images": "images",
+    "nerfstudio": "nerfstudio",
+}
+POSITIVE = ("num_frames", "fps", "scale", "size", "num_views", "iso_level")
+
+
+def export(config: ExportConfig) -> None:
+    """Write a scene in ``config.format``; the file or folder appears whole or not at all."""
+    _check(config)
+    folder = scene_folder(Path(config.scene))
+    run = folder.parent if folder.name == "scene" else folder
+    name = (FILES | FOLDERS)[config.format]
+    output = Path(config.output) if config.output else run / "export" / name
+    _check_output(output, config.format)
+    scene = load_scene(folder, resolve_device(config.device))
+    times = frame_times(run, config.num_frames)
+    notes = origin(run, config.author, config.license)
+    if config.format == "images":
+        from fourdiffusion.scene.export.images import write_sequence
+
+        pose = config.azimuth_deg, config.elevation_deg
+        _fill(output, lambda partial: write_sequence(partial, scene, times, *pose, config.size, "images"))
+    elif config.format == "nerfstudio":
+        from fourdiffusion.scene.export.images import write_nerfstudio
+
+        sizes = config.num_views, config.size
+        _fill(output, lambda partial: write_nerfstudio(partial, scene, times, *sizes, credit_of(notes), "nerfstudio"))
+    else:
+        choice = config.resolution, config.iso_level, config.min_component
+        meshes, level = scene_meshes(scene, times, *choice, progress=True)
+        _write_meshes(output, meshes, config, credit_of(notes), notes | {"iso_level": level}, run.resolve().name)
+        counts = [len(mesh.faces) for mesh in meshes]
+        print(f"{len(meshes)} meshes of {min(counts)} to {max(counts)} faces at iso_level={level:.4g}")
+    print(f"written: {output}")
+
+
+def _check(config: ExportConfig) -> None:
+    known = [*FILES, *FOLDERS]
+    if config.format not in known:
+        alike = difflib.get_close_matches(config.format, known, n=1)
+        remedy = f"did you mean {alike[0]}?" if alike else f"use {', '.join(known)}"
+        raise UserError(f"format={config.format}: there is no such format, {remedy}")
+    for name in POSITIVE:
+        value = getattr(config, name)
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise UserError(f"{name}={value} must be positive")
+    if config.resolution < 8:
+        raise UserError(f"resolution={config.resolution} is too small; give at least 8")
+    if not 0 <= config.min_component <= 1:
+        raise UserError(f"min_component={config.min_component}; give a share between 0 (keep all) and 1")
+    if not -90 < config.elevation_deg < 90:
+        raise UserError(f"elevation_deg={config.elevation_deg}; give degrees between -90 and 90")
+
+
+def _check_output(output: Path, format: str) -> None:
+    """Raise UserError before the work where the output cannot become what the format is."""
+    if format in FILES and output.is_dir():
+        raise UserError(f"output={output} is a folder and format={format} writes one file: give a file name")
+    if format in FILES and output.suffix != f".{format}":
+        raise UserError(f"output={output}: the name of a {format} file ends in .{format}")
+    if format in FOLDERS and output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise UserError(f"output={output} is there already: choose another output, or delete it")
+
+
+def _write_meshes(
+    output: Path, meshes: list[Mesh], config: ExportConfig, credit: str, notes: dict[str, Any], title: str
+) -> None:
+    from fourdiffusion.scene.export.glb import write_glb
+    from fourdiffusion.scene.export.html import write_html
+    from fourdiffusion.scene.export.meshes import write_obj, write_ply, write_splats
+
+    if config.format == "glb":
+        write_glb(output, meshes, config.fps, config.scale, credit, notes)
+        return
+    if config.format == "html":
+        write_html(output, meshes, config.fps, str(notes.get("prompt", title)), credit, notes)
+        return
+
+    def write_all(folder: Path) -> None:
+        for index, mesh in enumerate(meshes):
+            path = folder / f"frame_{index:04d}"
+            if config.format == "glb_frames":
+                write_glb(path.with_suffix(".glb"), [mesh], config.fps, config.scale, credit, notes)
+            elif config.format == "obj":
+                write_obj(path.with_suffix(".obj"), mesh, config.scale, credit)
+            elif config.format == "ply":
+                write_ply(path.with_suffix(".ply"), mesh, config.scale, credit)
+            else:
+                write_splats(path.with_suffix(".ply"), mesh, config.scale, credit)
+
+    _fill(output, write_all)
+
+
+def _fill(folder: Path, write: Callable[[Path], None]) -> None:
+    """Let ``write`` fill a folder beside ``folder``, then put it in place."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        write(partial)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,243 @@
+"""What comes before the first step of a fit: settings checked, input and networks read, views generated once."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from tqdm import tqdm
+
+from fourdiffusion import cameras
+from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
+from fourdiffusion.device import resolve_device
+from fourdiffusion.diffusion import encoders
+from fourdiffusion.diffusion.generation import generate_views
+from fourdiffusion.diffusion.generation_config import sampling_settings
+from fourdiffusion.diffusion.loading import open_pipeline, with_own_settings
+from fourdiffusion.diffusion.long_video import frame_groups
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, unconditional
+from fourdiffusion.errors import UserError, check_ranges
+from fourdiffusion.files import save_tensors, write_atomic
+from fourdiffusion.fit.settings import GUIDANCES, FitConfig, LossConfig
+from fourdiffusion.fit.step import Perceptual, Problem, Target
+from fourdiffusion.media.image import composite
+from fourdiffusion.media.read import VideoInput, load_video
+from fourdiffusion.media.write import write_views
+from fourdiffusion.metrics.lpips import load_lpips
+from fourdiffusion.ops import hash_grid, volume_rendering
+from fourdiffusion.runs import folder_digest, open_run, tensor_digest
+from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.renderer import OccupancyGrid
+from fourdiffusion.scene.scene import Scene
+from fourdiffusion.scene.settings import SceneConfig
+from fourdiffusion.tracking import check_trackers
+
+SSIM_WINDOW = 11  # pixels, of losses.dssim
+ELEVATION_DEG = 0.0  # of the input camera and of the generated views
+# Settings that do not change the result of a run, beyond rounding; max_steps prolongs it.
+FREE = {
+    "max_steps", "log_every", "checkpoint_minutes", "preview_minutes", "trackers", "device",
+    "scene.grid_backend", "scene.ray_backend", "sds.ray_chunk", "sds.image_chunk", "loss.lpips_weights",
+    "model.compile", "model.offload", "model.channels_last",
+}  # fmt: skip
+
+
+@dataclass
+class Inputs:
+    """Everything that a fit reads before it writes anything."""
+
+    video: VideoInput
+    pipeline: FourDiffusionPipeline
+    perceptual: Perceptual
+    perceptual_name: str
+    backends: dict[str, str]
+    device: torch.device
+
+
+def check_settings(config: FitConfig) -> None:
+    """UserError for settings out of range, and for settings that leave a step without a loss."""
+    check_trackers(config.trackers)
+    sds, loss, large = config.sds, config.loss, 10_000_000
+    if sds.source not in GUIDANCES:
+        raise UserError(f"sds.source={sds.source} is none of {', '.join(GUIDANCES)}")
+    check_ranges(
+        {
+            "seed": (config.seed, -(2**61), 2**61),
+            "num_frames": (config.num_frames, 2, 1000),
+            "num_views": (config.num_views, 1, 360),
+            "max_steps": (config.max_steps, 1, large),
+            "log_every": (config.log_every, 1, large),
+            "occupancy_every": (config.occupancy_every, 1, large),
+            "checkpoint_minutes": (config.checkpoint_minutes, 0, large),
+            "preview_minutes": (config.preview_minutes, 0, large),
+            "grid_lr": (config.grid_lr, 0, 10),
+            "mlp_lr": (config.mlp_lr, 0, 10),
+            "lr_decay": (config.lr_decay, 1e-9, 1),
+            "sds.weight": (sds.weight, 0, large),
+            "sds.guidance_scale": (sds.guidance_scale, -1000, 1000),
+            "sds.guidance_rescale": (sds.guidance_rescale, 0, 1),
+            "sds.start_step": (sds.start_step, 0, large),
+            "sds.every": (sds.every, 1, large),
+            "sds.ramp_steps": (sds.ramp_steps, 0, large),
+            "sds.t_start": (sds.t_start, 0, 1),
+            "sds.t_min_end": (sds.t_min_end, 0, 1),
+            "sds.t_max_end": (sds.t_max_end, 0, 1),
+            "sds.elevation_max_deg": (sds.elevation_max_deg, -89, 89),
+            "sds.ray_chunk": (sds.ray_chunk, 0, 2**31),
+            "sds.image_chunk": (sds.image_chunk, 0, large),
+            "loss.lambda_lpips": (loss.lambda_lpips, 0, large),
+            "loss.lambda_dssim": (loss.lambda_dssim, 0, large),
+            "loss.lambda_rgb": (loss.lambda_rgb, 0, large),
+            "loss.rgb_rays": (loss.rgb_rays, 1, large),
+            "loss.lambda_orientation": (loss.lambda_orientation, 0, large),
+            "loss.lambda_orientation_end": (loss.lambda_orientation_end, 0, large),
+            "loss.orientation_ramp_steps": (loss.orientation_ramp_steps, 0, large),
+            "loss.lambda_opacity": (loss.lambda_opacity, 0, large),
+            "loss.opacity_start_step": (loss.opacity_start_step, 0, large),
+            "loss.lambda_sparsity": (loss.lambda_sparsity, 0, large),
+            "loss.sparsity_start_step": (loss.sparsity_start_step, 0, large),
+        }
+    )
+    if sds.guidance_scale_end is not None:
+        check_ranges({"sds.guidance_scale_end": (sds.guidance_scale_end, -1000, 1000)})
+    if loss.anchor_view is not None:
+        check_ranges({"loss.anchor_view": (loss.anchor_view, 0, config.num_views - 1)})
+    image_size = sampling_settings(config.model).image_size
+    if loss.anchor and loss.lambda_dssim > 0 and image_size < SSIM_WINDOW:
+        raise UserError(f"model.image_size={image_size}: D-SSIM needs at least {SSIM_WINDOW} pixels")
+    _check_resolutions(sds.resolutions, sds.resolution_milestones)
+    always = loss.lambda_rgb > 0 or (loss.anchor and (loss.lambda_lpips > 0 or loss.lambda_dssim > 0))
+    if not always and (sds.source == "off" or sds.weight == 0 or sds.every > 1 or sds.start_step > 0):
+        raise UserError(
+            f"sds.source={sds.source}, sds.weight={sds.weight:g}, sds.every={sds.every}, "
+            f"sds.start_step={sds.start_step} leave steps without any loss on images: set loss.lambda_rgb or "
+            "loss.anchor, or let SDS run at each step from the first"
+        )
+
+
+def _check_resolutions(resolutions: list[int], milestones: list[int]) -> None:
+    if len(resolutions) != len(milestones):
+        raise UserError(f"sds.resolutions={resolutions} and sds.resolution_milestones={milestones} differ in length")
+    for resolution in resolutions:
+        check_ranges({"sds.resolutions": (resolution, 1, 2048)})
+    if not milestones or milestones[0] != 0 or sorted(milestones) != milestones:
+        raise UserError(f"sds.resolution_milestones={milestones}: give rising steps, the first of them 0")
+
+
+def read_inputs(config: FitConfig) -> Inputs:
+    """Read the video and the networks; nothing is written."""
+    model, device = config.model, resolve_device(config.device)
+    backends = resolve_backends(config.scene, device)
+    video = load_video(config.video, config.num_frames, sampling_settings(model).image_size, config.alpha, config.crop)
+    pipeline = open_pipeline(model, device)
+    own = pipeline.generation_config
+    frame_groups(own.long_video, config.num_frames, own.window, pipeline.motion.config.max_frames)
+    for module in (pipeline.unet, pipeline.motion, pipeline.vae):
+        module.requires_grad_(False)
+    name, perceptual = _perceptual(config.loss, pipeline.vae, device)
+    return Inputs(video, pipeline, perceptual, name, backends, device)
+
+
+def open_problem(config: FitConfig, inputs: Inputs) -> Problem:
+    """Open the run folder, write or read the generated views, and build what the steps need."""
+    output, sds, video, pipeline = Path(config.output), config.sds, inputs.video, inputs.pipeline
+    content = {"video": tensor_digest((video.rgba * 255).round().to(torch.uint8))}
+    content["model.path"] = folder_digest(Path(str(config.model.path)))
+    try:
+        scene = Scene(
+            DynamicField(config.scene.field, config.seed, inputs.backends["grid_backend"]).to(inputs.device),
+            OccupancyGrid(config.scene.renderer, inputs.backends["ray_backend"]).to(inputs.device),
+            config.scene.renderer,
+        )
+    except ValueError as error:
+        raise UserError(f"scene: {error}") from error
+    recorded = replace(config, model=with_own_settings(config.model, pipeline))
+    open_run(output, recorded, FREE, {"backends": inputs.backends}, content, {"perceptual": inputs.perceptual_name})
+    tqdm.write(f"{config.video}: {video.summary()}")
+    tqdm.write("backends: " + ", ".join(f"{name}={value}" for name, value in inputs.backends.items()))
+    tqdm.write(f"perceptual loss: {inputs.perceptual_name}")
+    times = torch.linspace(0, 1, config.num_frames)
+    _record_input(output, video, times)
+    target = generate_target(config, pipeline, video.rgba, times)
+    guided = sds.guidance_scale if sds.guidance_scale_end in (None, 1) else sds.guidance_scale_end
+    negative = unconditional(pipeline.generation_config.distillation_negative_prompt, guided)
+    denoiser = pipeline.prepare(target.images, config.prompt, negative, sds.source == "fourdm")
+    return Problem(config, pipeline, denoiser, inputs.perceptual, scene, target)
+
+
+def _record_input(output: Path, video: VideoInput, times: Tensor) -> None:
+    """Write ``input.json``: which part of the source the scene shows, and from where."""
+    record = {
+        "crop": list(video.crop),  # left, top, side in source pixels
+        "frames": video.frame_indices,
+        "num_source_frames": video.num_source_frames,
+        "alpha_from": video.alpha_from,
+        "times": [round(time, 6) for time in times.tolist()],
+        "fovy_deg": cameras.FOVY_DEG,
+        "distance": cameras.DISTANCE,
+        "elevation_deg": ELEVATION_DEG,
+    }
+    text = json.dumps(record, indent=1) + "\n"
+    write_atomic(output / "input.json", lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def generate_target(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, times: Tensor) -> Target:
+    """Sample 4DM's videos of the input once, keep them in the run folder, and choose the anchor view (Eq. 11)."""
+    images, output = composite(rgba), Path(config.output)
+    azimuths = cameras.orthogonal_azimuths(config.num_views)
+    c2w = cameras.orbit(azimuths, ELEVATION_DEG)
+    folder = output / "generated"
+    if not folder.is_dir():
+        views = _sample(config, pipeline, images, c2w)
+        save_tensors(output / "input.safetensors", {"rgba": rgba, "times": times}, {})
+        source = f"generated from {config.video}"
+        write_clip(folder, opaque_clip("generated", views, c2w, cameras.FOVY_DEG, config.prompt, source))
+    clip = read_clip(folder)
+    expected = (config.num_views, len(images), 4, *images.shape[-2:])
+    if clip.rgba.shape != expected or not torch.allclose(clip.c2w, c2w, atol=1e-3):
+        raise UserError(
+            f"{folder} holds images {list(clip.rgba.shape)} or cameras of another run, this one has {list(expected)}: "
+            "restore the folder, or choose another output"
+        )
+    views = clip.rgba[:, :, :3].float() / 255
+    if not (folder / "contact_sheet.png").is_file():  # written last
+        write_views(folder, images, views, azimuths.tolist())
+    if config.loss.use_input_view:
+        views[0] = images
+    anchor = config.loss.anchor_view
+    if anchor is None:
+        anchor = int((views - images).square().flatten(1).mean(1).argmin())
+    return Target(images, views, c2w, times, anchor)
+
+
+def _sample(config: FitConfig, pipeline: FourDiffusionPipeline, images: Tensor, c2w: Tensor) -> Tensor:
+    """Return 4DM's videos [V, F, 3, S, S] of the input [F, 3, S, S]."""
+    generator = torch.Generator().manual_seed(config.seed)
+    with tqdm(total=pipeline.generation_config.num_inference_steps, desc="sampling") as bar:
+        return generate_views(pipeline, images, config.prompt, c2w=c2w, generator=generator, progress=bar.update)
+
+
+def _perceptual(config: LossConfig, vae: AutoencoderKL, device: torch.device) -> tuple[str, Perceptual]:
+    """Return the anchor loss's distance (Eq. 11) and its name: LPIPS, or a substitute where its weights are missing."""
+    used = bool(config.anchor and config.lambda_lpips)
+    lpips = load_lpips(config.lpips_weights) if used else None
+    if lpips is None:
+        name = "distance of VAE latents, for want of LPIPS' weights" if used else "off"
+        return name, partial(encoders.latent_distance, vae)
+    lpips.to(device)
+    return "LPIPS (VGG-16)", lambda image, truth: lpips(image.clamp(0, 1), truth).mean()
+
+
+def resolve_backends(config: SceneConfig, device: torch.device) -> dict[str, str]:
+    """Return what ``grid_backend`` and ``ray_backend`` mean on a device. UserError for one that cannot serve there."""
+    grids = {3: config.field.space, 4: config.field.spacetime}
+    try:
+        return {
+            "grid_backend": hash_grid.resolve_backend("scene.grid_backend", config.grid_backend, grids, device),
+            "ray_backend": volume_rendering.resolve_backend("scene.ray_backend", config.ray_backend, device),
+        }
+    except ValueError as error:
+        raise UserError(str(error)) from error

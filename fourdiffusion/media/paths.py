@@ -1,0 +1,78 @@
+"""Paths as users write them: the file of exactly that name first, then ``~`` expanded."""
+
+import os
+import stat
+from pathlib import Path
+
+from fourdiffusion.errors import UserError
+
+KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def printable(text: object) -> str:
+    """Return the text with control characters and lone surrogates escaped, safe for a terminal and on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in str(text))
+
+
+def user_path(text: str, setting: str) -> Path:
+    """Return the path that a user wrote for a setting.
+
+    A file or folder of exactly that name wins, so that ``~t.mp4`` or ``a:b.mp4`` can be given; else ``~`` is expanded.
+    UserError for an empty path, a NUL, and an address (``https://``, ``file://``).
+    """
+    if not text.strip():
+        raise UserError(f"{setting} is empty: give a path")
+    if "\0" in text or not _encodes(text):
+        raise UserError(f"{setting}={printable(text)}: holds characters that no file name can hold: give a path")
+    if _exists(Path(text)):
+        return Path(text)
+    scheme, separator, rest = text.partition("://")
+    if separator and scheme.lower() == "file":
+        raise UserError(f"{setting}={printable(text)}: give the path alone, without file://: {printable(rest)}")
+    if separator and scheme.isalnum():
+        raise UserError(
+            f"{setting}={printable(text)}: is an address, and nothing is fetched: download it, give the file"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name of a user whom the machine does not know
+        return Path(text)
+
+
+def require_file(path: Path, remedy: str = "give another file") -> None:
+    """UserError unless the path is a regular file that may be read; a pipe or a device would block the reader."""
+    name = printable(path)
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise UserError(f"{name}: missing; {remedy}") from error
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror}); {remedy}") from error
+    except ValueError as error:
+        raise UserError(f"{name}: is no file name; {remedy}") from error
+    if not stat.S_ISREG(mode):
+        kind = next((words for test, words in KINDS if test(mode)), "no file")
+        raise UserError(f"{name}: is {kind}, not a file; {remedy}")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{name}: cannot be read (Permission denied); {remedy}")
+
+
+def _encodes(text: str) -> bool:
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:
+        return False

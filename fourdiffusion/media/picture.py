@@ -1,0 +1,105 @@
+"""The one reader of picture files: clips, frames of a video, masks and depth all come through it.
+
+Pillow opens named formats only (an EPS would start Ghostscript); pipes and devices are refused, and so are pictures of
+more pixels than ``MAX_PIXELS``. All readers raise UserError with one line that names the file.
+"""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import printable, require_file
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+MAX_PIXELS = 2**26  # 8192 x 8192
+MAX_SEQUENCE_PIXELS = 2**31  # of all frames of an animated picture: some 15 s of decoding
+ORIENTATION = 0x0112  # EXIF tag; 5 to 8 exchange width and height
+
+
+def read_picture(path: Path) -> np.ndarray:
+    """Return uint8 [H, W, 4], straight alpha, upright as the EXIF orientation says; opaque where a file has no alpha.
+
+    8 and 16 bits, gray, palette, CMYK and RGB. Of a file that holds several pictures, the first.
+    """
+    with open_picture(path) as image:
+        return to_rgba(ImageOps.exif_transpose(image))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Return width and height as ``read_picture`` gives them, from the header alone."""
+    with open_picture(path) as image:
+        width, height = image.size
+        return (height, width) if image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else (width, height)
+
+
+def read_gray16(path: Path) -> np.ndarray:
+    """Return uint16 [H, W] of a 16-bit gray picture; UserError for any other kind."""
+    with open_picture(path) as image:
+        if not image.mode.startswith("I"):
+            raise ValueError(f"it is {image.mode}, a depth file is 16-bit gray")
+        return _gray(image).astype(np.uint16)
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether a file is of a format that is read here, animated or not; UserError where it cannot be read."""
+    require_file(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS):
+                return True
+    except Image.DecompressionBombError:
+        return True  # refused where it is opened
+    except UnidentifiedImageError:
+        return False
+    except Exception as error:
+        raise UserError(f"{printable(path)}: cannot be read ({_reason(error)}): give another file") from error
+
+
+@contextmanager
+def open_picture(path: Path) -> Iterator[Image.Image]:
+    """Open a picture file with Pillow. Whatever goes wrong inside the block is one UserError that names the file."""
+    require_file(path, "restore it")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters is refused below
+            with Image.open(path, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
+                yield image
+    except UserError:
+        raise
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS)
+        raise UserError(f"{printable(path)}: not a readable image, none of {kinds}: replace or remove it") from error
+    except Exception as error:  # damaged files make Pillow raise nearly every kind
+        raise UserError(f"{printable(path)}: not a readable image ({_reason(error)}): replace or remove it") from error
+
+
+def to_rgba(image: Image.Image) -> np.ndarray:
+    """Return uint8 [H, W, 4] of an open picture; ValueError for modes whose range is unknown."""
+    if image.mode.startswith("I"):  # Pillow would clip 16 bits to 255
+        image = Image.fromarray((_gray(image) / 257).round().astype(np.uint8))
+    elif image.mode == "F":
+        raise ValueError("floating-point pixels, whose range is unknown")
+    elif image.mode not in ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX"):
+        image = image.convert("RGB")
+    return np.asarray(image.convert("RGBA"))
+
+
+def _gray(image: Image.Image) -> np.ndarray:
+    """int64 [H, W] in 0..65535 of a 16-bit gray picture."""
+    values = np.asarray(image).astype(np.int64)
+    if values.min() < 0 or values.max() > 65535:
+        raise ValueError("32-bit integer pixels, whose range is unknown")
+    return values
+
+
+def _reason(error: Exception) -> str:
+    return printable((str(error) or type(error).__name__).splitlines()[0])

@@ -1,0 +1,69 @@
+"""What stops a command and is no fault of the program: one line instead of a traceback."""
+
+import errno
+import os
+import select
+import sys
+
+from fourdiffusion.errors import UserError
+
+FULL = "the disk is full: free some space, then run the same command again"
+REMEDIES = {
+    errno.ENOSPC: FULL,
+    errno.EDQUOT: FULL,
+    errno.EROFS: "the file system is read-only: choose another output",
+    errno.EACCES: "permission denied: choose another output, or change who may read and write it",
+    errno.EPERM: "permission denied: choose another output, or change who may read and write it",
+    errno.ENAMETOOLONG: "the name is too long: choose a shorter one",
+    errno.ENOENT: "there is no such file or folder",
+    errno.EISDIR: "it is a folder: give a file",
+    errno.ENOTDIR: "a part of the path is a file and no folder: choose another path",
+    errno.EEXIST: "it exists: choose another path, or delete it",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n), or take fewer num_workers",
+}
+NO_MEMORY = "out of memory: take fewer frames, views or workers, or smaller images"
+
+
+def mistake(error: BaseException) -> str | None:
+    """Return what to tell the user in place of a traceback; None for a fault of the program."""
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
+    text = str(error)
+    # torch and safetensors, which are not imported here, have types of their own
+    no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if no_memory or "can't allocate memory" in text:
+        first = text.splitlines()[0] if text else ""
+        return f"{NO_MEMORY} ({first})" if first else NO_MEMORY
+    if type(error).__name__ == "SafetensorError" and ("code: 28" in text or "StorageFull" in text):
+        return FULL
+    if isinstance(error, OSError):
+        reason = REMEDIES.get(error.errno or 0) or error.strerror or " ".join(text.split()) or type(error).__name__
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        return f"{' -> '.join(names)}: {reason}" if names else reason
+    return None
+
+
+def safe_streams() -> None:
+    """Let no character stop a command: what a terminal cannot write is written as an escape."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def reader_is_gone() -> bool:
+    """Whether nobody reads the standard output any more, as behind `head`; what is left of it goes nowhere then."""
+    try:
+        number = sys.stdout.fileno()
+        sys.stdout.flush()
+        poll = select.poll()
+        poll.register(number, 0)
+        gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    except BrokenPipeError:
+        gone = True
+    except (OSError, ValueError, AttributeError):  # no file, closed, or a system without poll
+        return False
+    if gone:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, number)
+        os.close(nowhere)
+    return gone

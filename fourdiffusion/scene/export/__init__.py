@@ -1,0 +1,1 @@
+"""Write a scene as files that other programs open: meshes, Gaussian splats, an HTML page, images, a dataset."""

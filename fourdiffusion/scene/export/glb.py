@@ -1,0 +1,140 @@
+"""Write meshes as binary glTF 2.0 (.glb): still, or animated by switching one mesh a frame.
+
+glTF is y up, +z forward, in meters. World +z becomes glTF +y and the input camera's side, world +x, becomes glTF +z.
+Vertex colors are linear in glTF, and the material is unlit: the light is in the colors.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from pygltflib import (
+    ARRAY_BUFFER,
+    ELEMENT_ARRAY_BUFFER,
+    FLOAT,
+    GLTF2,
+    SCALAR,
+    UNSIGNED_INT,
+    UNSIGNED_SHORT,
+    VEC3,
+    VEC4,
+    Accessor,
+    Animation,
+    AnimationChannel,
+    AnimationChannelTarget,
+    AnimationSampler,
+    Asset,
+    Attributes,
+    Buffer,
+    BufferView,
+    Material,
+    Node,
+    PbrMetallicRoughness,
+    Primitive,
+    Scene,
+)
+from pygltflib import Mesh as GltfMesh
+
+from fourdiffusion import __version__
+from fourdiffusion.files import write_atomic
+from fourdiffusion.scene.export.surface import Mesh
+
+TO_GLTF = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=np.float32)  # world [x, y, z] -> glTF [y, z, x]
+UNLIT = "KHR_materials_unlit"
+
+
+def srgb_to_linear(color: np.ndarray) -> np.ndarray:
+    """Return linear values of sRGB values in [0, 1] (IEC 61966-2-1)."""
+    return np.where(color <= 0.04045, color / 12.92, ((color + 0.055) / 1.055) ** 2.4)
+
+
+def write_glb(
+    path: Path, meshes: list[Mesh], fps: float, scale: float = 1.0, copyright: str = "", extras: dict | None = None
+) -> None:
+    """Write a GLB that shows one mesh after the other; a single mesh is not animated.
+
+    Every frame is a node of its own; STEP keys give it scale 1 during its frame and 0 otherwise. Without animation the
+    first frame is seen.
+
+    Args:
+        meshes: one a frame.
+        fps: frames a second.
+        scale: meters a scene unit.
+        copyright: of asset.copyright.
+        extras: JSON values for asset.extras.
+    """
+    write_atomic(path, lambda partial: partial.write_bytes(build_glb(meshes, fps, scale, copyright, extras)))
+
+
+def build_glb(
+    meshes: list[Mesh], fps: float, scale: float = 1.0, copyright: str = "", extras: dict | None = None
+) -> bytes:
+    """Return the bytes of the file that ``write_glb`` writes."""
+    if not meshes or fps <= 0 or scale <= 0:
+        raise ValueError(f"a GLB needs meshes, fps > 0 and scale > 0, got {len(meshes)} meshes, {fps=}, {scale=}")
+    gltf, blob = _empty(copyright, extras), bytearray()
+    for frame, mesh in enumerate(meshes):
+        gltf.meshes.append(GltfMesh(name=f"frame_{frame:04d}", primitives=[_primitive(gltf, blob, mesh, scale)]))
+        hidden = [0.0, 0.0, 0.0] if frame else None
+        gltf.nodes.append(Node(name=f"frame_{frame:04d}", mesh=frame, scale=hidden))
+    gltf.nodes.append(Node(name="object", children=list(range(len(meshes)))))
+    gltf.scenes = [Scene(nodes=[len(meshes)])]
+    if len(meshes) > 1:
+        gltf.animations = [_animation(gltf, blob, len(meshes), fps)]
+    gltf.buffers = [Buffer(byteLength=len(blob))]
+    gltf.set_binary_blob(bytes(blob))
+    return b"".join(gltf.save_to_bytes())
+
+
+def _empty(copyright: str, extras: dict | None) -> GLTF2:
+    asset = Asset(version="2.0", generator=f"fourdiffusion {__version__}", copyright=copyright or None)
+    asset.extras = json.loads(json.dumps(extras or {}))
+    surface = PbrMetallicRoughness(baseColorFactor=[1.0, 1.0, 1.0, 1.0], metallicFactor=0.0, roughnessFactor=1.0)
+    material = Material(name="radiance", pbrMetallicRoughness=surface, extensions={UNLIT: {}}, alphaCutoff=None)
+    return GLTF2(asset=asset, scene=0, materials=[material], extensionsUsed=[UNLIT])
+
+
+def _primitive(gltf: GLTF2, blob: bytearray, mesh: Mesh, scale: float) -> Primitive:
+    colors = np.ones((len(mesh.colors), 4))
+    colors[:, :3] = srgb_to_linear(mesh.colors)
+    positions = (mesh.vertices @ TO_GLTF.T * scale).astype(np.float32)
+    position = _accessor(gltf, blob, positions, VEC3, FLOAT, ARRAY_BUFFER)
+    gltf.accessors[position].min = positions.min(axis=0).tolist()
+    gltf.accessors[position].max = positions.max(axis=0).tolist()
+    normal = _accessor(gltf, blob, (mesh.normals @ TO_GLTF.T).astype(np.float32), VEC3, FLOAT, ARRAY_BUFFER)
+    color = _accessor(gltf, blob, (colors * 65535).round().astype(np.uint16), VEC4, UNSIGNED_SHORT, ARRAY_BUFFER)
+    gltf.accessors[color].normalized = True
+    indices = mesh.faces.astype(np.uint32).ravel()
+    index = _accessor(gltf, blob, indices, SCALAR, UNSIGNED_INT, ELEMENT_ARRAY_BUFFER)
+    return Primitive(attributes=Attributes(POSITION=position, NORMAL=normal, COLOR_0=color), indices=index, material=0)
+
+
+def _animation(gltf: GLTF2, blob: bytearray, num_frames: int, fps: float) -> Animation:
+    animation = Animation(name="frames")
+    for frame in range(num_frames):
+        # Each node has a key at 0 and one at the end, so that all channels last equally long.
+        keys = {0.0: 0.0, num_frames / fps: float(frame == num_frames - 1)}
+        keys |= {frame / fps: 1.0}
+        if frame < num_frames - 1:
+            keys |= {(frame + 1) / fps: 0.0}
+        ordered = sorted(keys)
+        times = np.array(ordered, dtype=np.float32)
+        scales = np.repeat(np.array([keys[time] for time in ordered], dtype=np.float32)[:, None], 3, axis=1)
+        moment = _accessor(gltf, blob, times, SCALAR, FLOAT, None)
+        gltf.accessors[moment].min, gltf.accessors[moment].max = [float(times[0])], [float(times[-1])]
+        output = _accessor(gltf, blob, scales, VEC3, FLOAT, None)
+        animation.samplers.append(AnimationSampler(input=moment, output=output, interpolation="STEP"))
+        target = AnimationChannelTarget(node=frame, path="scale")
+        animation.channels.append(AnimationChannel(sampler=frame, target=target))
+    return animation
+
+
+def _accessor(gltf: GLTF2, blob: bytearray, array: np.ndarray, kind: str, component: int, target: int | None) -> int:
+    """Append an array to the buffer, at a multiple of four bytes; return the number of its accessor."""
+    blob.extend(b"\0" * (-len(blob) % 4))
+    data = np.ascontiguousarray(array).tobytes()
+    gltf.bufferViews.append(BufferView(buffer=0, byteOffset=len(blob), byteLength=len(data), target=target))
+    blob.extend(data)
+    view = len(gltf.bufferViews) - 1
+    gltf.accessors.append(Accessor(bufferView=view, componentType=component, count=len(array), type=kind))
+    return len(gltf.accessors) - 1

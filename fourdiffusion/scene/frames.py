@@ -1,0 +1,83 @@
+"""Render single frames of a scene with everything that a picture can show: color, alpha, depth and normals.
+
+Letters: H W pixels of a frame.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from fourdiffusion.cameras import DISTANCE, rays
+from fourdiffusion.ops.volume_rendering import accumulate
+from fourdiffusion.scene.renderer import render
+from fourdiffusion.scene.scene import Scene
+
+CHANNELS = ("rgb", "alpha", "depth", "normal")
+CHUNK = 1 << 15  # rays rendered at once
+DEPTH_REACH = 0.8  # scene units that a depth picture shows before and behind the middle
+
+
+@torch.no_grad()
+def render_frame(
+    scene: Scene, c2w: Tensor, fovy_deg: float, time: float, height: int, width: int, normals: bool = False
+) -> dict[str, Tensor]:
+    """Render one frame; all tensors on the CPU.
+
+    Args:
+        c2w: [4, 4].
+        fovy_deg: vertical field of view in degrees.
+        time: in [0, 1].
+        normals: adds "normal", at four more densities a sample.
+
+    Returns:
+        "rgb" [3, H, W] in [0, 1], straight (not multiplied by alpha, black where alpha is 0); "alpha" [1, H, W] in
+        [0, 1]; "depth" [1, H, W] along the optical axis in scene units, 0 where the ray hits nothing; "normal"
+        [3, H, W], unit vectors in world coordinates, 0 where the ray hits nothing.
+    """
+    device = scene.occupancy.density.device
+    origins, directions = (value.reshape(-1, 3).to(device) for value in rays(c2w, fovy_deg, height, width))
+    black, parts = torch.zeros(3, device=device), []
+    for origin, direction in zip(origins.split(CHUNK), directions.split(CHUNK), strict=True):
+        times = torch.full((len(origin),), float(time), device=device)
+        out = render(
+            scene.field, scene.occupancy, origin, direction, times, black, scene.renderer,
+            density=scene.field.density, with_normals=normals,
+        )  # fmt: skip
+        columns = [out.rgb / out.opacity[:, None].clamp(min=1e-6), out.opacity[:, None], out.depth[:, None]]
+        if out.normals is not None:
+            mean = accumulate(out.weights, out.normals, out.ray_index, len(origin), scene.occupancy.backend)
+            columns.append(normalize(mean, dim=-1, eps=1e-6))
+        parts.append(torch.cat(columns, dim=1))
+    image = torch.cat(parts).T.reshape(-1, height, width).cpu()
+    along_axis = (directions @ -c2w[:3, 2].to(device)).view(1, height, width).cpu()
+    frame = {"rgb": image[:3].clamp(0, 1), "alpha": image[3:4].clamp(0, 1), "depth": image[4:5] * along_axis}
+    return frame | ({"normal": image[5:8]} if normals else {})
+
+
+def show(frame: dict[str, Tensor], channel: str, background: Tensor, distance: float = DISTANCE) -> Tensor:
+    """Return a channel of a frame as a picture [3, H, W] in [0, 1].
+
+    "rgb" on the background [3]; "alpha" as gray; "depth" on black, from white, 0.8 scene units nearer than the middle,
+    to black, 0.8 farther; "normal" as (n + 1) / 2 on the background.
+
+    Args:
+        distance: of the camera from the middle, scene units.
+    """
+    alpha, ground = frame["alpha"], background[:, None, None].to(frame["rgb"])
+    if channel == "rgb":
+        return frame["rgb"] * alpha + ground * (1 - alpha)
+    if channel == "alpha":
+        return alpha.expand(3, -1, -1)
+    if channel == "depth":
+        nearness = (0.5 + (distance - frame["depth"]) / (2 * DEPTH_REACH)).clamp(0, 1)
+        return (nearness * alpha).expand(3, -1, -1)
+    if channel == "normal":
+        return (frame["normal"] + 1) / 2 * alpha + ground * (1 - alpha)
+    raise ValueError(f"channel={channel} is not one of {', '.join(CHANNELS)}")
+
+
+def with_alpha(frame: dict[str, Tensor], channel: str = "rgb", distance: float = DISTANCE) -> Tensor:
+    """Return a channel as ``show`` does, with straight alpha in place of a background: [4, H, W] in [0, 1]."""
+    opaque = frame | {"alpha": torch.ones_like(frame["alpha"])}
+    picture = show(frame if channel == "alpha" else opaque, channel, torch.zeros(3), distance)
+    return torch.cat([picture, frame["alpha"]])

@@ -1,0 +1,179 @@
+"""What a verb's settings are: the schema, its ranges and documentation, and the config groups over it.
+
+A verb's settings are a dataclass in a module that imports no torch: the schema. configs/<verb>.yaml and the files of
+its groups hold differences from it, and the words of the command line come last (overrides.py). Hydra composes them
+(config.py) and runs the verb (launch.py).
+
+A settings dataclass holds fields of types that OmegaConf knows (str, int, float, bool, None, lists and dicts of them,
+nested dataclasses), with "???" where the user must give a value. The comment behind a field, or else above it,
+documents it.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import re
+import tokenize
+import typing
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fourdiffusion.errors import UserError, check_ranges
+from fourdiffusion.ranges import RANGES
+
+PACKAGE = Path(__file__).resolve().parent
+
+
+def shipped(path: str) -> Path:
+    """Where `configs/...` or `data/...` lies: inside the package in a wheel, beside it in a clone."""
+    inside = PACKAGE / "shipped" / path
+    return inside if inside.exists() else PACKAGE.parent / path
+
+
+# ---- the schema -----------------------------------------------------------------------------------------------------
+
+
+def load_settings_class(path: str) -> type:
+    """Import the settings dataclass at ``module:Class``; such modules import no torch, so that help answers at once."""
+    module, _, name = path.partition(":")
+    schema = getattr(importlib.import_module(module), name)
+    if not dataclasses.is_dataclass(schema):
+        raise ValueError(f"{path} is not a dataclass")
+    assert isinstance(schema, type)
+    return schema
+
+
+@cache
+def field_comments(schema: type) -> dict[str, str]:
+    """Return {field: comment} of a dataclass: the comment behind each field in its source, or else above it."""
+    lines = inspect.getsource(schema).splitlines(keepends=True)
+    tokens = list(tokenize.generate_tokens(iter(lines).__next__))
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    found = {}
+    for name in (field.name for field in dataclasses.fields(schema)):
+        number = next((n for n, line in enumerate(lines, 1) if re.match(rf"\s+{name}\s*:", line)), None)
+        if number is None:  # inherited
+            found[name] = next((field_comments(base).get(name, "") for base in schema.__mro__[1:-1]), "")
+            continue
+        above = number - 1
+        while lines[above - 1].lstrip().startswith("#"):
+            above -= 1
+        found[name] = comments.get(number) or " ".join(comments[n] for n in range(above + 1, number))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One leaf of a schema."""
+
+    key: str  # dotted, as the command line writes it
+    type: str
+    doc: str
+    owner: Any  # the dataclass that holds the field
+
+    @property
+    def is_text(self) -> bool:
+        return self.type in ("str", "str | None")
+
+    @property
+    def is_nullable(self) -> bool:
+        return self.type.endswith(" | None")
+
+    @property
+    def is_number(self) -> bool:
+        """Whether the value is a number or a list of numbers."""
+        return re.fullmatch(r"(int|float|list\[(int|float)\])( \| None)?", self.type) is not None
+
+    @property
+    def range(self) -> tuple[float, float] | None:
+        """The least and the greatest value, as the table of the class that defines the field says."""
+        field = self.key.rpartition(".")[2]
+        return next(
+            (RANGES[c.__name__][field] for c in self.owner.__mro__ if field in RANGES.get(c.__name__, {})), None
+        )
+
+    def check(self, value: object) -> None:
+        """UserError for a number outside the setting's range; NaN and infinities lie outside every range."""
+        if not self.is_number:
+            return
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, int | float) and self.range is not None:
+                check_ranges({self.key: (number, *self.range)})
+            elif isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{self.key}={number}: expected a finite number")
+
+
+def settings(schema: type, prefix: str = "") -> Iterator[Setting]:
+    """The leaves of a schema in the order of its source, nested dataclasses opened."""
+    types = typing.get_type_hints(schema)
+    for field in dataclasses.fields(schema):
+        key, of = prefix + field.name, types[field.name]
+        if isinstance(of, type) and dataclasses.is_dataclass(of):
+            yield from settings(of, f"{key}.")
+        else:
+            kind = of.__name__ if type(of) is type else str(of)
+            kind = re.sub(r"typing.Optional\[(.*)\]", r"\1 | None", kind)
+            yield Setting(key, kind, field_comments(schema)[field.name], schema)
+
+
+# ---- groups ---------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A config group: one of several files to start from, chosen with NAME=OPTION."""
+
+    name: str
+    files: dict[str, Path]  # {option as users write it: its file}
+    names: dict[str, str]  # {option as users write it: as Hydra finds it, relative to the folder NAME}
+    default: str | None
+
+    def options(self) -> dict[str, str]:
+        """Return {option: description}: the first comment of its file, the line about the package aside."""
+        found = {}
+        for option, path in self.files.items():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            comments = [line.lstrip("# ") for line in lines if line.startswith("#") and "@package" not in line]
+            found[option] = comments[0] if comments else ""
+        return found
+
+
+def groups(name: str, config_dir: Path | None = None) -> list[Group]:
+    """Return the groups that configs/<name>.yaml names in its defaults list.
+
+    Experiments are the verb's own: configs/experiment/<name>/OPTION.yaml, in a user's folder also
+    experiment/OPTION.yaml. A file of the user's that Hydra would not see beside a shipped one is a UserError.
+    """
+    found = []
+    for entry in root(name)["defaults"]:
+        if not isinstance(entry, dict):
+            continue
+        key, default = next(iter(entry.items()))
+        if key == "hydra":
+            continue
+        files: dict[str, Path] = {}
+        names: dict[str, str] = {}
+        places = [(shipped("configs"), f"{name}/" if key == "experiment" else "")]
+        if config_dir is not None:
+            places.append((config_dir, places[0][1]))
+            if key == "experiment":
+                places.append((config_dir, ""))
+        for folder, prefix in places:
+            for path in sorted((folder / key / prefix).glob("*.yaml")):
+                if path.stem in files:
+                    raise UserError(f"{path}: there is {files[path.stem]}, too: give it another name")
+                files[path.stem], names[path.stem] = path, prefix + path.stem
+        found.append(Group(key, files, names, default and Path(default).name))
+    return found
+
+
+def root(name: str) -> dict[str, Any]:
+    """Return the content of configs/<name>.yaml, its defaults list included."""
+    content = yaml.safe_load((shipped("configs") / f"{name}.yaml").read_text(encoding="utf-8"))
+    assert isinstance(content, dict)
+    return content

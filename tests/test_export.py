@@ -1,0 +1,129 @@
+"""The verb `export` on a small random scene: what appears where, and how mistakes are named."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from pygltflib import GLTF2
+
+from fourdiffusion.cli import main
+from fourdiffusion.errors import UserError
+from fourdiffusion.export import export
+from fourdiffusion.files import save_tensors
+from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.renderer import OccupancyGrid
+from fourdiffusion.scene.scene import Scene, save_scene
+from fourdiffusion.scene.settings import FieldConfig, RendererConfig
+from fourdiffusion.settings import ExportConfig
+
+TIMES = torch.tensor([0.0, 0.5, 1.0])
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder as fit leaves it: an opaque ball that nobody fitted, of three frames."""
+    folder = tmp_path / "run"
+    grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
+    renderer = RendererConfig(num_samples=24, occupancy_resolution=8)
+    field = DynamicField(FieldConfig(space=grid, spacetime=grid, hidden_width=8, blob_scale=40), backend="torch")
+    occupancy = OccupancyGrid(renderer)
+    occupancy.update(field.density, TIMES)
+    save_scene(folder / "scene", Scene(field, occupancy, renderer))
+    save_tensors(folder / "input.safetensors", {"rgba": torch.rand(3, 4, 8, 8), "times": TIMES}, {})
+    content = {"commit": "abc", "license": "CC-BY-4.0", "settings": {"prompt": "a ball", "author": None}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def config(run: Path, format: str, **change: object) -> ExportConfig:
+    small: dict = {"resolution": 12, "size": 8, "num_views": 2, "device": "cpu"}
+    return ExportConfig(str(run), format, **(small | change))
+
+
+FRAMES = ["frame_0000", "frame_0001", "frame_0002"]
+
+
+@pytest.mark.parametrize(
+    ("format", "expected"),
+    [
+        ("glb", ["scene.glb"]),
+        ("html", ["scene.html"]),
+        ("glb_frames", [f"glb_frames/{name}.glb" for name in FRAMES]),
+        ("obj", [f"obj/{name}.obj" for name in FRAMES]),
+        ("ply", [f"ply/{name}.ply" for name in FRAMES]),
+        ("splats", [f"splats/{name}.ply" for name in FRAMES]),
+        ("images", [f"images/{kind}_{i:04d}.png" for kind in ("alpha", "depth", "rgba") for i in range(3)]),
+        (
+            "nerfstudio",
+            [f"nerfstudio/{kind}/view_{v:03d}_frame_{i:04d}.png" for kind in ("depths", "images") for v in (0, 1)
+             for i in range(3)] + ["nerfstudio/transforms.json"],
+        ),
+    ],
+)  # fmt: skip
+def test_every_format_goes_under_the_run(run: Path, format: str, expected: list[str]) -> None:
+    export(config(run, format))
+    folder = run / "export"
+    found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    assert found == expected
+
+
+def test_the_file_names_its_author_license_and_origin(run: Path, tmp_path: Path) -> None:
+    export(config(run, "glb", output=str(tmp_path / "a.glb"), author="Ann", num_frames=2))
+    gltf = GLTF2().load(str(tmp_path / "a.glb"))
+    assert gltf.asset.copyright == "Ann, CC-BY-4.0" and len(gltf.meshes) == 2
+    extras = json.loads(json.dumps(gltf.asset.extras))
+    assert extras["prompt"] == "a ball" and extras["commit"] == "abc" and extras["iso_level"] > 0
+    export(config(run, "glb", output=str(tmp_path / "b.glb"), license="CC0-1.0", iso_level=20.0))
+    gltf = GLTF2().load(str(tmp_path / "b.glb"))
+    assert gltf.asset.copyright == "CC0-1.0" and gltf.asset.extras["iso_level"] == 20.0 and len(gltf.meshes) == 3
+
+
+def test_a_run_without_notes_exports(run: Path) -> None:
+    (run / "config.yaml").unlink()
+    (run / "input.safetensors").unlink()
+    export(config(run / "scene", "glb"))
+    gltf = GLTF2().load(str(run / "export" / "scene.glb"))
+    assert gltf.asset.copyright is None and len(gltf.meshes) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "nerfstudo"}, "format=nerfstudo: there is no such format, did you mean nerfstudio"),
+        ({"format": "step7"}, "use glb, html"),
+        ({"iso_level": 1e6}, r"iso_level=1e\+06 leaves no surface.*lower iso_level="),
+        ({"iso_level": 0.0}, "iso_level=0.0 must be positive"),
+        ({"fps": float("nan")}, "fps=nan must be positive"),
+        ({"scale": -1.0}, "scale=-1.0"),
+        ({"num_frames": 0}, "num_frames=0"),
+        ({"resolution": 2}, "resolution=2 is too small"),
+        ({"min_component": 2.0}, "min_component=2.0"),
+        ({"format": "images", "elevation_deg": 90.0}, "elevation_deg=90.0"),
+        ({"output": "scene.obj"}, "ends in .glb"),
+    ],
+)
+def test_wrong_settings_are_named_and_nothing_is_written(run: Path, change: dict, message: str) -> None:
+    before = {path.name for path in run.iterdir()}
+    with pytest.raises(UserError, match=message):
+        export(config(run, **({"format": "glb"} | change)))
+    assert {path.name for path in run.iterdir()} == before
+
+
+def test_a_folder_that_is_there_is_kept(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "obj").mkdir()
+    (tmp_path / "obj" / "mine.txt").write_text("mine")
+    with pytest.raises(UserError, match="obj is there already"):
+        export(config(run, "obj", output=str(tmp_path / "obj")))
+    assert [path.name for path in (tmp_path / "obj").iterdir()] == ["mine.txt"]
+    with pytest.raises(UserError, match="is a folder"):
+        export(config(run, "glb", output=str(tmp_path / "obj")))
+
+
+def test_the_command_line_exports(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", f"scene={run}", "resolution=12", "device=cpu"]) == 0
+    assert f"written: {run / 'export' / 'scene.glb'}" in capsys.readouterr().out
+    assert main(["export", f"scene={run}", "iso_levl=3"]) == 2
+    assert "did you mean iso_level" in capsys.readouterr().err
