@@ -134,6 +134,7 @@ def read_input(folder: Path) -> FitInput:
                 fovy_deg=_number(content.get("fovy_deg")),
                 distance=_number(content.get("distance")),
                 elevation_deg=_number(content.get("elevation_deg")),
+                unrecorded_crop=content.get("crop") is None and bool(content.get("crops")),  # it moved with the object
             )
         except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
             reason = str(error).splitlines()[0]
@@ -142,7 +143,8 @@ def read_input(folder: Path) -> FitInput:
         tensors, _ = load_tensors(folder / "input.safetensors")
         if "times" in tensors:
             fit.times = tensors["times"].tolist()
-    fit.unrecorded_crop = fit.crop is None and _setting(folder, "crop") == "object"
+    if fit.crop is None and _setting(folder, "crop") in ("object", "follow"):
+        fit.unrecorded_crop = True
     return fit
 
 
