@@ -74,6 +74,11 @@ def current_name(settings_class: str, key: str) -> str:
     return SETTINGS.get(settings_class, {}).get(key, key)
 
 
+def current_value(key: str, value: Any) -> Any:
+    """Return the present value of a dotted settings key, given under its former or its present name."""
+    return VALUES.get(value, value) if key.endswith((".prediction", ".prediction_type")) else value
+
+
 def current_unet_config(config: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a unet/config.json under the present names and values."""
     renamed = {UNET_CONFIG.get(key, key): value for key, value in config.items()}

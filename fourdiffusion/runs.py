@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fourdiffusion.errors import Terminated, UserError
 from fourdiffusion.files import load_tensors, save_tensors, write_atomic
-from fourdiffusion.renames import current_name
+from fourdiffusion.renames import current_name, current_value
 
 try:
     import fcntl
@@ -172,7 +172,7 @@ def _check_same(
             raise UserError(f"{folder} holds a run with {key}={record[key]}, this one has {key}={value}: {remedy}")
     # what the run's version did not know yet, it did as the defaults do
     name = type(config).__name__
-    written = {current_name(name, key): value for key, value in _flat(record["settings"]).items()}
+    written = {current_name(name, key): current_value(key, value) for key, value in _flat(record["settings"]).items()}
     before = _flat(dataclasses.asdict(type(config)())) | written
     compared = {key for key in content if key in known}
     for key, value in _flat(dataclasses.asdict(config)).items():

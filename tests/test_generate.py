@@ -178,6 +178,18 @@ def test_the_models_own_settings_are_used_and_recorded(model: Path, video: Path,
         generate(config)
 
 
+def test_a_run_recorded_under_former_names_and_values_goes_on(model: Path, video: Path, tmp_path: Path) -> None:
+    velocity = shutil.copytree(model, tmp_path / "model")
+    path = velocity / "unet/config.json"
+    path.write_text(path.read_text().replace('"epsilon"', '"v_prediction"'))
+    config = settings(velocity, video, tmp_path / "run", num_frames=1, model=ModelConfig(str(velocity)))
+    generate(config)
+    path = tmp_path / "run/config.yaml"
+    path.write_text(path.read_text().replace("prediction_type: v_prediction", "prediction: velocity"))
+    assert "prediction: velocity" in path.read_text()
+    generate(config)
+
+
 def test_nothing_is_written_of_a_model_that_makes_nan(model: Path, video: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(model, tmp_path / "model")
     path = broken / "vae/diffusion_pytorch_model.safetensors"
