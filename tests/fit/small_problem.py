@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fourdiffusion import cameras
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.loading import noise_schedule
+from fourdiffusion.diffusion.schedulers import noise_schedule
+from fourdiffusion.diffusion.settings import GenerationConfig
 from fourdiffusion.fit.settings import DistillationConfig, FitConfig, LossConfig
 from fourdiffusion.fit.step import Problem, Target
 from fourdiffusion.ops.settings import HashGridConfig
@@ -79,6 +80,7 @@ class SmallPipeline:
 
     vae: PoolingVae = field(default_factory=PoolingVae)
     scheduler: DDIMScheduler = field(default_factory=noise_schedule)
+    generation_config: GenerationConfig = GenerationConfig(image_size=SIZE)
 
 
 def small_config(**changes: object) -> FitConfig:

@@ -21,6 +21,7 @@ from tiny_model import FRAMES, SIZE, balls, picture, tiny_config, tiny_pipeline,
 from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
 from fourdiffusion.diffusion.distillation import draw_window
+from fourdiffusion.diffusion.loading import with_own_settings
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors
 from fourdiffusion.fit.loop import fit, update
@@ -157,8 +158,9 @@ def test_only_4d_sds_looks_at_other_frames(config, tmp_path, source):
     tiny_pipeline(moving=True).save_whole(tmp_path / "moving")
     config.model.path = str(tmp_path / "moving")
     config.sds = dataclasses.replace(config.sds, source=source)
-    write_generated(config)
-    problem = open_problem(config, read_inputs(config))
+    inputs = read_inputs(config)
+    write_generated(config, pipeline=inputs.pipeline)
+    problem = open_problem(config, inputs)
     z = torch.randn(FRAMES, 4, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
     other = torch.cat([z[:1], z[1:].flip(0)])
     first, second = (problem.denoiser(each, 500, problem.target.c2w)[0][0] for each in (z, other))
@@ -257,18 +259,20 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path, cap
     assert log(config) == log(damaged)
 
 
-def write_generated(config, size=SIZE):
+def write_generated(config, size=SIZE, pipeline=None):
     """Write the generated views that a run begins with, so that none need be sampled."""
     c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
     views = torch.rand(config.num_views, FRAMES, 3, size, size, generator=torch.Generator().manual_seed(0))
     write_clip(Path(config.output, "generated"), opaque_clip("generated", views, c2w, cameras.FOVY_DEG, "", ""))
-    Path(config.output, "config.yaml").write_text(yaml.safe_dump({"settings": dataclasses.asdict(config)}))
+    recorded = pipeline and dataclasses.replace(config, model=with_own_settings(config.model, pipeline))
+    record = {"settings": dataclasses.asdict(recorded or config)}
+    Path(config.output, "config.yaml").write_text(yaml.safe_dump(record))
     return views
 
 
 def target_of(config):
     rgba = load_video(config.video, FRAMES, SIZE, crop="frame").rgba
-    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES), None)
+    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES))
 
 
 def test_the_anchor_is_the_view_most_like_the_input_and_can_be_set(config):
@@ -341,8 +345,8 @@ def test_an_empty_scene_stops_with_a_reason(config):
 def test_gradients_in_chunks_are_the_whole_gradient(config, pixel_space):
     """Of rays and of encoded images together; memory must not grow with their number, and nothing else may change."""
     config.sds = dataclasses.replace(config.sds, pixel_space=pixel_space)
-    write_generated(config)
     inputs = read_inputs(config)
+    write_generated(config, pipeline=inputs.pipeline)
     found = []
     for rays, images in ((0, 0), (777, 3)):
         config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=images)

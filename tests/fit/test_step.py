@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fourdiffusion import cameras
 from fourdiffusion.diffusion import distillation, encoders
+from fourdiffusion.diffusion.settings import GenerationConfig
 from fourdiffusion.errors import UserError
 from fourdiffusion.fit import loop
 from fourdiffusion.fit.loop import make_optimizer, update
@@ -213,8 +214,8 @@ def test_renders_from_a_random_side_grow_at_the_milestones(passes: list[Recorded
 
 def test_long_videos_are_distilled_in_windows_at_their_own_times(passes: list[Recorded]) -> None:
     config = small_config(source="fourdm", resolutions=[4])
-    config.model.window = 2
     problem = small_problem(config)
+    problem.pipeline.generation_config = GenerationConfig(image_size=SIZE, window=2)
     run(problem, range(8))
     oracle = problem.denoiser
     assert isinstance(oracle, Oracle)
