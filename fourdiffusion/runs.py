@@ -147,7 +147,7 @@ def open_run(
         if results:
             _check_same(folder, record, config, {*free, "output"}, content, fixed)
     elif results:
-        raise UserError(f"{folder} is not empty and holds no run of ours: choose another output")
+        raise UserError(f"{folder} is not empty and holds no run: choose another output")
     record = {"commit": git_commit(), **(facts or {}), **fixed}
     record |= {"content": content} if content else {}
     text = yaml.safe_dump({**record, "settings": dataclasses.asdict(config)}, sort_keys=False)
@@ -189,7 +189,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
         record = None
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise UserError(f"{path} is damaged or not ours: choose another output, or restore a copy of the file")
+        raise UserError(f"{path} is damaged or of another kind: choose another output, or restore a copy of the file")
     return record
 
 
@@ -301,9 +301,6 @@ def deferred_signals() -> Iterator[Interruption]:
 
     with _handlers(note, [signal.SIGINT, *TERMINATING]):
         yield interruption
-
-
-patient_interrupt = deferred_signals  # the former name
 
 
 # ---- log ------------------------------------------------------------------------------------------------------------

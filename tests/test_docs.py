@@ -25,7 +25,6 @@ DIALECT = (  # phrases of an earlier edition; the standard term stands in docs/g
     "run of ours",
     "file of ours",
     "not ours (",
-    "theirs",
     "nobody was shown",
     "goes on from where",
 )

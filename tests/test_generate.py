@@ -146,7 +146,7 @@ def test_too_many_sampling_steps(model: Path, video: Path, tmp_path: Path) -> No
 
 def test_output_that_is_something_else(model: Path, video: Path, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match="is not empty and holds no run of ours"):
+    with pytest.raises(UserError, match="is not empty and holds no run"):
         generate(settings(model, video, tmp_path))
     with pytest.raises(UserError, match="notes.txt cannot be made"):
         generate(settings(model, video, tmp_path / "notes.txt"))

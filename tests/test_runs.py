@@ -108,7 +108,7 @@ def test_damaged_tensors_are_named(tmp_path: Path, damage: str) -> None:
     path.write_bytes({"cut": content[:200], "text": b"hello, I am no tensor", "empty": b""}.get(damage, content))
     if damage == "foreign":
         save_file({"a": torch.randn(2)}, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="file.safetensors is damaged or not ours"):
+    with pytest.raises(UserError, match="file.safetensors is damaged or of another kind"):
         load_tensors(path)
 
 
@@ -197,7 +197,7 @@ def test_one_setting_of_a_group_may_be_free_and_facts_are_noted_but_bind_nothing
 
 def test_open_run_refuses_what_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "photo.png").write_bytes(b"mine")
-    with pytest.raises(UserError, match="is not empty and holds no run of ours"):
+    with pytest.raises(UserError, match="is not empty and holds no run"):
         open_run(tmp_path, Settings(), free=set())
     with pytest.raises(UserError, match="photo.png cannot be made"):
         open_run(tmp_path / "photo.png", Settings(), free=set())
@@ -211,7 +211,7 @@ def test_open_run_refuses_what_is_not_ours(tmp_path: Path) -> None:
 )
 def test_open_run_refuses_a_foreign_or_damaged_config(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(UserError, match="config.yaml is damaged or not ours"):
+    with pytest.raises(UserError, match="config.yaml is damaged or of another kind"):
         open_run(tmp_path, Settings(), free=set())
     assert (tmp_path / "config.yaml").read_text() == content
 

@@ -29,7 +29,7 @@ def velocity(z: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def noise_of_velocity(z_t: Tensor, v: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The noise in ``z_t`` that the velocity ``v`` speaks of."""
+    """Return the noise in ``z_t`` under the v prediction ``v``."""
     return alpha_bar.sqrt() * v + (1 - alpha_bar).sqrt() * z_t
 
 

@@ -22,7 +22,7 @@ class DistillationConfig:
         False  # compare renders with decoded clean pictures, not latents with latents (not in the paper)
     )
     start_step: int = 0  # first step with SDS
-    every: int = 1  # SDS at each so manieth step
+    every: int = 1  # run SDS every N steps
     t_start: float = 0.98  # t is uniform between two ramps, in fractions of the schedule
     t_min_end: float = 0.02
     t_max_end: float = 0.25

@@ -209,7 +209,7 @@ def _perceptual(config: LossConfig, vae: AutoencoderKL, device: torch.device) ->
     used = bool(config.anchor and config.lambda_lpips)
     lpips = load_lpips(config.lpips_weights) if used else None
     if lpips is None:
-        name = "distance of VAE latents, for want of LPIPS' weights" if used else "off"
+        name = "distance of VAE latents: LPIPS has no weights here" if used else "off"
         return name, partial(encoders.latent_distance, vae)
     lpips.to(device)
     return "LPIPS (VGG-16)", lambda image, truth: lpips(image.clamp(0, 1), truth).mean()

@@ -6,6 +6,7 @@ ImageDream; ``stage=motion`` is the paper's training: motion layers alone, on cl
 
 import contextlib
 import dataclasses
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,10 +28,21 @@ from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionOb
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.diffusion.settings import architecture
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors, save_tensors
+from fourdiffusion.files import save_tensors
 from fourdiffusion.media.write import contact_sheet, write_image
 from fourdiffusion.metrics.lpips import load_lpips
-from fourdiffusion.runs import append_log, open_run, optimizer_tensors, patient_interrupt, restore_optimizer, trim_log
+from fourdiffusion.runs import (
+    append_log,
+    deferred_signals,
+    load_checkpoint,
+    lock_folder,
+    open_run,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+    terminable,
+    trim_log,
+)
 from fourdiffusion.tracking import check_trackers, trackers
 from fourdiffusion.train.settings import STAGES, TrainConfig
 from fourdiffusion.train.step import (
@@ -62,16 +74,32 @@ def train(config: TrainConfig) -> None:
         raise UserError(f"stage={config.stage} is none of {', '.join(STAGES)}")
     check_trackers(config.trackers)
     output, accelerator = Path(config.output), _accelerator(config)
-    device, main = accelerator.device, accelerator.is_main_process
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
+    main = accelerator.is_main_process
     data = ClipSamples(config.data, config.data.num_frames if config.stage == "motion" else 1, config.seed)
     pipeline = _pipeline(config, data)
-    _check(config, pipeline, data, num_processes)
+    _check(config, pipeline, data, accelerator.num_processes)
     objective = _objective(config, pipeline)
-    if main:
-        open_run(output, config, FREE)
-    accelerator.wait_for_everyone()
+    with terminable(), lock_folder(output) if main else contextlib.nullcontext():
+        if main:
+            open_run(output, config, FREE)
+        accelerator.wait_for_everyone()
+        optimize(config, accelerator, pipeline, objective, data)
+        if main:
+            _export(config, pipeline, data, output / "model")
+            tqdm.write(f"weights (moving average): {output / 'model'}")
+    accelerator.end_training()
 
+
+def optimize(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    pipeline: FourDiffusionPipeline,
+    objective: Objective,
+    data: ClipSamples,
+) -> None:
+    """Run the steps from the last checkpoint to ``max_steps``; leave the moving average in the networks."""
+    output, device, main = Path(config.output), accelerator.device, accelerator.is_main_process
+    rank, num_processes = accelerator.process_index, accelerator.num_processes
     parameters = [p for p in objective.trainable.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
     start = _resume(output, objective, optimizer)
@@ -95,7 +123,7 @@ def train(config: TrainConfig) -> None:
     began = saved = time.monotonic()
     names = config.trackers if main else []
     with (
-        patient_interrupt() as interrupted,
+        deferred_signals() as interrupted,
         trackers(names, output, start.step, dataclasses.asdict(config)) as track,
     ):
         for step in bar:
@@ -116,6 +144,8 @@ def train(config: TrainConfig) -> None:
                 for name, value in terms.items():
                     sums[name] = sums.get(name, 0) + value.detach()
             norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
+            if accelerator.scaler is None and not math.isfinite(norm):  # fp16's scaler skips such steps itself
+                raise UserError(f"the gradient's norm is {float(norm)} at step {step}: lower learning_rate")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             trained = objective.trainable.state_dict()
@@ -132,21 +162,18 @@ def train(config: TrainConfig) -> None:
             stopping = main and interrupted()  # the other processes go on until they are stopped
             due = 0 < config.checkpoint_minutes <= (now - saved) / 60
             if main and (due or done % config.checkpoint_every == 0 or done == config.max_steps or stopping):
-                _save(output / "checkpoint.safetensors", objective, optimizer, ema, done)
+                save_checkpoint(output, "train", _state(objective, optimizer, ema), done)
                 saved = now
             if main and config.keep_every and done % config.keep_every == 0:
-                _save(output / "kept" / f"{done:06d}.safetensors", objective, optimizer, ema, done)
+                kept = _state(objective, optimizer, ema)
+                save_tensors(output / "kept" / f"{done:06d}.safetensors", kept, {"step": done})
             if stopping:
-                raise KeyboardInterrupt
+                interrupted.leave()
             if main and config.validation_every and done % config.validation_every == 0:
                 with _weights(objective, ema):
                     _sample(config, pipeline, output / f"sample_{done:06d}.png")
             accelerator.wait_for_everyone()
-    if main:
-        with _weights(objective, ema):
-            _export(config, pipeline, data, output / "model")
-        tqdm.write(f"weights (moving average): {output / 'model'}")
-    accelerator.end_training()
+    objective.trainable.load_state_dict(ema)
 
 
 def _diverged(config: TrainConfig, step: int, terms: dict[str, Tensor]) -> str:
@@ -272,31 +299,24 @@ def _inputs(
     return tuple(value.to(device) if isinstance(value, Tensor) else value for value in values)
 
 
-def _save(
-    path: Path,
-    objective: Objective,
-    optimizer: torch.optim.Optimizer,
-    ema: dict[str, Tensor],
-    step: int,
-) -> None:
+def _state(objective: Objective, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return everything that a checkpoint holds: trained weights, their moving average, optimizer."""
     tensors = {f"weights.{name}": value for name, value in objective.trainable.state_dict().items()}
     tensors |= {f"ema.{name}": value for name, value in ema.items()}
-    tensors |= optimizer_tensors(getattr(optimizer, "optimizer", optimizer))
-    save_tensors(path, tensors, {"step": step})
+    return tensors | optimizer_tensors(getattr(optimizer, "optimizer", optimizer))
 
 
 def _resume(output: Path, objective: Objective, optimizer: torch.optim.Optimizer) -> _State:
-    """The state of the last checkpoint, put back; a fresh start where there is none."""
-    path = output / "checkpoint.safetensors"
-    if not path.is_file():
-        return _State(0, objective.trainable.state_dict())
-    tensors, metadata = load_tensors(path)
-    prefixes = {
-        name: {k[len(name) :]: v for k, v in tensors.items() if k.startswith(name)} for name in ("weights.", "ema.")
-    }
-    objective.trainable.load_state_dict(prefixes["weights."])
+    """Restore the last checkpoint and return its step and moving average; a fresh start where there is none."""
+    fresh = objective.trainable.state_dict()
+    expected = {f"{prefix}.{name}": value for prefix in ("weights", "ema") for name, value in fresh.items()}
+    found = load_checkpoint(output, "train", expected, tqdm.write)
+    if found is None:
+        return _State(0, fresh)
+    tensors, step = found
+    objective.trainable.load_state_dict({name: tensors[f"weights.{name}"] for name in fresh})
     restore_optimizer(optimizer, tensors)
-    return _State(metadata["step"], prefixes["ema."])
+    return _State(step, {name: tensors[f"ema.{name}"] for name in fresh})
 
 
 @contextlib.contextmanager

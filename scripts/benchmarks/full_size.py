@@ -76,7 +76,7 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.write:
         write_model(folder, sizes)
         return
-    if not folder.is_dir():  # in another process: its peak is none of ours
+    if not folder.is_dir():  # in another process: its peak does not count
         words = ["--write", "--model", str(folder)] + ["--tiny"] * arguments.tiny
         subprocess.run([sys.executable, __file__, *words], check=True)
     if arguments.table is not None:

@@ -70,7 +70,7 @@ def measures(lines: list[Line]) -> list[str]:
 
 def legend(lines: list[Line]) -> str:
     """What the less known measures are."""
-    lpips = "" if "lpips" in measures(lines) else "; LPIPS is not computed, for want of its weights"
+    lpips = "" if "lpips" in measures(lines) else "; LPIPS is not computed: no weights"
     return (
         f"GMSD is gradient magnitude similarity deviation, a perceptual measure without weights{lpips}. "
         "The temporal error is the mean absolute error of the differences between neighbouring frames."

@@ -113,7 +113,7 @@ def test_the_run_says_which_backends_it_took_and_goes_on_with_others(config, cap
     assert "backends: grid_backend=numba, ray_backend=torch" in capsys.readouterr().out
     content = yaml.safe_load(Path(config.output, "config.yaml").read_text())
     assert content["backends"] == {"grid_backend": "numba", "ray_backend": "torch"}
-    assert content["perceptual"] == "distance of VAE latents, for want of LPIPS' weights"
+    assert content["perceptual"] == "distance of VAE latents: LPIPS has no weights here"
     assert content["settings"]["scene"]["grid_backend"] == "auto"
     config.max_steps, config.scene.grid_backend = 2, "torch"
     fit(config)

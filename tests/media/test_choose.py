@@ -1,4 +1,4 @@
-"""Which frames are chosen: evenly in time, a part, a rate, a stride, and what is said about the choice."""
+"""Which frames are chosen: evenly in time, a part, a rate, a stride, and the warnings."""
 
 import math
 
