@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fourdiffusion import __version__
-from fourdiffusion.errors import UserError
+from fourdiffusion.errors import Terminated, UserError
 from fourdiffusion.mistakes import mistake, reader_is_gone, safe_streams
 
 
@@ -220,6 +220,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     except KeyboardInterrupt:
         return _report("interrupted: where a run was begun, the same command goes on from its last checkpoint", 130)
+    except Terminated as error:
+        return _report(str(error), 128 + error.signal_number)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and reader_is_gone():
             return 141

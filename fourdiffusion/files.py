@@ -45,7 +45,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
         return load_file(path), metadata
     except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged or of another kind ({error}): delete it, or restore a copy") from error
+        remedy = "restore a copy, or choose another output"
+        raise UserError(f"{path} is damaged or of another kind ({error}): {remedy}") from error
 
 
 WRAPPERS = ("state_dict", "model", "module")  # keys under which training scripts store the weights
