@@ -6,20 +6,25 @@ Images are float RGB in [0, 1], channel first; files hold RGBA frames. Conventio
 """
 
 import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
-# Diffusers looks custom components of a pipeline up as attributes of their package. They load on first use, so that
-# `import fourdiffusion` stays free of torch.
+# The public API. Diffusers looks custom components of a pipeline up as attributes of their package. All load on first
+# use, so that `import fourdiffusion` stays free of torch.
 _COMPONENTS = {
     "FourDiffusionPipeline": "fourdiffusion.diffusion.pipeline",
     "MultiviewUNet": "fourdiffusion.diffusion.multiview_unet",
     "MotionModules": "fourdiffusion.diffusion.motion",
+    # the public functions
+    "generate_views": "fourdiffusion.diffusion.generation",
+    "load_scene": "fourdiffusion.scene.scene",
+    "load_video": "fourdiffusion.media.read",
+    "render_views": "fourdiffusion.scene.scene",
 }
 
 
-def __getattr__(name: str) -> type:
+def __getattr__(name: str) -> Any:
     if name not in _COMPONENTS:
         raise AttributeError(f"module 'fourdiffusion' has no attribute {name!r}")
-    component: type = getattr(importlib.import_module(_COMPONENTS[name]), name)
-    return component
+    return getattr(importlib.import_module(_COMPONENTS[name]), name)
