@@ -129,11 +129,11 @@ def test_resumed_equals_uninterrupted(base: Path, clips: Path, tmp_path: Path, s
     train(settings(stage, base, clips, tmp_path / "whole", max_steps=4))
     config = settings(stage, base, clips, tmp_path / "parts", validation_every=1, validation_num_inference_steps=1)
     train(config)
-    assert load_tensors(tmp_path / "parts/checkpoint.safetensors")[1] == {"step": 2}
+    assert load_tensors(tmp_path / "parts/checkpoint.safetensors")[1] == {"step": 2, "verb": "train"}
     config.max_steps = 4
     train(config)
     first, second = (load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("whole", "parts"))
-    assert first[1] == second[1] == {"step": 4} and first[0].keys() == second[0].keys()
+    assert first[1] == second[1] == {"step": 4, "verb": "train"} and first[0].keys() == second[0].keys()
     assert not [name for name in first[0] if not torch.equal(first[0][name], second[0][name])]
     assert equal(tmp_path / "whole/model", tmp_path / "parts/model")
     assert logged_steps(tmp_path / "parts") == [1, 2, 3, 4]
