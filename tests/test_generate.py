@@ -51,7 +51,7 @@ def settings(model: Path, video: Path, output: Path, /, **changes: object) -> Ge
 def test_video_to_views(model: Path, video: Path, tmp_path: Path) -> None:
     generate(settings(model, video, tmp_path / "run", elevation_deg=10.0))
     assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.yaml", "view_000.mp4", "view_180.mp4", "contact_sheet.png", "clip"
+        "config.yaml", "input.json", "matte.png", ".lock", "view_000.mp4", "view_180.mp4", "contact_sheet.png", "clip"
     }  # fmt: skip
     for name in ("view_000.mp4", "view_180.mp4"):
         with av.open(str(tmp_path / "run" / name)) as container:
@@ -199,4 +199,4 @@ def test_nothing_is_written_of_a_model_that_makes_nan(model: Path, video: Path, 
     save_file(tensors, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match="decoding: the VAE's images"):
         generate(settings(broken, video, tmp_path / "run", model=ModelConfig(str(broken))))
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["config.yaml"]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.yaml", "input.json", "matte.png", ".lock"}
