@@ -47,9 +47,9 @@ def view(config: ViewConfig) -> None:
     if config.html:
         _write_html(run, config)
         return
-    viser = _import_viser()
     device = resolve_device(config.device)
     session = Session(run, config, *load_newest(run, device), device)
+    viser = _import_viser()
     # A browser may close while its picture is rendered.
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
     server = viser.ViserServer(host=config.host, port=config.port, label="fourdiffusion", verbose=False)
