@@ -7,7 +7,7 @@ BIN := .venv/bin
 demo: .venv/.installed
 	$(BIN)/fourdiffusion fit video=data/sample/input.mp4 crop=frame output=runs/demo \
 		prompt='a pink bird with a purple belly flying'
-	$(BIN)/fourdiffusion evaluate prediction=runs/demo truth=data/sample/truth
+	$(BIN)/fourdiffusion evaluate prediction=runs/demo reference=data/sample/truth
 
 test: .venv/.installed
 	$(BIN)/python -m pytest -q

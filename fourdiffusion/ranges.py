@@ -5,6 +5,11 @@ entries. They keep out what cannot mean anything (a negative count, NaN, an infi
 refuse more, where settings depend on each other.
 """
 
+import dataclasses
+from typing import Any
+
+from fourdiffusion.errors import check_ranges
+
 _SEED = (0, 2**62)
 _STEPS = (0, 10**9)
 _COUNT = (1, 10**6)
@@ -254,3 +259,17 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "validation_guidance_scale": _GUIDANCE,
     },
 }
+
+
+def check_numbers(settings: Any, prefix: str = "") -> None:
+    """UserError for the first number of a settings dataclass, nested ones included, outside its bounds."""
+    for field in dataclasses.fields(settings):
+        key, value = prefix + field.name, getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            check_numbers(value, f"{key}.")
+            continue
+        owners = (RANGES.get(owner.__name__, {}) for owner in type(settings).__mro__)
+        bounds = next((found[field.name] for found in owners if field.name in found), None)
+        for number in value if isinstance(value, list) else [value]:
+            if bounds is not None and isinstance(number, int | float):
+                check_ranges({key: (number, *bounds)})

@@ -6,6 +6,8 @@ import torch
 from fourdiffusion.cli import main
 from fourdiffusion.media.write import write_image
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bad(tmp_path):

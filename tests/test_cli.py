@@ -20,6 +20,8 @@ from fourdiffusion import cli, config, overrides, renames, schema
 from fourdiffusion.errors import UserError
 from fourdiffusion.ranges import RANGES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 
 TOY_PACKAGE = {

@@ -20,6 +20,8 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.files import read_foreign
 from fourdiffusion.settings import ConvertConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def full_size() -> FourDiffusionPipeline:

@@ -18,6 +18,8 @@ from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene, render_views, save_scene
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 
+pytestmark = pytest.mark.slow
+
 SIZE, FRAMES = 16, 3
 
 

@@ -20,6 +20,8 @@ from fourdiffusion.evaluate.settings import EvaluateConfig, ProtocolConfig, load
 from fourdiffusion.evaluate.tables import table_rows
 from fourdiffusion.media.write import write_video
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(path.stem for path in (ROOT / "configs" / "protocol").glob("*.yaml"))
 SIZE, VIEWS, FRAMES = 48, 4, 6

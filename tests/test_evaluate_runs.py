@@ -27,6 +27,8 @@ from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene, render_views, save_scene
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 
+pytestmark = pytest.mark.slow
+
 SIZE, AROUND = 24, [0.0, 90.0]
 PROTOCOL = ProtocolConfig(metrics=["psnr"])
 

@@ -19,6 +19,8 @@ from fourdiffusion.scene.scene import Scene, save_scene
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 from fourdiffusion.settings import ExportConfig
 
+pytestmark = pytest.mark.slow
+
 TIMES = torch.tensor([0.0, 0.5, 1.0])
 
 

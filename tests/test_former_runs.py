@@ -13,7 +13,7 @@ from fourdiffusion.scene.scene import load_scene, render_views
 
 DATA = Path(__file__).parent / "data/v0_1_0"
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture

@@ -11,6 +11,8 @@ from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.loading import fresh_pipeline
 from fourdiffusion.diffusion.settings import ModelConfig
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_release_has_two_and_a_half_billion_parameters() -> None:
     tokenizer = encoders.train_tokenizer(["a cat"], 512, 77)

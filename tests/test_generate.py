@@ -20,6 +20,8 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.generate import generate
 from fourdiffusion.settings import GenerateConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -32,6 +32,8 @@ from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 from fourdiffusion.train.loop import train
 from fourdiffusion.train.settings import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,6 +21,8 @@ from fourdiffusion.scene.scene import Scene, load_scene, render_views, save_scen
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 from fourdiffusion.settings import RenderConfig
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:

@@ -25,6 +25,8 @@ from fourdiffusion.scene.renderer import render_image
 from fourdiffusion.scene.scene import load_scene, save_scene
 from fourdiffusion.settings import ViewConfig
 
+pytestmark = pytest.mark.slow
+
 TIMES = torch.linspace(0, 1, 3)
 CPU = torch.device("cpu")
 

@@ -27,6 +27,7 @@ from fourdiffusion.media.read import VideoInput, load_video
 from fourdiffusion.media.write import write_views
 from fourdiffusion.metrics.lpips import load_lpips
 from fourdiffusion.ops import hash_grid, volume_rendering
+from fourdiffusion.ranges import check_numbers
 from fourdiffusion.runs import folder_digest, open_run
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -64,46 +65,8 @@ def check_settings(config: FitConfig) -> None:
     sds, loss, large = config.sds, config.loss, 10_000_000
     if sds.source not in GUIDANCES:
         raise UserError(f"sds.source={sds.source} is none of {', '.join(GUIDANCES)}")
-    check_ranges(
-        {
-            "seed": (config.seed, -(2**61), 2**61),
-            "num_frames": (config.num_frames, 2, 1000),
-            "num_views": (config.num_views, 1, 360),
-            "max_steps": (config.max_steps, 1, large),
-            "log_every": (config.log_every, 1, large),
-            "occupancy_every": (config.occupancy_every, 1, large),
-            "checkpoint_minutes": (config.checkpoint_minutes, 0, large),
-            "preview_minutes": (config.preview_minutes, 0, large),
-            "grid_lr": (config.grid_lr, 0, 10),
-            "mlp_lr": (config.mlp_lr, 0, 10),
-            "lr_decay": (config.lr_decay, 1e-9, 1),
-            "sds.weight": (sds.weight, 0, large),
-            "sds.guidance_scale": (sds.guidance_scale, -1000, 1000),
-            "sds.guidance_rescale": (sds.guidance_rescale, 0, 1),
-            "sds.start_step": (sds.start_step, 0, large),
-            "sds.every": (sds.every, 1, large),
-            "sds.ramp_steps": (sds.ramp_steps, 0, large),
-            "sds.t_start": (sds.t_start, 0, 1),
-            "sds.t_min_end": (sds.t_min_end, 0, 1),
-            "sds.t_max_end": (sds.t_max_end, 0, 1),
-            "sds.elevation_max_deg": (sds.elevation_max_deg, -89, 89),
-            "sds.ray_chunk": (sds.ray_chunk, 0, 2**31),
-            "sds.image_chunk": (sds.image_chunk, 0, large),
-            "loss.lambda_lpips": (loss.lambda_lpips, 0, large),
-            "loss.lambda_dssim": (loss.lambda_dssim, 0, large),
-            "loss.lambda_rgb": (loss.lambda_rgb, 0, large),
-            "loss.rgb_rays": (loss.rgb_rays, 1, large),
-            "loss.lambda_orientation": (loss.lambda_orientation, 0, large),
-            "loss.lambda_orientation_end": (loss.lambda_orientation_end, 0, large),
-            "loss.orientation_ramp_steps": (loss.orientation_ramp_steps, 0, large),
-            "loss.lambda_opacity": (loss.lambda_opacity, 0, large),
-            "loss.opacity_start_step": (loss.opacity_start_step, 0, large),
-            "loss.lambda_sparsity": (loss.lambda_sparsity, 0, large),
-            "loss.sparsity_start_step": (loss.sparsity_start_step, 0, large),
-        }
-    )
-    if sds.guidance_scale_end is not None:
-        check_ranges({"sds.guidance_scale_end": (sds.guidance_scale_end, -1000, 1000)})
+    check_numbers(config)
+    check_ranges({"num_frames": (config.num_frames, 2, large), "max_steps": (config.max_steps, 1, large)})
     if loss.anchor_view is not None:
         check_ranges({"loss.anchor_view": (loss.anchor_view, 0, config.num_views - 1)})
     image_size = sampling_settings(config.model).image_size

@@ -15,6 +15,8 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.prepare.settings import SynthConfig
 from fourdiffusion.prepare.synth import make_clip, rig_azimuths, synth
 
+pytestmark = pytest.mark.slow
+
 
 def small_clip(views: int = 2, frames: int = 3, size: int = 8) -> Clip:
     generator = torch.Generator().manual_seed(0)

@@ -23,6 +23,8 @@ from fourdiffusion.datasets.sampling import even_rigs
 from fourdiffusion.errors import UserError
 from fourdiffusion.prepare.render_assets import render_assets
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module", autouse=True)
 def opengl() -> None:

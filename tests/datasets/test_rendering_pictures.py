@@ -16,6 +16,8 @@ from fourdiffusion.datasets.rendering.rasterizer import create_context
 from fourdiffusion.datasets.rendering.run import render_batch
 from fourdiffusion.datasets.rendering.settings import LightConfig, RenderAssetsConfig
 
+pytestmark = pytest.mark.slow
+
 GLTF_FROM_BLENDER = np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
 BLENDER = os.environ.get("FOURDIFFUSION_BLENDER") or shutil.which("blender") or ""
 

@@ -13,6 +13,8 @@ from fourdiffusion.datasets.rendering import plan
 from fourdiffusion.datasets.rendering.settings import LightConfig, RenderAssetsConfig, validate
 from fourdiffusion.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 

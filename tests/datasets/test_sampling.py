@@ -15,6 +15,8 @@ from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.image import composite
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:

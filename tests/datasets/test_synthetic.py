@@ -11,7 +11,7 @@ from fourdiffusion.datasets.synthetic import PLANS, TEST_SEED_START, make_creatu
 SEEDS = range(12)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def look(

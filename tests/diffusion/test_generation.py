@@ -29,6 +29,8 @@ from fourdiffusion.diffusion.schedulers import noise_schedule
 from fourdiffusion.diffusion.settings import GenerationConfig, ModelConfig
 from fourdiffusion.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = ROOT / "data/models/tiny"
 CPU = torch.device("cpu")
 

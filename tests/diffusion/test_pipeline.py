@@ -23,6 +23,8 @@ from fourdiffusion.diffusion.schedulers import SCHEDULERS, noise_schedule, set_s
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.image import composite
 
+pytestmark = pytest.mark.slow
+
 PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")
 
 

@@ -26,6 +26,8 @@ from fourdiffusion.diffusion.schedulers import noise_schedule
 from fourdiffusion.diffusion.settings import ModelConfig
 from fourdiffusion.settings import ConvertConfig
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-5  # relative
 
 

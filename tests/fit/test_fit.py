@@ -34,6 +34,8 @@ from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.randomness import stream
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig, SceneConfig
 
+pytestmark = pytest.mark.slow
+
 GRID = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
 STEPS = 6
 
@@ -234,7 +236,7 @@ def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, code, m
         ({"loss": LossConfig(lambda_rgb=float("nan"))}, "loss.lambda_rgb=nan"),
         ({"sds": DistillationConfig(t_start=float("inf"))}, "sds.t_start=inf"),
         ({"sds": DistillationConfig(resolution_milestones=[1, 2, 3])}, r"resolution_milestones=.1, 2, 3.: give rising"),
-        ({"scene": SceneConfig(field=FieldConfig(hidden_width=-1))}, "scene: .*hidden_width"),
+        ({"scene": SceneConfig(field=FieldConfig(hidden_width=-1))}, "scene.field.hidden_width=-1: give 1 to 65536"),
         ({"trackers": ["abacus"]}, "trackers: abacus is none of tensorboard, wandb"),
         ({"scene": SceneConfig(ray_backend="sun")}, "scene.ray_backend=sun is unknown: choose auto, nerfacc, torch"),
     ],

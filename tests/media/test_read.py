@@ -21,6 +21,8 @@ from fourdiffusion.media.read import load_video
 from fourdiffusion.media.settings import InputVideo
 from fourdiffusion.media.write import contact_sheet, write_image, write_video, write_views
 
+pytestmark = pytest.mark.slow
+
 HEIGHT, WIDTH = 72, 96
 COLOR = np.array([0.8, 0.25, 0.1])
 

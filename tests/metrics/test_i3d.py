@@ -14,6 +14,8 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.metrics.i3d import I3D, convert_i3d, find_i3d, load_i3d, resize_clip
 from fourdiffusion.metrics.weights import Missing
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 KNOWN = ROOT / "tests" / "data" / "i3d_logits.safetensors"
 

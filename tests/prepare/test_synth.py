@@ -12,6 +12,8 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.prepare.settings import FAULTS, SynthConfig
 from fourdiffusion.prepare.synth import fault, make_clip, synth
 
+pytestmark = pytest.mark.slow
+
 
 def config(output: Path, **changes: object) -> SynthConfig:
     return SynthConfig(str(output), **{"num_views": 4, "num_frames": 3, "size": 24, **changes})  # type: ignore[arg-type]

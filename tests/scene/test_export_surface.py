@@ -20,6 +20,8 @@ from fourdiffusion.scene.export.surface import (
 )
 from fourdiffusion.scene.scene import Scene, render_views
 
+pytestmark = pytest.mark.slow
+
 TIMES = torch.linspace(0, 1, 3)
 
 

@@ -28,7 +28,7 @@ from fourdiffusion.train.settings import TrainConfig
 PARTS = ("unet", "motion", "vae", "text_encoder", "image_encoder")
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 @pytest.fixture(scope="module")

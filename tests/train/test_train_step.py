@@ -22,7 +22,7 @@ from fourdiffusion.train.step import (
     vae_inputs,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
 
 def test_learning_rate() -> None:
