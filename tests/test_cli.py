@@ -16,7 +16,9 @@ import pytest
 from omegaconf import OmegaConf
 
 import fourdiffusion
-from fourdiffusion import cli, config, overrides, renames, schema
+from fourdiffusion import cli, renames
+from fourdiffusion.cli import config, overrides, schema, verbs
+from fourdiffusion.cli.main import find
 from fourdiffusion.errors import UserError
 from fourdiffusion.ranges import RANGES
 
@@ -114,13 +116,13 @@ rate: 0.25
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cli.Verb:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> verbs.Verb:
     """A package folder with one small verb; the working directory is an empty folder."""
     for name, text in TOY_PACKAGE.items():
         path = tmp_path / "home" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.lstrip("\n"))
-    verb = cli.Verb(
+    verb = verbs.Verb(
         "toy box",
         "fourdiffusion.toy",
         "toy",
@@ -130,7 +132,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cli.Verb:
         ("video", "steps", "model.width"),
     )
     package = tmp_path / "home" / "fourdiffusion"
-    monkeypatch.setattr(cli, "VERBS", (*cli.VERBS, verb))
+    monkeypatch.setattr(verbs, "VERBS", (*verbs.VERBS, verb))
     monkeypatch.setattr(schema, "PACKAGE", package)
     monkeypatch.setattr("fourdiffusion.__path__", [str(package), *fourdiffusion.__path__])
     (tmp_path / "cwd").mkdir()
@@ -142,7 +144,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> cli.Verb:
 
 
 @pytest.fixture
-def run(toy: cli.Verb, capsys: pytest.CaptureFixture[str]) -> typing.Callable[..., dict[str, typing.Any]]:
+def run(toy: verbs.Verb, capsys: pytest.CaptureFixture[str]) -> typing.Callable[..., dict[str, typing.Any]]:
     """Run the toy verb and return the settings that it saw."""
 
     def run(*words: str) -> dict[str, typing.Any]:
@@ -330,7 +332,7 @@ def test_help_shows_the_basic_settings_and_says_how_to_see_the_rest(toy, capsys:
 def test_alone_the_command_explains_itself(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(words) == 0
     out = capsys.readouterr().out
-    assert all(f"  {verb.words} " in out and verb.examples[0] in out for verb in cli.VERBS)
+    assert all(f"  {verb.words} " in out and verb.examples[0] in out for verb in verbs.VERBS)
 
 
 def test_the_beginning_of_a_verb_lists_what_goes_on_from_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -369,7 +371,7 @@ def test_the_command_starts_in_a_process_of_its_own(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def sweep(toy: cli.Verb, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> typing.Callable[..., list[dict]]:
+def sweep(toy: verbs.Verb, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> typing.Callable[..., list[dict]]:
     """Run a sweep of the toy verb, which must leave nothing in the working directory, and return what its jobs saw."""
 
     def sweep(*words: str) -> list[dict]:
@@ -557,12 +559,12 @@ def test_two_jobs_run_through_a_launcher(tmp_path: Path, launcher: str) -> None:
 
 # ---- the real verbs -------------------------------------------------------------------------------------------------
 
-VERB_NAMES = {verb.function for verb in cli.VERBS}
-real = pytest.mark.parametrize("verb", cli.VERBS, ids=lambda verb: verb.words)
+VERB_NAMES = {verb.function for verb in verbs.VERBS}
+real = pytest.mark.parametrize("verb", verbs.VERBS, ids=lambda verb: verb.words)
 
 
 @real
-def test_every_option_of_every_group_fits_and_every_number_has_a_range(verb: cli.Verb) -> None:
+def test_every_option_of_every_group_fits_and_every_number_has_a_range(verb: verbs.Verb) -> None:
     settings_class = schema.load_settings_class(verb.settings)
     leaves = list(schema.settings(settings_class))
     options = [(group.name, option) for group in schema.groups(verb.function) for option in group.options()]
@@ -583,11 +585,11 @@ def test_every_experiment_lies_with_its_verb() -> None:
 
 
 @real
-def test_the_examples_in_the_help_are_well_formed(verb: cli.Verb) -> None:
+def test_the_examples_in_the_help_are_well_formed(verb: verbs.Verb) -> None:
     schema = config.load_settings_class(verb.settings)
     for example in verb.examples:
         words = shlex.split(example.split("fourdiffusion ", 1)[1])
-        found, rest = cli._find(words)
+        found, rest = find(words)
         assert found is verb
         assert not OmegaConf.missing_keys(config.compose(verb.function, schema, rest)), example
 
@@ -613,7 +615,7 @@ def test_the_presets_are_the_papers_numbers_and_the_releases_where_they_differ()
 
 
 @real
-def test_the_basic_settings_exist_and_have_words(verb: cli.Verb, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_basic_settings_exist_and_have_words(verb: verbs.Verb, capsys: pytest.CaptureFixture[str]) -> None:
     keys = [each.key for each in schema.settings(schema.load_settings_class(verb.settings))]
     assert set(verb.basic) <= set(keys) and len(verb.basic) <= 12
     assert cli.main([*verb.words.split(), "--help"]) == 0
@@ -640,7 +642,7 @@ def test_every_range_belongs_to_a_number() -> None:
 
 
 @real
-def test_nan_and_infinity_are_refused_by_name_for_every_number(verb: cli.Verb) -> None:
+def test_nan_and_infinity_are_refused_by_name_for_every_number(verb: verbs.Verb) -> None:
     settings_class = schema.load_settings_class(verb.settings)
     for setting in schema.settings(settings_class):
         for value in ("nan", "inf", "-inf") if "float" in setting.kind else ():

@@ -196,7 +196,7 @@ def test_the_page_is_one_file_with_every_video(made: Path, tmp_path: Path) -> No
 
 def test_the_command_line_takes_a_protocol_by_its_name(made: Path, tmp_path: Path) -> None:
     from fourdiffusion.cli import main
-    from fourdiffusion.config import build, compose
+    from fourdiffusion.cli.config import build, compose
 
     composed = build(compose("evaluate", EvaluateConfig, ["prediction=a", "protocol=v2m4"]), EvaluateConfig)
     assert composed.protocol == load_protocol("v2m4") and composed.reference is None

@@ -19,7 +19,7 @@ FOUNDATION = {"errors", "device", "cameras", "files", "ranges", "renames", "runs
 FOUNDATION |= {"media", "ops", "metrics"}
 SETTINGS = {"settings"}
 NOUNS = {"datasets", "diffusion", "scene"}
-COMMAND = {"cli", "config", "help_text", "launch", "mistakes", "overrides", "schema", "__main__"}
+COMMAND = {"cli", "__main__"}
 STRANGERS = {frozenset({"diffusion", "scene"})}  # only a verb knows both
 LAYERS = ["foundation", "noun", "settings", "verb", "command"]
 
@@ -28,8 +28,8 @@ HOMES = {
     "accelerate": {"train/loop.py"},
     "wandb": {"tracking.py"},
     "tensorboard": {"tracking.py"},
-    "hydra": {"config.py", "launch.py", "overrides.py"},
-    "omegaconf": {"config.py", "help_text.py", "launch.py", "overrides.py"},
+    "hydra": {"cli/config.py", "cli/launch.py", "cli/overrides.py"},
+    "omegaconf": {"cli/config.py", "cli/help_text.py", "cli/launch.py", "cli/overrides.py"},
     "numba": {"ops/field_kernels.py", "ops/hash_grid/numba_kernels.py"},
     "tinycudann": {"ops/hash_grid/tinycudann_backend.py"},
     "nerfacc": {"ops/volume_rendering/nerfacc_backend.py"},
@@ -119,7 +119,7 @@ def test_imports_run_one_way(path: Path) -> None:
         ("ops/hash_grid.py", "def f():\n    from ..datasets import clips"),
         ("diffusion/motion.py", "from fourdiffusion.scene.field import Field"),
         ("scene/field.py", "from ..diffusion import motion"),
-        ("doctor.py", "import fourdiffusion.config"),
+        ("doctor.py", "import fourdiffusion.cli.config"),
         ("doctor.py", "from fourdiffusion.cli import main"),
         ("datasets/clips.py", "from fourdiffusion import doctor"),
         ("scene/field.py", "import accelerate.utils"),
@@ -136,7 +136,7 @@ def test_a_violation_is_seen(relative: str, source: str) -> None:
     [
         ("doctor.py", "from fourdiffusion.datasets import clips\nfrom fourdiffusion import cameras, __version__"),
         ("scene/field.py", "from .renderer import render\nfrom fourdiffusion.ops.hash_grid import encode"),
-        ("launch.py", "from fourdiffusion import config, __version__\nimport hydra"),
+        ("cli/launch.py", "from fourdiffusion.cli import config\nfrom fourdiffusion import __version__\nimport hydra"),
         ("metrics/__init__.py", "from .image import psnr"),
         ("train/loop.py", "from accelerate import Accelerator"),
     ],
@@ -199,7 +199,7 @@ def circle(graph: dict[str, set[str]]) -> list[str]:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     sources = {name: (path.read_text("utf-8"), path.name == "__init__.py") for name, path in module_names().items()}
     graph = import_graph(sources)
-    assert "fourdiffusion.config" in graph["fourdiffusion.launch"]
+    assert "fourdiffusion.cli.config" in graph["fourdiffusion.cli.launch"]
     assert not (found := circle(graph)), " -> ".join(found)
 
 
@@ -221,7 +221,7 @@ def test_a_circle_is_seen(sources: dict[str, str], found: list[str]) -> None:
 
 
 def test_settings_import_no_torch() -> None:
-    names = [name for name in module_names() if name.endswith(".settings")] + ["fourdiffusion.schema"]
+    names = [name for name in module_names() if name.endswith(".settings")] + ["fourdiffusion.cli.schema"]
     assert len(names) >= 8
     code = "import sys\n"
     code += f"for name in {sorted(HEAVY)}: sys.modules[name] = None\n"  # importing it is an error then

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from fourdiffusion import cameras
-from fourdiffusion.config import build, compose, load_settings_class
+from fourdiffusion.cli.config import build, compose, load_settings_class
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.generation import generate_views

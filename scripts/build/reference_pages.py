@@ -2,12 +2,12 @@
 
 import mkdocs_gen_files
 
-from fourdiffusion import cli
-from fourdiffusion.schema import load_settings_class, settings
+from fourdiffusion.cli.schema import load_settings_class, settings
+from fourdiffusion.cli.verbs import VERBS
 
 with mkdocs_gen_files.open("reference/commands.md", "w") as page:
     print("# Commands\n", file=page)
-    for verb in cli.VERBS:
+    for verb in VERBS:
         schema = load_settings_class(verb.settings)
         print(f"## {verb.words}\n\n{verb.summary[0].upper()}{verb.summary[1:]}.\n", file=page)
         print("\n".join(f"    {example}" for example in verb.examples), "\n", file=page)

@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
+from fourdiffusion.cli.schema import Group, Setting, settings
 from fourdiffusion.errors import UserError
 from fourdiffusion.renames import current_name
-from fourdiffusion.schema import Group, Setting, settings
 
 EXPECTED = {"int": "a whole number", "float": "a number", "bool": "true or false"}
 RESOLVERS = {"hydra", "now", "shipped"}  # beside those that OmegaConf brings, of which oc.env is the useful one

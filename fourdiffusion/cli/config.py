@@ -25,10 +25,10 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from fourdiffusion.cli.overrides import literal, translate
+from fourdiffusion.cli.schema import groups, load_settings_class, root, settings, shipped
 from fourdiffusion.errors import UserError
-from fourdiffusion.overrides import literal, translate
 from fourdiffusion.renames import current_name
-from fourdiffusion.schema import groups, load_settings_class, root, settings, shipped
 
 __all__ = ["Source", "build", "compose", "composed_job", "hydra_of", "load_settings_class", "shipped"]
 

@@ -17,11 +17,11 @@ from hydra.core.utils import JobReturn
 from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 
-from fourdiffusion.config import Source, build, check_complete, hydra_of, one_line_errors, register_resolvers
+from fourdiffusion.cli.config import Source, build, check_complete, hydra_of, one_line_errors, register_resolvers
+from fourdiffusion.cli.mistakes import mistake, safe_streams
+from fourdiffusion.cli.overrides import Overrides, quoted, translate
+from fourdiffusion.cli.schema import groups, load_settings_class, settings
 from fourdiffusion.errors import UserError
-from fourdiffusion.mistakes import mistake, safe_streams
-from fourdiffusion.overrides import Overrides, quoted, translate
-from fourdiffusion.schema import groups, load_settings_class, settings
 
 # What makes the outputs of a sweep's jobs differ whatever is swept.
 OWN_TO_A_JOB = re.compile(r"\$\{hydra:(job\.(num|id)|runtime\.output_dir)\}")

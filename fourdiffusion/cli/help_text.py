@@ -7,10 +7,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from fourdiffusion.schema import groups, load_settings_class, settings
+from fourdiffusion.cli.schema import groups, load_settings_class, settings
 
 if TYPE_CHECKING:
-    from fourdiffusion.cli import Verb
+    from fourdiffusion.cli.verbs import Verb
 
 WRITING = (
     ("prompt='a red bird'", "text: quotes keep the shell from splitting it; names of files are taken as they stand"),
@@ -68,7 +68,7 @@ def explain(verb: "Verb", words: list[str], in_full: bool) -> str:
     """
     from omegaconf import OmegaConf
 
-    from fourdiffusion import config, launch
+    from fourdiffusion.cli import config, launch
 
     flags = launch.parse_flags(words)
     schema = load_settings_class(verb.settings)

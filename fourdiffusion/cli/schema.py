@@ -26,7 +26,7 @@ import yaml
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.ranges import RANGES
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped(path: str) -> Path:
