@@ -5,6 +5,7 @@ opened before its pixels are asked for.
 """
 
 import math
+import tempfile
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fourdiffusion.datasets.shards.storage import Member, read_members
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import printable
 from fourdiffusion.media.picture import read_picture
@@ -39,7 +41,15 @@ class VideoFrame:
     index: int
 
 
-Place = Path | MaskedPicture | VideoFrame
+@dataclass(frozen=True)
+class MemberFrame:
+    """Frame number ``index`` of a video in a shard."""
+
+    member: Member
+    index: int
+
+
+Place = Path | MaskedPicture | VideoFrame | Member | MemberFrame
 
 
 @dataclass(frozen=True)
@@ -79,21 +89,40 @@ class PictureGrid:
 
 
 def path_of(place: Place) -> Path:
-    """Return the file that holds a picture."""
+    """Return the file that holds a picture, for messages: of a shard's member, shard/member."""
+    if isinstance(place, MemberFrame):
+        return path_of(place.member)
+    if isinstance(place, Member):
+        return Path(place.url) / place.name
     return place if isinstance(place, Path) else place.path
 
 
 def read_places(places: Sequence[Place]) -> list[np.ndarray]:
     """Return the pictures at some places, uint8 [H, W, 4] each; a video is decoded once for all its frames."""
-    wanted: dict[Path, list[int]] = defaultdict(list)
+    found: dict[Place, np.ndarray] = {}
+    members = list(dict.fromkeys(place for place in places if isinstance(place, Member)))
+    for member, content in zip(members, read_members(members), strict=True):
+        found[member] = read_picture(path_of(member), content)
+    videos: dict[Path | Member, list[int]] = defaultdict(list)
     for place in places:
-        if isinstance(place, VideoFrame):
-            wanted[place.path].append(place.index)
-    decoded: dict[VideoFrame, np.ndarray] = {}
-    for path, indices in wanted.items():
-        for index, pixels in zip(indices, read_frames(Source(printable(path), path), indices), strict=True):
-            decoded[VideoFrame(path, index)] = pixels
-    return [decoded[place] if isinstance(place, VideoFrame) else _read_file(place) for place in places]
+        if isinstance(place, VideoFrame | MemberFrame):
+            videos[place.path if isinstance(place, VideoFrame) else place.member].append(place.index)
+    for video, indices in videos.items():
+        for index, pixels in zip(indices, _read_video(video, indices), strict=True):
+            found[VideoFrame(video, index) if isinstance(video, Path) else MemberFrame(video, index)] = pixels
+    for place in places:
+        if isinstance(place, Path | MaskedPicture):
+            found[place] = _read_file(place)
+    return [found[place] for place in places]
+
+
+def _read_video(video: Path | Member, indices: list[int]) -> np.ndarray:
+    if isinstance(video, Path):
+        return read_frames(Source(printable(video), video), indices)
+    with tempfile.NamedTemporaryFile(suffix=".mp4") as file:  # FFmpeg opens files
+        file.write(read_members([video])[0])
+        file.flush()
+        return read_frames(Source(printable(path_of(video)), Path(file.name)), indices)
 
 
 def _read_file(place: Path | MaskedPicture) -> np.ndarray:
@@ -103,6 +132,12 @@ def _read_file(place: Path | MaskedPicture) -> np.ndarray:
     check_size(place.mask, mask, (pixels.shape[1], pixels.shape[0]))
     pixels[..., 3] = mask[..., 3] if (mask[..., 3] < 255).any() else mask[..., 0]
     return pixels
+
+
+def on_white(rgba: Tensor) -> Tensor:
+    """Return pictures composited on white, as training sees them: uint8 [..., 4, H, W] -> uint8 [..., 3, H, W]."""
+    color, alpha = rgba[..., :3, :, :].float(), rgba[..., 3:, :, :].float() / 255
+    return (color * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
 
 
 def check_size(path: Path, pixels: np.ndarray, size: tuple[int, int]) -> None:
