@@ -67,7 +67,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sample_key(uid: str) -> str:
-    """Return a WebDataset key: letters, digits, - and _, since the first dot ends a key; with a hash where it changes."""
+    """Return a WebDataset key (the first dot ends one): letters, digits, - and _, with a hash where that changes it."""
     plain = re.sub(r"[^A-Za-z0-9_-]", "_", uid)
     if plain == uid and len(uid) <= KEY_LENGTH:
         return uid
