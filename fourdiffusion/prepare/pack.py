@@ -102,11 +102,20 @@ def _finish(output: Path, config: PackConfig, tables: list[dict[str, Any]], enco
 
 
 def _clips(config: PackConfig) -> list[Path]:
-    """The folders directly inside ``clips``, sorted by name; with ``ids`` those that it names."""
+    """The clips in ``clips`` and in the folders of a sweep's jobs there, by name; with ``ids`` those that it names."""
     root = user_path(config.clips, "clips")
     if not root.is_dir():
         raise UserError(f"clips={printable(root)}: no such folder; make clips with `fourdiffusion data render`")
-    found = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.suffix != ".partial" and p.name[0] != "."}
+    found: dict[str, Path] = {}
+    for folder in _folders(root):
+        jobs = not (folder / "transforms.json").is_file() and any(folder.glob("*/transforms.json"))  # of a sweep
+        for clip in _folders(folder) if jobs else [folder]:
+            if clip.name in found:
+                raise UserError(
+                    f"clips={printable(root)}: {printable(clip)} and {printable(found[clip.name])} share a name"
+                )
+            found[clip.name] = clip
+    found = dict(sorted(found.items()))
     if config.ids is not None:
         file = user_path(config.ids, "ids")
         require_file(file, "give a text file with one clip's name a line")
@@ -121,6 +130,10 @@ def _clips(config: PackConfig) -> list[Path]:
     if not found:
         raise UserError(f"clips={printable(root)}: holds no clip; make clips with `fourdiffusion data render`")
     return list(found.values())
+
+
+def _folders(root: Path) -> list[Path]:
+    return [p for p in sorted(root.iterdir()) if p.is_dir() and p.suffix != ".partial" and p.name[0] != "."]
 
 
 def _claim(output: Path, config: PackConfig, clips: list[Path], encoders: dict[str, str]) -> None:

@@ -98,9 +98,9 @@ def test_keys_are_webdatasets() -> None:
 def test_webdataset_reads_the_tars(shards: Path) -> None:
     webdataset = pytest.importorskip("webdataset")
     urls = str(shards / "shard-{00000..00001}.tar")
-    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pil"))
+    samples = list(webdataset.WebDataset(urls, shardshuffle=False).decode("pilrgba"))
     assert [sample["json"]["uid"] for sample in samples] == ["a", "b", "c.d", "e"]
-    picture = samples[1]["v03_f02.png"].convert("RGBA")
+    picture = samples[1]["v03_f02.png"]
     assert picture.getpixel((5, 7)) == tuple(named_clip(1).rgba[3, 2, :, 7, 5].tolist())
 
 
