@@ -1,4 +1,4 @@
-"""Two jobs of `data render` through Hydra's joblib launcher render what one does, and their clips are packed as one set."""
+"""Two jobs of `data render` through Hydra's joblib launcher render what one does; their clips are packed as one set."""
 
 import subprocess
 import sys
