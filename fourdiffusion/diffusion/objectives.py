@@ -3,6 +3,7 @@
 Each holds exactly the networks that its stage trains in ``trainable`` and freezes the rest.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -98,11 +99,22 @@ def _freeze_unread_layers(pipeline: FourDiffusionPipeline) -> None:
     vision.post_layernorm.requires_grad_(False)
 
 
+@dataclass
+class Encoded:
+    """What the frozen encoders make of a batch: computed in every step, or once when the data are packed."""
+
+    z: Tensor  # scaled latents of the target views [B, F, V, C, h, w], float32
+    given: Tensor  # scaled latents of the input video [B, F, C, h, w], float32
+    text: Tensor  # token states of the captions [B, L, D]
+    empty_text: Tensor  # token states of the empty caption [L, D]
+    image: Tensor  # image-encoder states of the input video [B, F, N, D]
+
+
 class DiffusionObjective(nn.Module):
     """Stages ``base`` and ``motion``: denoise V views x F frames (paper Eq. 7).
 
     Stage ``base`` trains the UNet and both towers on single time steps, without motion layers; stage ``motion`` freezes
-    all of these and trains the motion layers alone.
+    all of these and trains the motion layers, and ``adapters`` of the UNet where there are any.
     """
 
     alphas_cumprod: Tensor
@@ -115,13 +127,17 @@ class DiffusionObjective(nn.Module):
         text_drop_prob: float,
         cond_drop_camera: bool,
         min_snr_gamma: float | None,
+        vae_batch_size: int = encoders.VAE_BATCH,
+        adapters: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.cond_drop_prob, self.text_drop_prob = cond_drop_prob, text_drop_prob
         self.cond_drop_camera, self.min_snr_gamma = cond_drop_camera, min_snr_gamma
+        self.vae_batch_size = vae_batch_size
         frozen = [pipeline.vae, pipeline.text_encoder, pipeline.image_encoder, pipeline.unet, pipeline.motion]
         for module in frozen:
             module.requires_grad_(False)
+        trained: dict[str, nn.Module]
         if stage == "base":
             trained = {
                 "unet": pipeline.unet,
@@ -129,7 +145,7 @@ class DiffusionObjective(nn.Module):
                 "image_encoder": pipeline.image_encoder,
             }
         else:
-            trained = {"motion": pipeline.motion}
+            trained = {"motion": pipeline.motion} | ({} if adapters is None else {"adapters": adapters})
         for module in trained.values():
             module.requires_grad_(True)
         _freeze_unread_layers(pipeline)
@@ -140,39 +156,71 @@ class DiffusionObjective(nn.Module):
 
     def forward(
         self,
-        target: Tensor,
-        given: Tensor,
+        target: Tensor | None,
+        given: Tensor | None,
         c2w: Tensor,
         captions: list[str],
         timestep: Tensor,
         noise: Tensor,
         dropout: Tensor,
+        encoded: Encoded | None = None,
     ) -> dict[str, Tensor]:
         """One batch.
 
         Args:
-            target: RGB in [0, 1], [B, F, V, 3, H, W].
+            target: RGB in [0, 1], [B, F, V, 3, H, W]. It, ``given`` and ``captions`` are not read with ``encoded``.
             given: the input video, [B, F, 3, H, W].
             c2w: cameras of the targets relative to the input's, [B, V, 4, 4].
             captions: B prompts.
             timestep: [B].
             noise: [B, F, V, C, h, w].
             dropout: uniform draws [B, 2]; below the probability the image prompt (and the camera), the text is dropped.
+            encoded: what the encoders make of the batch, where it is known already.
+        """
+        if encoded is None:
+            if target is None or given is None:
+                raise ValueError("target and given are None: give them, or encoded")
+            encoded = self.encode(target, given, captions)
+        error, emphasis = self.errors(encoded, c2w, timestep, noise, dropout)
+        if self.min_snr_gamma is not None:
+            error = error * (self.min_snr_gamma / emphasis).clamp(max=1)
+        return {"mse": error.mean()}
+
+    def encode(self, target: Tensor, given: Tensor, captions: list[str]) -> Encoded:
+        """Run the encoders on target views [B, F, V, 3, H, W], input video [B, F, 3, H, W] and B captions."""
+        pipeline = self.pipeline[0]
+        text = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, [*captions, ""])
+        return Encoded(
+            encode_in_parts(pipeline.vae, target, self.vae_batch_size),
+            encode_in_parts(pipeline.vae, given, self.vae_batch_size),
+            text[:-1],
+            text[-1],
+            encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, given),
+        )
+
+    def errors(
+        self, encoded: Encoded, c2w: Tensor, timestep: Tensor, noise: Tensor, dropout: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean squared error of each sample's prediction, and its weight as an error of clean latents.
+
+        Args:
+            encoded: the batch.
+            c2w, timestep, noise, dropout: as in ``forward``.
+
+        Returns:
+            Errors and weights, [B] each.
         """
         pipeline = self.pipeline[0]
         keep = (dropout[:, 0] >= self.cond_drop_prob).float()
-        captions = [c if dropout[i, 1] >= self.text_drop_prob else "" for i, c in enumerate(captions)]
-        with torch.no_grad():
-            z = encoders.encode_latents(pipeline.vae, target)
-            extra = encoders.encode_latents(pipeline.vae, given) * keep.view(-1, 1, 1, 1, 1)
-        text = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, captions)
-        image = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, given)
-        context = pipeline.unet.encode_context(text, image * keep.view(-1, 1, 1, 1))
+        kept = [dropout[i, 1] >= self.text_drop_prob for i in range(len(dropout))]
+        text = torch.stack([encoded.text[i] if keeps else encoded.empty_text for i, keeps in enumerate(kept)])
+        context = pipeline.unet.encode_context(text, encoded.image * keep.view(-1, 1, 1, 1).to(encoded.image.dtype))
         camera = cameras.conditioning(c2w)
         camera = torch.cat([camera, torch.zeros_like(camera[:, :1])], dim=1)
         if self.cond_drop_camera:
             camera = camera * keep.view(-1, 1, 1)
 
+        z, extra = encoded.z, encoded.given * keep.view(-1, 1, 1, 1, 1)
         alpha_bar = self.alphas_cumprod[timestep].view(-1, 1, 1, 1, 1, 1)
         views = torch.cat([add_noise(z, noise, alpha_bar), extra[:, :, None]], dim=2)
         predicted = pipeline.unet(views, timestep, context, camera, self.motion)[:, :, :-1]
@@ -181,7 +229,15 @@ class DiffusionObjective(nn.Module):
             wanted, emphasis = velocity(z, noise, alpha_bar), snr + 1
         else:
             wanted, emphasis = noise, snr  # what the squared error weighs as an error of the clean latents
-        error = (predicted - wanted).square().flatten(1).mean(1)  # [B]
-        if self.min_snr_gamma is not None:
-            error = error * (self.min_snr_gamma / emphasis).clamp(max=1)
-        return {"mse": error.mean()}
+        return (predicted - wanted).square().flatten(1).mean(1), emphasis
+
+
+@torch.no_grad()
+def encode_in_parts(vae: Any, images: Tensor, size: int) -> Tensor:
+    """Encode RGB images [..., 3, H, W] to scaled latents [..., C, h, w], ``size`` pictures at a time.
+
+    The VAE's feature maps are the largest of all networks: of 160 pictures of 256 x 256, a clip's and its input's, one
+    map takes 5 GiB in float32.
+    """
+    parts = [encoders.encode_latents(vae, part) for part in images.flatten(0, -4).split(size)]
+    return torch.cat(parts).unflatten(0, images.shape[:-3])

@@ -6,13 +6,14 @@ Every sample of the global batch has a random stream of its own, ``stream(seed, 
 therefore the same for one process that accumulates gradients and for several that share the batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 from fourdiffusion.datasets.sampling import Batch
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.randomness import stream
 from fourdiffusion.train.settings import TrainConfig
 
@@ -22,6 +23,16 @@ def learning_rate_factor(config: TrainConfig, step: int) -> float:
     up = (step + 1) / max(config.lr_warmup_steps, 1)
     down = (config.max_steps - step) / max(config.lr_decay_steps, 1)
     return min(1.0, up, down)
+
+
+def trained_names(config: TrainConfig, step: int, names: Iterable[str]) -> list[str]:
+    """Return which of the trained tensors a step changes: in the first ``projection_steps`` the projections alone.
+
+    Motion layers from another base model know how things move, not what this base's features mean: first the linear
+    layers between the two are fitted, then everything (``init_motion``).
+    """
+    first = step < config.projection_steps
+    return [name for name in names if not first or {"proj_in", "proj_out"} & set(name.split("."))]
 
 
 def ema_decay(config: TrainConfig, step: int) -> float:
@@ -101,3 +112,17 @@ def diffusion_inputs(
         dropout.append(torch.rand(2, generator=generator))
     timestep = draw_timesteps(config, step, batch.samples, num_train_timesteps)
     return batch.target, batch.input, batch.c2w, batch.captions, timestep, torch.stack(noise), torch.stack(dropout)
+
+
+def objective_inputs(
+    config: TrainConfig, pipeline: FourDiffusionPipeline, batch: Batch, step: int, device: torch.device
+) -> tuple[object, ...]:
+    """Return the objective's arguments on the device: the batch and everything random about this step."""
+    if config.stage == "vae":
+        values: tuple[object, ...] = vae_inputs(config, pipeline.vae, batch, step)
+    elif config.stage == "clip":
+        values = clip_inputs(config, batch, step)
+    else:
+        levels = pipeline.scheduler.config.num_train_timesteps
+        values = diffusion_inputs(config, pipeline.vae, levels, batch, step)
+    return tuple(value.to(device) if isinstance(value, Tensor) else value for value in values)
