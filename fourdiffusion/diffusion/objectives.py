@@ -212,8 +212,8 @@ class DiffusionObjective(nn.Module):
         """
         pipeline = self.pipeline[0]
         keep = (dropout[:, 0] >= self.cond_drop_prob).float()
-        kept = [dropout[i, 1] >= self.text_drop_prob for i in range(len(dropout))]
-        text = torch.stack([encoded.text[i] if keeps else encoded.empty_text for i, keeps in enumerate(kept)])
+        has_text = (dropout[:, 1] >= self.text_drop_prob).view(-1, 1, 1)
+        text = torch.where(has_text, encoded.text, encoded.empty_text)
         context = pipeline.unet.encode_context(text, encoded.image * keep.view(-1, 1, 1, 1).to(encoded.image.dtype))
         camera = cameras.conditioning(c2w)
         camera = torch.cat([camera, torch.zeros_like(camera[:, :1])], dim=1)

@@ -180,7 +180,7 @@ def prepare(
 ) -> tuple[Training, int]:
     """Return the run at its last checkpoint, on its device, and the step that comes next."""
     parameters = {name: p for name, p in objective.trainable.named_parameters() if p.requires_grad}
-    optimizer = make_optimizer(config, list(parameters.values()))
+    optimizer = make_optimizer(config, list(parameters.values()), accelerator.device)
     start, tensors = resume(Path(config.output), objective, optimizer)
     names = objective.trainable.state_dict()
     ema = {name: tensors[f"ema.{name}"].to(accelerator.device, copy=True) for name in names}

@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -29,8 +30,9 @@ MIXED = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # mixed_precis
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Return the processes that train. UserError for a precision that cannot be had here."""
+    views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
     try:
-        return Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision)
+        return Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[views])
     except ValueError as error:
         raise UserError(f"mixed_precision={config.mixed_precision}: {error}") from error
 
@@ -152,14 +154,16 @@ def make_objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> Obje
     )
 
 
-def make_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: TrainConfig, parameters: list[torch.nn.Parameter], device: torch.device
+) -> torch.optim.Optimizer:
     """Return AdamW over the trained parameters, and nothing else."""
-    kwargs = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **kwargs)
-    import bitsandbytes
+    if config.optimizer == "adamw_8bit":
+        import bitsandbytes
 
-    return bitsandbytes.optim.AdamW8bit(parameters, **kwargs)
+        return bitsandbytes.optim.AdamW8bit(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
+    fused = device.type == "cuda"  # no temporary tensors as large as the weights
+    return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
 
 
 def place(config: TrainConfig, pipeline: FourDiffusionPipeline, objective: Objective, device: torch.device) -> None:
