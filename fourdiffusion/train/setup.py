@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -32,9 +32,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Return the processes that train. UserError for a precision that cannot be had here."""
     views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
     try:
-        return Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[views])
+        accelerator = Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[views])
     except ValueError as error:
         raise UserError(f"mixed_precision={config.mixed_precision}: {error}") from error
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        raise UserError(
+            f"accelerate's {accelerator.distributed_type.value} divides weights and optimizer, which checkpoints here "
+            "do not gather: use distributed_type MULTI_GPU, configs/accelerate/ddp.yaml (a process fits on 24 GB)"
+        )
+    return accelerator
 
 
 def open_data(config: TrainConfig) -> ClipSamples:

@@ -6,7 +6,8 @@
 Everything runs on fake tensors (shapes and types alone): networks, one micro-batch forward and backward, the
 optimizer's step. Counted are the bytes of all tensors alive at a time, and multiply-adds x 2 of matrix products,
 convolutions and attention. Norms compute in float32, as autocast does on a GPU. Not counted: CUDA's own memory (about
-1 GiB), the workspaces of convolutions, what lies unused between tensors. Hours are FLOPs over 40 percent of a card's peak: a goal.
+1 GiB), the workspaces of convolutions, what lies unused between tensors. Hours are FLOPs over 40 percent of a card's
+peak: a goal.
 """
 
 import argparse
@@ -203,10 +204,9 @@ def main() -> None:
         print(json.dumps(count(config, int(options.case[0]), options.case[1] == "true")))
         return
     parts = ("frozen", "trained", "gradients", "optimizer", "ema", "activations", "peak")
-    print(
-        "| preset | encoders | clips | " + " | ".join(f"{part} GiB" for part in parts) + " | fits on | TFLOP a step |"
-    )
-    print("|---" * (len(parts) + 5) + "|")
+    heads = ["preset", "encoders", "clips", *(f"{part} GiB" for part in parts), "fits on", "TFLOP a step", "H100 hours"]
+    print(f"| {' | '.join(heads)} |")
+    print("|---" * len(heads) + "|")
     for name, processes in PRESETS.items():
         config = settings([f"experiment={name}", *options.words])
         clips = micro_batch_size(config, processes)
@@ -216,11 +216,8 @@ def main() -> None:
             cells = " | ".join(f"{found[part]:.1f}" for part in parts)
             encoder = "cached" if cached else "every step"
             fits = suffices(found["peak"])
-            print(f"| {name} | {encoder} | {clips} | {cells} | {fits} | {step:.0f} |", flush=True)
-            hours = step * config.max_steps / (PEAK * UTILIZATION) / 3600
-            print(
-                f"{name}, {encoder}: fits on {fits}; {hours / processes:.0f} h of {processes} H100 at 40 %", flush=True
-            )
+            hours = step * config.max_steps / (PEAK * UTILIZATION) / 3600 / processes
+            print(f"| {name} | {encoder} | {clips} | {cells} | {fits} | {step:.0f} | {hours:.0f} |", flush=True)
     print(f"\n{report.provenance({git_commit()})}")
 
 
