@@ -4,8 +4,8 @@
 
 Motion stage of the shipped model on four synthetic clips. SIGKILL comes anywhere between starting and ending, saving
 and validating included; SIGTERM, as a cluster sends it, ends a begun run with code 143. After each signal, one
-checkpoint must be whole. Ends with code 1 unless the weights of both runs are equal to the last bit. Runs are forks of this process, which has
-imported what they need.
+checkpoint must be whole. Ends with code 1 unless the weights of both runs are equal to the last bit. Runs are forks of
+this process, which has imported what they need.
 """
 
 import argparse
