@@ -102,8 +102,9 @@ VERBS = (
             "fourdiffusion convert imagedream=sd-v2.1-base-4view-ipmv.pt motion=4dm.ckpt output=models/4dm",
             "fourdiffusion convert imagedream=sd-v2.1-base-4view-ipmv.pt output=models/imagedream dtype=bfloat16",
             "fourdiffusion convert model.path=runs/motion/model output=motion.ckpt",
+            "fourdiffusion convert checkpoint=runs/motion/kept/best.safetensors output=motion",
         ),
-        ("imagedream", "motion", "output", "tokenizer", "dtype", "model.path"),
+        ("imagedream", "motion", "checkpoint", "output", "tokenizer", "dtype", "model.path"),
         makes_model=True,
     ),
     Verb(
