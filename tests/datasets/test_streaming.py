@@ -61,7 +61,9 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def batches(path: Path, start: int, steps: int, rank: int = 0, ranks: int = 1, workers: int = 0) -> Iterator[Batch]:
+def batches(
+    path: Path | str, start: int, steps: int, rank: int = 0, ranks: int = 1, workers: int = 0
+) -> Iterator[Batch]:
     """What one process of a training run reads from step ``start`` on."""
     data = DataConfig(str(path), num_views=1, num_frames=1)
     config = TrainConfig(
@@ -202,6 +204,8 @@ def test_shards_are_read_over_http(both: tuple[Path, Path], monkeypatch: pytest.
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}"
         assert equal(samples_of(url), samples_of(str(both[0])))
+        in_worker, here = (next(batches(path, 0, 1, workers=k)) for path, k in ((url, 1), (both[1], 0)))
+        assert equal(in_worker, here)  # the connections of a parent are none of its fork's
         samples = ClipSamples(DataConfig(url, num_views=1), 1, 0, 1)
         Ranges.served = 0
         _ = samples[0, 0]
