@@ -165,8 +165,8 @@ class DiffusionObjective(nn.Module):
         timestep: Tensor,
         noise: Tensor,
         dropout: Tensor,
-        encoded: Encoded | None = None,
         cached: dict[str, Tensor] | None = None,
+        encoded: Encoded | None = None,
     ) -> dict[str, Tensor]:
         """One batch.
 
@@ -178,8 +178,8 @@ class DiffusionObjective(nn.Module):
             timestep: [B].
             noise: [B, F, V, C, h, w].
             dropout: uniform draws [B, 2]; below the probability the image prompt (and the camera), the text is dropped.
-            encoded: what the encoders make of the batch, where it is known already.
-            cached: parts of it that are, as of ``encode``.
+            cached: parts of what the encoders make of the batch, as of ``encode``.
+            encoded: all of it, where it is known already.
         """
         if encoded is None:
             if target is None or given is None:

@@ -101,7 +101,7 @@ def clip_inputs(config: TrainConfig, batch: Batch, step: int) -> tuple[Tensor, l
 
 def diffusion_inputs(
     config: TrainConfig, vae: AutoencoderKL, num_train_timesteps: int, batch: Batch, step: int
-) -> tuple[Tensor, Tensor, Tensor, list[str], Tensor, Tensor, Tensor, None, dict[str, Tensor]]:
+) -> tuple[Tensor, Tensor, Tensor, list[str], Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Return DiffusionObjective's arguments: the batch, its noise levels, noise, dropout draws and cached tensors."""
     frames, views, _, height, width = batch.target.shape[1:]
     cached = batch.cached.get("latents")
@@ -113,7 +113,7 @@ def diffusion_inputs(
         dropout.append(torch.rand(2, generator=generator))
     timestep = draw_timesteps(config, step, batch.samples, num_train_timesteps)
     drawn = timestep, torch.stack(noise), torch.stack(dropout)
-    return batch.target, batch.input, batch.c2w, batch.captions, *drawn, None, batch.cached
+    return batch.target, batch.input, batch.c2w, batch.captions, *drawn, batch.cached
 
 
 def objective_inputs(
