@@ -34,6 +34,12 @@ def truth(c2w: Tensor, frames: Tensor) -> Tensor:
     return rgba[:, :, :3] * rgba[:, :, 3:] + 1 - rgba[:, :, 3:]
 
 
+def input_video() -> Tensor:
+    """Return what the input camera saw, at twice the model's side: RGBA [F, 4, 2 SIZE, 2 SIZE]."""
+    c2w = cameras.orbit(torch.zeros(FRAMES))
+    return picture(c2w, balls(0, TIMES), 2 * SIZE)
+
+
 class PoolingVae:
     """A linear VAE: latents are the mean colors of 2 x 2 pixels in [-1, 1], and a zero channel."""
 
@@ -120,7 +126,7 @@ def small_problem(config: FitConfig, bias: float = 0.0) -> Problem:
     pipeline = SmallPipeline()
     denoiser = Oracle(pipeline, bias)
     perceptual = partial(encoders.latent_distance, pipeline.vae)  # type: ignore[arg-type]
-    target = Target(views[0], views, c2w, TIMES, anchor=0)
+    target = Target(views[0], views, c2w, TIMES, 0, input_video(), c2w[:1], views.amin(2) > 0.999)
     return Problem(config, pipeline, denoiser, perceptual, scene, target)  # type: ignore[arg-type]
 
 

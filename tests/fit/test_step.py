@@ -16,7 +16,7 @@ from fourdiffusion.fit import loop
 from fourdiffusion.fit.loop import make_optimizer, update
 from fourdiffusion.fit.step import Problem, distill, draw_pixels, draw_side, plan_step
 from fourdiffusion.randomness import stream
-from fourdiffusion.scene.render_pass import RenderPass
+from fourdiffusion.scene.render_pass import RenderPass, view_rays
 
 STEPS, RAMP = 40, 20
 
@@ -59,14 +59,17 @@ def test_photometric_steps_approach_the_views() -> None:
 
 def test_pixels_have_the_colors_of_their_view_frame_and_place() -> None:
     problem = small_problem(small_config())
-    rays, colors = draw_pixels(problem.target, 64, torch.Generator().manual_seed(0))
+    rays, colors, empty = draw_pixels(problem.target, 64, torch.Generator().manual_seed(0))
     origins, directions = cameras.rays(problem.target.c2w, cameras.FOVY_DEG, SIZE, SIZE)
     for i in range(64):
         view = int((origins[:, 0, 0] - rays.origins[i]).norm(dim=-1).argmin())
         frame = int((TIMES - rays.times[i]).abs().argmin())
         row, column = divmod(int((directions[view] - rays.directions[i]).norm(dim=-1).argmin()), SIZE)
         assert torch.equal(colors[i], problem.target.views[view, frame, :, row, column])
-    assert len(rays.times.unique()) == FRAMES and len(rays.origins.unique(dim=0)) == VIEWS
+        assert empty[i] == problem.target.empty[view, frame, row, column]
+    assert (
+        0 < empty.float().mean() < 1 and len(rays.times.unique()) == FRAMES and len(rays.origins.unique(dim=0)) == VIEWS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +114,7 @@ def test_regularizers_pull_the_way_they_say() -> None:
 
     def opacity(problem: Problem) -> Tensor:
         draw = draw_side(problem, plan_step(problem.config, 0), stream(0, 0, 0))
-        rays = loop.view_rays(draw.c2w, TIMES[draw.frames], 8, stream(0, 0, 0))
+        rays = view_rays(draw.c2w, TIMES[draw.frames], 8, stream(0, 0, 0))
         return RenderPass(problem.scene, rays).opacity.detach()
 
     for weight in ("lambda_sparsity", "lambda_opacity"):
