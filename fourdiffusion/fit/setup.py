@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as functional
 from diffusers import AutoencoderKL
 from scipy import ndimage
 from torch import Tensor
@@ -181,7 +182,15 @@ def generate_target(
     anchor = config.loss.anchor_view
     if anchor is None:
         anchor = int((views - images).square().flatten(1).mean(1).argmin())
-    return Target(images, views, c2w, clip.times, anchor, sharp, orbit(torch.zeros(1), ELEVATION_DEG), _empty(views))
+    camera = orbit(torch.zeros(1), ELEVATION_DEG)
+    return Target(images, views, c2w, clip.times, anchor, sharp, camera, focus(sharp), _empty(views))
+
+
+def focus(rgba: Tensor) -> Tensor:
+    """Return the places in and around the object of a video [F, 4, S, S]: int64, in the order F, S, S."""
+    reach = max(1, rgba.shape[-1] // 32)
+    near = functional.max_pool2d(rgba[:, 3:], 2 * reach + 1, stride=1, padding=reach)
+    return (near > 0.1).flatten().nonzero().squeeze(1)
 
 
 def _empty(views: Tensor) -> Tensor:

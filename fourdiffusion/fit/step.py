@@ -34,6 +34,7 @@ class Target:
     anchor: int  # number of the anchor view
     rgba: Tensor  # the input at its own resolution, straight alpha, [F, 4, S', S']
     input_c2w: Tensor  # its camera, [1, 4, 4]
+    focus: Tensor  # places of its pixels in and around the object, int64, in the order F, S', S'
     empty: Tensor  # where a generated view shows plain background, bool [V, F, S, S]
 
 
@@ -165,9 +166,12 @@ def draw_pixels(target: Target, num_rays: int, generator: torch.Generator) -> tu
 
 
 def draw_input_pixels(target: Target, num_rays: int, generator: torch.Generator) -> tuple[Rays, Tensor]:
-    """Draw pixels of the input video at its own resolution, and return their rays and RGBA [R, 4]."""
+    """Draw pixels of the input video at its own resolution, and return their rays and RGBA [R, 4].
+
+    Half of them are drawn in and around the object: elsewhere there is little to learn.
+    """
     rays, frame, _, row, column = random_pixel_rays(
-        target.input_c2w, target.times, target.rgba.shape[-1], num_rays, generator
+        target.input_c2w, target.times, target.rgba.shape[-1], num_rays, generator, target.focus
     )
     return rays, target.rgba[frame, :, row, column]
 

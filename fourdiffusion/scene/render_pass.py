@@ -49,13 +49,13 @@ def view_rays(c2w: Tensor, times: Tensor, side: int, generator: torch.Generator)
 
 
 def random_pixel_rays(
-    c2w: Tensor, times: Tensor, side: int, num_rays: int, generator: torch.Generator
+    c2w: Tensor, times: Tensor, side: int, num_rays: int, generator: torch.Generator, focus: Tensor | None = None
 ) -> tuple[Rays, Tensor, Tensor, Tensor, Tensor]:
     """Return jittered rays of random pixels of V views at F times, and the frame, view, row and column of each, [R].
 
-    Only these rays are made. The arguments are those of ``view_rays``.
+    Only these rays are made. The arguments are those of ``view_rays`` and ``random_rays``.
     """
-    origins, directions, at, index = random_rays(c2w, cameras.FOVY_DEG, times, side, num_rays, generator)
+    origins, directions, at, index = random_rays(c2w, cameras.FOVY_DEG, times, side, num_rays, generator, focus)
     rays = Rays(origins, directions, at, torch.rand(num_rays, generator=generator))
     place, column = index // side, index % side
     place, row = place // side, place % side
