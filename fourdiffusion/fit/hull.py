@@ -1,4 +1,4 @@
-"""The visual hull: which cells of the scene the silhouettes leave room in. Letters: F frames, V views, G cells a side."""
+"""The visual hull: the cells that the silhouettes leave room in. Letters: F frames, V views, G cells a side."""
 
 import math
 
@@ -35,7 +35,7 @@ def hull(target: Target, resolution: int, radius: float) -> Tensor:
 
 
 def _covers(silhouette: Tensor, c2w: Tensor, points: Tensor, cell: float) -> Tensor:
-    """Return whether a silhouette [S, S], grown by half a cell, or what lies outside its picture, covers points [N, 3]."""
+    """Return which points [N, 3] a silhouette [S, S], grown by half a cell, or what is outside its picture, covers."""
     side, half = silhouette.shape[-1], math.tan(math.radians(cameras.FOVY_DEG / 2))
     reach = 1 + math.ceil(cell / 2 / (cameras.DISTANCE * half) * side / 2)
     grown = functional.max_pool2d(silhouette[None].float(), 2 * reach + 1, stride=1, padding=reach)[0] > 0
