@@ -24,6 +24,7 @@ from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, unconditiona
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.files import save_tensors
 from fourdiffusion.fit.hull import hull
+from fourdiffusion.fit.memory import check_memory
 from fourdiffusion.fit.settings import DSSIM_BORDERS, GUIDANCES, LPIPS_INPUTS, FitConfig, LossConfig
 from fourdiffusion.fit.step import Perceptual, Problem, Target
 from fourdiffusion.media.image import composite
@@ -108,6 +109,7 @@ def read_inputs(config: FitConfig) -> Inputs:
     """Read the video and the networks; nothing is written."""
     model, device = config.model, resolve_device(config.device)
     backends = resolve_backends(config.scene, device)
+    check_memory(config, backends, device)
     video = load_video(config, sampling_settings(model).image_size)
     pipeline = open_pipeline(model, device)
     own = pipeline.generation_config

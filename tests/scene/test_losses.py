@@ -86,10 +86,12 @@ def test_distortion_is_the_sum_over_pairs_of_samples() -> None:
     found = losses.distortion(weights, distances, lengths, ray_index, 4)
     expected = torch.zeros(4)
     for i in range(6):
-        expected[ray_index[i]] += float(weights[i] ** 2 * lengths[i] / 3)
+        expected[ray_index[i]] += float(weights[i].detach() ** 2 * lengths[i] / 3)
         for j in range(6):
             if ray_index[i] == ray_index[j]:
-                expected[ray_index[i]] += float(weights[i] * weights[j] * (distances[i] - distances[j]).abs())
+                expected[ray_index[i]] += float(
+                    (weights[i] * weights[j]).detach() * (distances[i] - distances[j]).abs()
+                )
     torch.testing.assert_close(found.detach(), expected)
     found[0].backward()
     assert weights.grad is not None and weights.grad[:3].min() > 0 and not weights.grad[3:].any()
