@@ -187,11 +187,16 @@ def generate_target(
     anchor = config.loss.anchor_view
     if anchor is None:
         anchor = int((views - images).square().flatten(1).mean(1).argmin())
+    return build_target(images, views, c2w, clip.times, anchor, sharp)
+
+
+def build_target(images: Tensor, views: Tensor, c2w: Tensor, times: Tensor, anchor: int, rgba: Tensor) -> Target:
+    """Return the target of a fit, with what follows from its pictures: see Target, whose ``rgba`` this is."""
     camera = orbit(torch.zeros(1), ELEVATION_DEG)
-    return Target(images, views, c2w, clip.times, anchor, sharp, camera, focus(sharp), _empty(views))
+    return Target(images, views, c2w, times, anchor, rgba, camera, _focus(rgba), _empty(views))
 
 
-def focus(rgba: Tensor) -> Tensor:
+def _focus(rgba: Tensor) -> Tensor:
     """Return the places in and around the object of a video [F, 4, S, S]: int64, in the order F, S, S."""
     reach = max(1, rgba.shape[-1] // 32)
     near = functional.max_pool2d(rgba[:, 3:], 2 * reach + 1, stride=1, padding=reach)

@@ -15,8 +15,8 @@ from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.schedulers import noise_schedule
 from fourdiffusion.diffusion.settings import GenerationConfig
 from fourdiffusion.fit.settings import DistillationConfig, FitConfig, LossConfig
-from fourdiffusion.fit.setup import focus
-from fourdiffusion.fit.step import Problem, Target
+from fourdiffusion.fit.setup import build_target
+from fourdiffusion.fit.step import Problem
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -127,7 +127,7 @@ def small_problem(config: FitConfig, bias: float = 0.0) -> Problem:
     pipeline = SmallPipeline()
     denoiser = Oracle(pipeline, bias)
     perceptual = partial(encoders.latent_distance, pipeline.vae)  # type: ignore[arg-type]
-    target = Target(views[0], views, c2w, TIMES, 0, input_video(), c2w[:1], focus(input_video()), views.amin(2) > 0.999)
+    target = build_target(views[0], views, c2w, TIMES, 0, input_video())
     return Problem(config, pipeline, denoiser, perceptual, scene, target)  # type: ignore[arg-type]
 
 
