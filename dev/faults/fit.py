@@ -15,7 +15,6 @@ def fit(*names: str) -> list[str]:
 
 DESCENDS = "test_the_step_descends_along_the_weighted_gradient_of_each_term"
 RELEASED = ["tests/fit/test_released_step.py::test_a_released_step_by_hand"]
-HULL = "fourdiffusion/fit/hull.py"
 SUM = "test_the_loss_is_the_weighted_sum_of_the_logged_terms_and_each_has_its_steps"
 CHUNKS = ["tests/scene/test_render_pass.py::test_the_gradient_is_that_of_the_renderer_whole_and_in_chunks"]
 
@@ -222,13 +221,6 @@ FAULTS = [
         'if plan.weights["orientation"] <= 0 or not 0 < count < len(times):',
         "if True:",
         RELEASED,
-    ),
-    (
-        "the hull has no votes",
-        HULL,
-        "torch.as_tensor(votes >= len(views) - OUTVOTED)",
-        "torch.as_tensor(votes >= len(views))",
-        ["tests/fit/test_hull.py::test_the_hull_holds_the_object_at_all_times_and_leaves_the_rest"],
     ),
     (
         "the loss is ascended",

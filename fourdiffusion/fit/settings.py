@@ -85,7 +85,6 @@ class FitConfig(InputVideo):
     mlp_lr: float = 1e-3
     lr_decay: float = 1.0  # both rates fall exponentially to this fraction
     occupancy_every: int = 16  # steps in which the occupancy grid looks at 8 frames, one or two of them at a time
-    carve: bool = False  # leave empty what lies outside the silhouettes of input and views (not in the paper)
     checkpoint_minutes: float = 5.0
     preview_minutes: float = 2.0  # 0: none
     log_every: int = 10  # steps; the log has each term's mean over them

@@ -23,7 +23,6 @@ from fourdiffusion.diffusion.long_video import frame_groups
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, unconditional
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.files import save_tensors
-from fourdiffusion.fit.hull import hull
 from fourdiffusion.fit.memory import check_memory
 from fourdiffusion.fit.settings import DSSIM_BORDERS, GUIDANCES, LPIPS_INPUTS, FitConfig, LossConfig
 from fourdiffusion.fit.step import Perceptual, Problem, Target
@@ -147,8 +146,6 @@ def open_problem(config: FitConfig, inputs: Inputs) -> Problem:
     times = torch.tensor(video.times)
     video.write(output, {"fovy_deg": FOVY_DEG, "distance": DISTANCE, "elevation_deg": ELEVATION_DEG})
     target = generate_target(config, pipeline, video.rgba, times, inputs.sharp)
-    if config.carve:
-        scene.occupancy.limit(hull(target, config.scene.renderer.occupancy_resolution, config.scene.renderer.radius))
     guided = sds.guidance_scale if sds.guidance_scale_end in (None, 1) else sds.guidance_scale_end
     negative = unconditional(pipeline.generation_config.distillation_negative_prompt, guided)
     denoiser = pipeline.prepare(target.images, config.prompt, negative, sds.source == "fourdm")

@@ -50,7 +50,6 @@ class OccupancyGrid(nn.Module):
 
     density: Tensor
     occupied: Tensor
-    possible: Tensor
 
     def __init__(self, config: RendererConfig, backend: str = "auto"):
         super().__init__()
@@ -60,13 +59,6 @@ class OccupancyGrid(nn.Module):
         self.config, self.backend = config, backend
         self.register_buffer("density", torch.zeros(shape))
         self.register_buffer("occupied", torch.ones(shape, dtype=torch.bool))
-        self.register_buffer("possible", torch.ones(shape, dtype=torch.bool), persistent=False)
-
-    def limit(self, possible: Tensor) -> None:
-        """Let only these cells count as occupied, from the next update on: bool [G, G, G]. Not saved."""
-        if possible.shape != self.occupied.shape:
-            raise ValueError(f"cells must be {list(self.occupied.shape)}, got {list(possible.shape)}")
-        self.possible.copy_(possible)
 
     @torch.no_grad()
     def update(
@@ -94,7 +86,7 @@ class OccupancyGrid(nn.Module):
             seen = torch.maximum(seen, density(x, time.expand(len(x))))
         self.density.copy_(seen.view_as(self.density))
         opacity = self._opacity()
-        self.occupied.copy_((opacity > opacity.mean().clamp(max=config.occupancy_threshold)) & self.possible)
+        self.occupied.copy_(opacity > opacity.mean().clamp(max=config.occupancy_threshold))
 
     @torch.no_grad()
     def peak_opacity(self) -> float:

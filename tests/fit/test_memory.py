@@ -50,7 +50,9 @@ def test_a_gpu_that_cannot_hold_a_step_is_refused_with_the_figures(monkeypatch: 
     config = composed("experiment=released")
     properties = SimpleNamespace(total_memory=24 * 2**30)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    with pytest.raises(UserError, match=r"needs about 2\d\d GiB .* GPU has 24: install tinycudann .* ray_chunk=4096$"):
+    with pytest.raises(
+        UserError, match=r"needs about 2\d\d GiB .* GPU has 24: install tinycudann .* sds.ray_chunk=4096$"
+    ):
         check_memory(config, TORCH, CUDA)
     config.sds.ray_chunk = 4096
     check_memory(config, TORCH, CUDA)
