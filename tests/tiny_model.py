@@ -75,9 +75,9 @@ def balls(index: int, times: Tensor) -> Tensor:
     return place + way * times[:, None, None]
 
 
-def picture(c2w: Tensor, centres: Tensor) -> Tensor:
+def picture(c2w: Tensor, centres: Tensor, size: int = SIZE) -> Tensor:
     """Soft balls, RGBA with straight alpha: cameras [..., 4, 4] and centres [..., 3, 3] -> [..., 4, H, W]."""
-    origins, directions = cameras.rays(c2w, cameras.FOVY_DEG, SIZE, SIZE)
+    origins, directions = cameras.rays(c2w, cameras.FOVY_DEG, size, size)
     offset = centres[..., None, None, :, :] - origins[..., None, :]  # [..., H, W, 3, 3]
     distance = torch.linalg.cross(offset, directions[..., None, :].expand_as(offset)).norm(dim=-1)
     weight = torch.exp(-((distance / 0.12) ** 2))

@@ -14,6 +14,7 @@ def fit(*names: str) -> list[str]:
 
 
 DESCENDS = "test_the_step_descends_along_the_weighted_gradient_of_each_term"
+RELEASED = ["tests/fit/test_released_step.py::test_a_released_step_by_hand"]
 SUM = "test_the_loss_is_the_weighted_sum_of_the_logged_terms_and_each_has_its_steps"
 CHUNKS = ["tests/scene/test_render_pass.py::test_the_gradient_is_that_of_the_renderer_whole_and_in_chunks"]
 
@@ -26,10 +27,10 @@ FAULTS = [
         step(f"{DESCENDS}[sds]", "test_distillation_with_an_oracle_approaches_the_truth"),
     ),
     (
-        "photometric colors in V, F order instead of F, V",
+        "photometric colors with rows and columns exchanged",
         STEP,
-        "target.views.transpose(0, 1).movedim(2, -1)",
-        "target.views.movedim(2, -1)",
+        "target.views[view, frame, :, row, column]",
+        "target.views[view, frame, :, column, row]",
         step("test_pixels_have_the_colors_of_their_view_frame_and_place"),
     ),
     (
@@ -160,9 +161,9 @@ FAULTS = [
     ),
     (
         "a window of a long video is rendered at the first times",
-        LOOP,
-        "target.times[draw.frames]",
-        "target.times[: len(draw.frames)]",
+        STEP,
+        "problem.target.times[draw.frames]",
+        "problem.target.times[: len(draw.frames)]",
         step("test_long_videos_are_distilled_in_windows_at_their_own_times"),
     ),
     (
@@ -173,11 +174,53 @@ FAULTS = [
         step("test_an_occupancy_grid_forgets_what_is_gone"),
     ),
     (
-        "the occupancy grid is updated at every step",
+        "the occupancy grid looks at all times in every step",
+        LOOP,
+        "due, share = due_times(times, number, every)",
+        "due, share = times, 1.0",
+        step("test_the_occupancy_grid_sees_each_time_once_in_so_many_steps"),
+    ),
+    (
+        "a longer video makes the occupancy update dearer",
+        LOOP,
+        "* max(len(times), FRAMES_EACH_ROUND) // FRAMES_EACH_ROUND",
+        "* 1",
+        step("test_the_occupancy_grid_sees_each_time_once_in_so_many_steps"),
+    ),
+    (
+        "the input is supervised at the wrong frame",
         STEP,
-        "step % config.occupancy_every == 0",
-        "True",
-        step("test_the_occupancy_grid_is_updated_every_so_many_steps"),
+        "target.rgba[frame, :, row, column]",
+        "target.rgba[0 * frame, :, row, column]",
+        step("test_input_pixels_have_the_color_and_the_matte_of_their_frame_and_place"),
+    ),
+    (
+        "the input is compared on white, where fog does not show",
+        LOSSES,
+        "(error.square() + error * uncovered + uncovered.square() / 3)",
+        "(error + uncovered).square()",
+        ["tests/scene/test_losses.py::test_error_over_backgrounds_is_the_mean_over_backgrounds"],
+    ),
+    (
+        "the anchor's matte is dropped",
+        STEP,
+        "if loss.anchor_matte:",
+        "if False:",
+        RELEASED,
+    ),
+    (
+        "D-SSIM's border is dropped",
+        LOSSES,
+        'if border == "zeros" else (0,) * 4',
+        'if border == "ones" else (0,) * 4',
+        RELEASED,
+    ),
+    (
+        "the normals of all frames are looked at",
+        STEP,
+        'if plan.weights["orientation"] <= 0 or not 0 < count < len(times):',
+        "if True:",
+        RELEASED,
     ),
     (
         "the loss is ascended",

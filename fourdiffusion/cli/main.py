@@ -10,6 +10,7 @@ from fourdiffusion.cli import verbs
 from fourdiffusion.cli.mistakes import mistake, reader_is_gone, safe_streams
 from fourdiffusion.cli.verbs import Verb
 from fourdiffusion.errors import Terminated, UserError
+from fourdiffusion.waiting import wait_quietly_when_busy
 
 HELP = {"-h", "--help"}
 VIDEO_SUFFIXES = {".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv", ".m4v"}
@@ -23,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else arguments
     safe_streams()
+    wait_quietly_when_busy()
     try:
         _run(words)
         if sys.stdout is not None:

@@ -33,12 +33,13 @@ from fourdiffusion.runs import (
 )
 from fourdiffusion.scene import losses
 from fourdiffusion.scene.pictures import write_pictures
-from fourdiffusion.scene.render_pass import RenderPass, view_rays
-from fourdiffusion.scene.renderer import OccupancyGrid
+from fourdiffusion.scene.render_pass import Rays, RenderPass
+from fourdiffusion.scene.renderer import OccupancyGrid, due_times
 from fourdiffusion.scene.scene import Scene, save_scene
 from fourdiffusion.tracking import trackers
 
 EMPTY = 1e-4  # opacity of a single sample
+FRAMES_EACH_ROUND = 8  # that the occupancy grid looks at in ``occupancy_every`` steps, however long the video
 
 
 def fit(config: FitConfig) -> None:
@@ -97,37 +98,36 @@ def update(
 ) -> dict[str, Tensor]:
     """Do one step: render, losses, backward, step. Return the unweighted terms and their weighted sum, "loss"."""
     config, scene, target, weights = problem.config, problem.scene, problem.target, plan.weights
-    if plan.update_occupancy:
-        scene.occupancy.update(scene.field.density, target.times.to(scene.occupancy.density.device), generator)
-        check_density(scene.occupancy, plan.step)
+    _update_occupancy(problem, plan.step, generator)
     terms: dict[str, Tensor] = {}
     passes = []
 
     if plan.random_side:  # V orthogonal views from a random side: SDS (Eq. 10) and the regularizers
         draw = step.draw_side(problem, plan, generator)
-        rays = view_rays(draw.c2w, target.times[draw.frames], plan.resolution, generator)
-        side = RenderPass(scene, rays, config.sds.ray_chunk, weights["orientation"] > 0)
+        rays, of_normals = step.side_rays(problem, plan, draw, generator)
+        side = RenderPass(scene, rays, config.sds.ray_chunk, weights["orientation"] > 0 and of_normals is None)
         passes.append(side)
+        oriented = side
+        if of_normals is not None:
+            oriented = RenderPass(scene, of_normals, config.sds.ray_chunk, with_normals=True)
+            passes.append(oriented)
         if plan.sds:
             shape = (len(draw.frames), len(draw.c2w), plan.resolution, plan.resolution, 3)
             images = side.rgb.view(shape).movedim(-1, 2)
             loss, gradient = step.distill(problem, plan, draw, images.detach(), generator)
             terms["sds"] = losses.with_gradient(images, loss, gradient)
-        terms |= step.regularizers(side, weights)
+        terms |= step.regularizers(side, oriented, weights)
 
     if weights["perceptual"] or weights["d_ssim"]:  # one frame of the anchor view (Eq. 11)
         frame, rays = step.draw_anchor(target, problem.pipeline.generation_config.image_size, generator)
         anchor = RenderPass(scene, rays, config.sds.ray_chunk)
         passes.append(anchor)
-        truth = target.views[target.anchor, frame][None]
-        image = anchor.rgb.view(1, *truth.shape[-2:], 3).movedim(-1, 1)
-        terms |= step.anchor_losses(problem.perceptual, image, truth.to(image.device), weights)
+        image = anchor.rgb.view(1, *target.views.shape[-2:], 3).movedim(-1, 1)
+        terms |= step.anchor_losses(problem, image, frame, weights)
 
-    if weights["views"]:  # random pixels of all generated views
-        rays, colors = step.draw_pixels(target, config.loss.rgb_rays, generator)
-        pixels = RenderPass(scene, rays, config.sds.ray_chunk)
-        passes.append(pixels)
-        terms["views"] = step.photometric(pixels.rgb, colors)
+    fitted, found = _photometric(problem, weights, generator)
+    passes += fitted
+    terms |= found
 
     loss = step.weighted_sum(terms, weights)
     _check_finite(terms | {"loss": loss}, "the loss term", plan.step)
@@ -144,6 +144,41 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     _check_finite({name: value.detach() for name, value in parameters.items()}, "the weight", plan.step)
     return {name: value.detach() for name, value in (terms | {"loss": loss}).items()}
+
+
+def _photometric(
+    problem: Problem, weights: dict[str, float], generator: torch.Generator
+) -> tuple[list[RenderPass], dict[str, Tensor]]:
+    """Render random pixels of the generated views and of the input video; return the passes and the terms."""
+    config, target = problem.config, problem.target
+    passes: list[RenderPass] = []
+    terms: dict[str, Tensor] = {}
+
+    def render(rays: Rays) -> RenderPass:
+        chunk = config.sds.ray_chunk
+        passes.append(RenderPass(problem.scene, rays, chunk, with_distortion=weights["distortion"] > 0))
+        return passes[-1]
+
+    if weights["views"] or weights["empty"]:
+        rays, colors, empty = step.draw_pixels(target, config.loss.rgb_rays, generator)
+        terms |= step.view_losses(render(rays), colors, empty, weights)
+    if weights["input"] or weights["mask"]:
+        rays, rgba = step.draw_input_pixels(target, config.loss.input_rays, generator)
+        terms |= step.input_losses(render(rays), rgba, weights)
+    spreads = [each.distortion for each in passes if each.distortion is not None]
+    if spreads:
+        terms["distortion"] = torch.cat(spreads).mean()
+    return passes, terms
+
+
+def _update_occupancy(problem: Problem, number: int, generator: torch.Generator) -> None:
+    """Let the occupancy grid look at the frames that are due in a step."""
+    occupancy, times = problem.scene.occupancy, problem.target.times
+    every = problem.config.occupancy_every * max(len(times), FRAMES_EACH_ROUND) // FRAMES_EACH_ROUND
+    due, share = due_times(times, number, every)
+    if len(due):
+        occupancy.update(problem.scene.field.density, due.to(occupancy.density.device), generator, share)
+        check_density(occupancy, number)
 
 
 def make_optimizer(config: FitConfig, scene: Scene) -> torch.optim.Optimizer:

@@ -6,6 +6,8 @@ from fourdiffusion.diffusion.settings import ModelConfig
 from fourdiffusion.media.settings import InputVideo
 from fourdiffusion.scene.settings import SceneConfig
 
+DSSIM_BORDERS = ("inside", "zeros")
+LPIPS_INPUTS = ("signed", "unsigned")
 GUIDANCES = ("fourdm", "per_frame", "off")
 
 
@@ -44,13 +46,25 @@ class LossConfig:
     lpips_weights: str | None = (
         None  # folder of LPIPS' weights; None: where torchvision and the package lpips keep them
     )
+    lpips_input: str = "signed"  # colors reach LPIPS in [-1, 1], as it was trained | unsigned: in [0, 1] (released)
     lambda_dssim: float = 100.0
+    dssim_border: str = "inside"  # windows that lie inside the picture | zeros: beyond the border too (released)
+    anchor_matte: bool = False  # plain background of the anchor view becomes that of the render (released)
     lambda_rgb: float = 0.0  # squared error on random rays of all generated views (not in the paper)
     rgb_rays: int = 4096
     use_input_view: bool = False  # the input itself stands in for the view generated from its place (not in the paper)
+    # The input at its own resolution, on random rays (not in the paper): squared error over all backgrounds, and
+    # squared error of the opacity against its matte.
+    lambda_input: float = 0.0
+    lambda_mask: float = 0.0
+    input_rays: int = 4096
+    input_max_side: int = 512  # pixels: a larger crop is scaled down to this
+    lambda_empty: float = 0.0  # opacity where a generated view shows plain background (not in the paper)
+    lambda_distortion: float = 0.0  # mip-NeRF 360, eq. 15, on the photometric rays (not in the paper)
     lambda_orientation: float = 10.0
     lambda_orientation_end: float = 1000.0
     orientation_ramp_steps: int = 5000
+    orientation_frames: int = 0  # random frames of a step whose normals are looked at; 0: all. Released: 1
     lambda_opacity: float = 100.0  # binary entropy; the paper: always
     opacity_start_step: int = 0
     lambda_sparsity: float = 100.0  # the paper: only after 10 000 steps
@@ -70,7 +84,7 @@ class FitConfig(InputVideo):
     grid_lr: float = 1e-2  # learning rates
     mlp_lr: float = 1e-3
     lr_decay: float = 1.0  # both rates fall exponentially to this fraction
-    occupancy_every: int = 16
+    occupancy_every: int = 16  # steps in which the occupancy grid looks at 8 frames, one or two of them at a time
     checkpoint_minutes: float = 5.0
     preview_minutes: float = 2.0  # 0: none
     log_every: int = 10  # steps; the log has each term's mean over them

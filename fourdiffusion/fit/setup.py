@@ -4,8 +4,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as functional
 from diffusers import AutoencoderKL
+from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +23,8 @@ from fourdiffusion.diffusion.long_video import frame_groups
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, unconditional
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.files import save_tensors
-from fourdiffusion.fit.settings import GUIDANCES, FitConfig, LossConfig
+from fourdiffusion.fit.memory import check_memory
+from fourdiffusion.fit.settings import DSSIM_BORDERS, GUIDANCES, LPIPS_INPUTS, FitConfig, LossConfig
 from fourdiffusion.fit.step import Perceptual, Problem, Target
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.read import VideoInput, load_video
@@ -30,12 +34,13 @@ from fourdiffusion.ops import hash_grid, volume_rendering
 from fourdiffusion.ranges import check_numbers
 from fourdiffusion.runs import folder_digest, open_run
 from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.losses import WINDOW
 from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene
 from fourdiffusion.scene.settings import SceneConfig
 from fourdiffusion.tracking import check_trackers
 
-SSIM_WINDOW = 11  # pixels, of losses.dssim
+WHITE = 0.96  # of background in a generated view: every channel at least
 ELEVATION_DEG = 0.0  # of the input camera and of the generated views
 # Settings that do not change the result of a run, beyond rounding; max_steps prolongs it, the masks are in the video's
 # digest.
@@ -52,6 +57,7 @@ class Inputs:
     """Everything that a fit reads before it writes anything."""
 
     video: VideoInput
+    sharp: Tensor  # the input at its own resolution, RGBA [F, 4, S', S']; at the model's where no term reads it
     pipeline: FourDiffusionPipeline
     perceptual: Perceptual
     perceptual_name: str
@@ -65,15 +71,22 @@ def check_settings(config: FitConfig) -> None:
     sds, loss, large = config.sds, config.loss, 10_000_000
     if sds.source not in GUIDANCES:
         raise UserError(f"sds.source={sds.source} is none of {', '.join(GUIDANCES)}")
+    for key, value, known in (
+        ("dssim_border", loss.dssim_border, DSSIM_BORDERS), ("lpips_input", loss.lpips_input, LPIPS_INPUTS)
+    ):  # fmt: skip
+        if value not in known:
+            raise UserError(f"loss.{key}={value} is none of {', '.join(known)}")
     check_numbers(config)
     check_ranges({"num_frames": (config.num_frames, 2, large), "max_steps": (config.max_steps, 1, large)})
     if loss.anchor_view is not None:
         check_ranges({"loss.anchor_view": (loss.anchor_view, 0, config.num_views - 1)})
     image_size = sampling_settings(config.model).image_size
-    if loss.anchor and loss.lambda_dssim > 0 and image_size < SSIM_WINDOW:
-        raise UserError(f"model.image_size={image_size}: D-SSIM needs at least {SSIM_WINDOW} pixels")
+    if loss.anchor and loss.lambda_dssim > 0 and image_size < WINDOW:
+        raise UserError(f"model.image_size={image_size}: D-SSIM needs at least {WINDOW} pixels")
     _check_resolutions(sds.resolutions, sds.resolution_milestones)
-    always = loss.lambda_rgb > 0 or (loss.anchor and (loss.lambda_lpips > 0 or loss.lambda_dssim > 0))
+    always = max(loss.lambda_rgb, loss.lambda_input) > 0 or (
+        loss.anchor and (loss.lambda_lpips > 0 or loss.lambda_dssim > 0)
+    )
     if not always and (sds.source == "off" or sds.weight == 0 or sds.every > 1 or sds.start_step > 0):
         raise UserError(
             f"sds.source={sds.source}, sds.weight={sds.weight:g}, sds.every={sds.every}, "
@@ -95,6 +108,7 @@ def read_inputs(config: FitConfig) -> Inputs:
     """Read the video and the networks; nothing is written."""
     model, device = config.model, resolve_device(config.device)
     backends = resolve_backends(config.scene, device)
+    check_memory(config, backends, device)
     video = load_video(config, sampling_settings(model).image_size)
     pipeline = open_pipeline(model, device)
     own = pipeline.generation_config
@@ -102,7 +116,14 @@ def read_inputs(config: FitConfig) -> Inputs:
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     name, perceptual = _perceptual(config.loss, pipeline.vae, device)
-    return Inputs(video, pipeline, perceptual, name, backends, device)
+    return Inputs(video, _read_sharp(config, video), pipeline, perceptual, name, backends, device)
+
+
+def _read_sharp(config: FitConfig, video: VideoInput) -> Tensor:
+    """Return the input video at the resolution that its own terms are measured at: RGBA [F, 4, S', S']."""
+    side, used = video.rgba.shape[-1], config.loss.lambda_input > 0 or config.loss.lambda_mask > 0
+    own = min(max(crop[2] for crop in video.crops), config.loss.input_max_side)
+    return load_video(config, own).rgba if used and own > side else video.rgba
 
 
 def open_problem(config: FitConfig, inputs: Inputs) -> Problem:
@@ -124,15 +145,20 @@ def open_problem(config: FitConfig, inputs: Inputs) -> Problem:
     tqdm.write(f"perceptual loss: {inputs.perceptual_name}")
     times = torch.tensor(video.times)
     video.write(output, {"fovy_deg": FOVY_DEG, "distance": DISTANCE, "elevation_deg": ELEVATION_DEG})
-    target = generate_target(config, pipeline, video.rgba, times)
+    target = generate_target(config, pipeline, video.rgba, times, inputs.sharp)
     guided = sds.guidance_scale if sds.guidance_scale_end in (None, 1) else sds.guidance_scale_end
     negative = unconditional(pipeline.generation_config.distillation_negative_prompt, guided)
     denoiser = pipeline.prepare(target.images, config.prompt, negative, sds.source == "fourdm")
     return Problem(config, pipeline, denoiser, inputs.perceptual, scene, target)
 
 
-def generate_target(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, times: Tensor) -> Target:
-    """Sample 4DM's videos of the input once, keep them in the run folder, and choose the anchor view (Eq. 11)."""
+def generate_target(
+    config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, times: Tensor, sharp: Tensor
+) -> Target:
+    """Sample 4DM's videos of the input once, keep them in the run folder, and choose the anchor view (Eq. 11).
+
+    ``rgba`` is the input at the model's size, ``sharp`` at its own.
+    """
     images, output = composite(rgba), Path(config.output)
     azimuths = orthogonal_azimuths(config.num_views)
     c2w = orbit(azimuths, ELEVATION_DEG)
@@ -158,7 +184,35 @@ def generate_target(config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Te
     anchor = config.loss.anchor_view
     if anchor is None:
         anchor = int((views - images).square().flatten(1).mean(1).argmin())
-    return Target(images, views, c2w, clip.times, anchor)
+    return build_target(images, views, c2w, clip.times, anchor, sharp)
+
+
+def build_target(images: Tensor, views: Tensor, c2w: Tensor, times: Tensor, anchor: int, rgba: Tensor) -> Target:
+    """Return the target of a fit, with what follows from its pictures: see Target, whose ``rgba`` this is."""
+    camera = orbit(torch.zeros(1), ELEVATION_DEG)
+    return Target(images, views, c2w, times, anchor, rgba, camera, _focus(rgba), _empty(views))
+
+
+def _focus(rgba: Tensor) -> Tensor:
+    """Return the places in and around the object of a video [F, 4, S, S]: int64, in the order F, S, S."""
+    reach = max(1, rgba.shape[-1] // 32)
+    near = functional.max_pool2d(rgba[:, 3:], 2 * reach + 1, stride=1, padding=reach)
+    return (near > 0.1).flatten().nonzero().squeeze(1)
+
+
+def _empty(views: Tensor) -> Tensor:
+    """Return where views [V, F, 3, S, S] show plain white background: bool [V, F, S, S].
+
+    What is nearly white and connected with the border, but for the pixels at the object's edge. White inside the object
+    is not counted.
+    """
+    white = (views.amin(2) > WHITE).numpy()
+    found = np.zeros_like(white)
+    for index in np.ndindex(white.shape[:2]):
+        framed = np.pad(white[index], 1, constant_values=True)
+        labels, _ = ndimage.label(framed)
+        found[index] = ndimage.binary_erosion(labels == labels[0, 0])[1:-1, 1:-1]
+    return torch.from_numpy(found)
 
 
 def _sample(config: FitConfig, pipeline: FourDiffusionPipeline, images: Tensor, c2w: Tensor) -> Tensor:
@@ -176,6 +230,8 @@ def _perceptual(config: LossConfig, vae: AutoencoderKL, device: torch.device) ->
         name = "distance of VAE latents: LPIPS has no weights here" if used else "off"
         return name, partial(encoders.latent_distance, vae)
     lpips.to(device)
+    if config.lpips_input == "unsigned":  # (1 + c) / 2 is what reaches the network as c itself
+        return "LPIPS (VGG-16)", lambda image, truth: lpips((1 + image.clamp(0, 1)) / 2, (1 + truth) / 2).mean()
     return "LPIPS (VGG-16)", lambda image, truth: lpips(image.clamp(0, 1), truth).mean()
 
 

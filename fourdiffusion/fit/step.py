@@ -16,7 +16,7 @@ from fourdiffusion.diffusion import distillation
 from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline
 from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.scene import losses
-from fourdiffusion.scene.render_pass import Rays, RenderPass, view_rays
+from fourdiffusion.scene.render_pass import Rays, RenderPass, random_pixel_rays, view_rays
 from fourdiffusion.scene.scene import Scene
 
 REGULARIZERS = ("orientation", "opacity", "sparsity")
@@ -32,6 +32,10 @@ class Target:
     c2w: Tensor  # [V, 4, 4]
     times: Tensor  # [F] in [0, 1]
     anchor: int  # number of the anchor view
+    rgba: Tensor  # the input at its own resolution, straight alpha, [F, 4, S', S']
+    input_c2w: Tensor  # its camera, [1, 4, 4]
+    focus: Tensor  # places of its pixels in and around the object, int64, in the order F, S', S'
+    empty: Tensor  # where a generated view shows plain background, bool [V, F, S, S]
 
 
 @dataclass
@@ -54,7 +58,6 @@ class StepPlan:
     """The values that every schedule has at one step."""
 
     step: int
-    update_occupancy: bool
     sds: bool  # whether this step distills
     t_range: tuple[float, float]  # of the noise level, in fractions of the schedule
     guidance_scale: float
@@ -76,7 +79,6 @@ def plan_step(config: FitConfig, step: int) -> StepPlan:
     resolutions = zip(sds.resolutions, sds.resolution_milestones, strict=True)
     return StepPlan(
         step=step,
-        update_occupancy=step % config.occupancy_every == 0,
         sds=distills,
         t_range=(
             losses.ramp(since, sds.t_start, sds.t_min_end, sds.ramp_steps),
@@ -97,6 +99,10 @@ def loss_weights(config: FitConfig, step: int, distills: bool) -> dict[str, floa
         "perceptual": loss.lambda_lpips if loss.anchor else 0.0,
         "d_ssim": loss.lambda_dssim if loss.anchor else 0.0,
         "views": loss.lambda_rgb,
+        "empty": loss.lambda_empty,
+        "input": loss.lambda_input,
+        "mask": loss.lambda_mask,
+        "distortion": loss.lambda_distortion,
         "orientation": losses.ramp(
             step, loss.lambda_orientation, loss.lambda_orientation_end, loss.orientation_ramp_steps
         ),
@@ -127,6 +133,19 @@ def draw_side(problem: Problem, plan: StepPlan, generator: torch.Generator) -> S
     return SideDraw(frames, cameras.orbit(azimuths, config.sds.elevation_max_deg * height), low + (high - low) * level)
 
 
+def side_rays(problem: Problem, plan: StepPlan, draw: SideDraw, generator: torch.Generator) -> tuple[Rays, Rays | None]:
+    """Return the rays of a step's views from a random side, and those whose normals are looked at.
+
+    The second are None where all of the first are: no pass of their own is needed.
+    """
+    times, count = problem.target.times[draw.frames], problem.config.loss.orientation_frames
+    rays = view_rays(draw.c2w, times, plan.resolution, generator)
+    if plan.weights["orientation"] <= 0 or not 0 < count < len(times):
+        return rays, None
+    chosen = torch.randperm(len(times), generator=generator)[:count]
+    return rays, view_rays(draw.c2w, times[chosen], plan.resolution, generator)
+
+
 def draw_anchor(target: Target, side: int, generator: torch.Generator) -> tuple[int, Rays]:
     """Draw a frame, and return its number and the rays of the anchor view at that time."""
     frame = int(torch.randint(len(target.times), (), generator=generator))
@@ -134,12 +153,27 @@ def draw_anchor(target: Target, side: int, generator: torch.Generator) -> tuple[
     return frame, view_rays(camera, target.times[frame : frame + 1], side, generator)
 
 
-def draw_pixels(target: Target, num_rays: int, generator: torch.Generator) -> tuple[Rays, Tensor]:
-    """Draw pixels of all generated views and frames, and return their rays and colors [R, 3]."""
-    rays = view_rays(target.c2w, target.times, target.views.shape[-1], generator)
-    chosen = torch.randint(len(rays), (num_rays,), generator=generator)
-    colors = target.views.transpose(0, 1).movedim(2, -1).reshape(-1, 3)  # rays run over F, V, H, W
-    return rays[chosen], colors[chosen]
+def draw_pixels(target: Target, num_rays: int, generator: torch.Generator) -> tuple[Rays, Tensor, Tensor]:
+    """Draw pixels of all generated views and frames.
+
+    Returns:
+        Their rays, colors [R, 3], and whether they show plain background [R].
+    """
+    rays, frame, view, row, column = random_pixel_rays(
+        target.c2w, target.times, target.views.shape[-1], num_rays, generator
+    )
+    return rays, target.views[view, frame, :, row, column], target.empty[view, frame, row, column]
+
+
+def draw_input_pixels(target: Target, num_rays: int, generator: torch.Generator) -> tuple[Rays, Tensor]:
+    """Draw pixels of the input video at its own resolution, and return their rays and RGBA [R, 4].
+
+    Half of them are drawn in and around the object: elsewhere there is little to learn.
+    """
+    rays, frame, _, row, column = random_pixel_rays(
+        target.input_c2w, target.times, target.rgba.shape[-1], num_rays, generator, target.focus
+    )
+    return rays, target.rgba[frame, :, row, column]
 
 
 # ---- losses ---------------------------------------------------------------------------------------------------------
@@ -160,12 +194,12 @@ def distill(
     )  # fmt: skip
 
 
-def regularizers(side: RenderPass, weights: dict[str, float]) -> dict[str, Tensor]:
-    """Return the regularizers of a pass whose weight is above 0."""
+def regularizers(side: RenderPass, oriented: RenderPass, weights: dict[str, float]) -> dict[str, Tensor]:
+    """Return the regularizers of a pass whose weight is above 0; ``oriented`` is the pass with normals."""
     terms = {}
     if weights["orientation"] > 0:
-        assert side.facing_away is not None
-        terms["orientation"] = losses.orientation(side.facing_away, side.opacity)
+        assert oriented.facing_away is not None
+        terms["orientation"] = losses.orientation(oriented.facing_away, oriented.opacity)
     if weights["opacity"] > 0:
         terms["opacity"] = losses.opacity_entropy(side.opacity)
     if weights["sparsity"] > 0:
@@ -173,19 +207,50 @@ def regularizers(side: RenderPass, weights: dict[str, float]) -> dict[str, Tenso
     return terms
 
 
-def anchor_losses(perceptual: Perceptual, image: Tensor, truth: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
-    """Return the terms of the anchor loss (Eq. 11) of one render against a generated frame, [1, 3, S, S] each."""
+def anchor_losses(problem: Problem, image: Tensor, frame: int, weights: dict[str, float]) -> dict[str, Tensor]:
+    """Return the terms of the anchor loss (Eq. 11) of a render on white [1, 3, S, S] against a frame of its view."""
+    target, loss = problem.target, problem.config.loss
+    truth = target.views[target.anchor, frame][None]
+    if loss.anchor_matte:
+        truth = truth.masked_fill(target.empty[target.anchor, frame], 1.0)
+    truth = truth.to(image.device)
     terms = {}
     if weights["perceptual"] > 0:
-        terms["perceptual"] = perceptual(image, truth)
+        terms["perceptual"] = problem.perceptual(image, truth)
     if weights["d_ssim"] > 0:
-        terms["d_ssim"] = losses.dssim(image, truth)
+        terms["d_ssim"] = losses.dssim(image, truth, loss.dssim_border)
     return terms
 
 
-def photometric(rgb: Tensor, colors: Tensor) -> Tensor:
-    """Return the mean squared error of colors [R, 3] against the generated views' (not in the paper)."""
-    return functional.mse_loss(rgb, colors.to(rgb.device))
+def view_losses(pixels: RenderPass, colors: Tensor, empty: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
+    """Return the terms of random pixels of the generated views (not in the paper).
+
+    Args:
+        pixels: rendered on white.
+        colors: of the generated views, [R, 3]. empty: whether they show plain background, bool [R].
+    """
+    terms = {}
+    if weights["views"] > 0:
+        terms["views"] = functional.mse_loss(pixels.rgb, colors.to(pixels.rgb.device))
+    if weights["empty"] > 0:
+        terms["empty"] = (pixels.opacity * empty.to(pixels.opacity.device)).mean()
+    return terms
+
+
+def input_losses(pixels: RenderPass, rgba: Tensor, weights: dict[str, float]) -> dict[str, Tensor]:
+    """Return the terms of random pixels of the input video (not in the paper), straight alpha, [R, 4].
+
+    ``pixels`` is rendered on white.
+    """
+    rgba = rgba.to(pixels.rgb.device)
+    missing = pixels.opacity - rgba[:, 3]
+    terms = {}
+    if weights["input"] > 0:
+        emitted = pixels.rgb - (1 - pixels.opacity[:, None])
+        terms["input"] = losses.error_over_backgrounds(emitted, pixels.opacity, rgba)
+    if weights["mask"] > 0:
+        terms["mask"] = missing.square().mean()
+    return terms
 
 
 def weighted_sum(terms: dict[str, Tensor], weights: dict[str, float]) -> Tensor:

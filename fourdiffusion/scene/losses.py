@@ -6,9 +6,12 @@ Letters: R rays, N samples on them.
 from typing import Any
 
 import torch
+import torch.nn.functional as functional
 from torch import Tensor
 
 from fourdiffusion.metrics.image import ssim
+
+WINDOW = 11  # of D-SSIM, pixels
 
 
 def facing_away(weights: Tensor, normals: Tensor, directions: Tensor, ray_index: Tensor, num_rays: int) -> Tensor:
@@ -44,9 +47,50 @@ def sparsity(opacity: Tensor) -> Tensor:
     return (opacity.square() + 0.01).sqrt().mean()
 
 
-def dssim(image: Tensor, target: Tensor) -> Tensor:
-    """Return the mean of 1 - SSIM (window 11, sigma 1.5) of images [N, 3, H, W] in [0, 1]; H and W at least 11."""
-    return 1 - ssim(image.clamp(0, 1), target, window=11, sigma=1.5).mean()
+def error_over_backgrounds(emitted: Tensor, opacity: Tensor, rgba: Tensor) -> Tensor:
+    """Return the squared error of pixels, averaged over all background colors.
+
+    Over a background b they differ by e + m b with e = emitted - alpha * color and m = alpha - opacity. With b uniform
+    in [0, 1] the mean of its square is e^2 + e m + m^2 / 3: what a random background a step gives, without its noise.
+
+    Args:
+        emitted: colors of pixels on black, [R, 3]. opacity: [R]. rgba: of the truth, straight alpha, [R, 4].
+    """
+    alpha = rgba[:, 3:]
+    error, uncovered = emitted - alpha * rgba[:, :3], alpha - opacity[:, None]
+    return (error.square() + error * uncovered + uncovered.square() / 3).mean()
+
+
+def distortion(weights: Tensor, distances: Tensor, lengths: Tensor, ray_index: Tensor, num_rays: int) -> Tensor:
+    """Return the spread of each ray's weights, mip-NeRF 360 (Barron et al. 2022), eq. 15: [R], in scene units.
+
+    sum_ij w_i w_j |s_i - s_j| + 1/3 sum_i w_i^2 l_i. The sum over pairs is one over sorted samples: sum_i 2 w_i (s_i
+    W_i - S_i), with W_i and S_i the sums of w and w s before i.
+
+    Args:
+        weights, distances, lengths: of the samples, near to far within a ray, [N]. ray_index: sorted, [N].
+    """
+    counts = torch.bincount(ray_index, minlength=num_rays)
+    first = (counts.cumsum(0) - counts)[ray_index]  # number of the ray's first sample
+
+    def before(values: Tensor) -> Tensor:
+        sums = values.double().cumsum(0) - values
+        return (sums - sums[first]).to(values.dtype)
+
+    spread = 2 * weights * (distances * before(weights) - before(weights * distances))
+    spread = spread + weights.square() * lengths / 3
+    return torch.zeros(num_rays, dtype=weights.dtype, device=weights.device).index_add(0, ray_index, spread)
+
+
+def dssim(image: Tensor, target: Tensor, border: str = "inside") -> Tensor:
+    """Return the mean of 1 - SSIM (window 11, sigma 1.5) of images [N, 3, H, W] in [0, 1]; H and W at least 11.
+
+    ``border``: "inside", over windows that lie inside the images; "zeros", over windows around every pixel, with zeros
+    beyond the border, as the released code has it.
+    """
+    pad = (WINDOW // 2,) * 4 if border == "zeros" else (0,) * 4
+    image, target = (functional.pad(value, pad) for value in (image.clamp(0, 1), target))
+    return 1 - ssim(image, target, window=WINDOW, sigma=1.5).mean()
 
 
 class _GivenGradient(torch.autograd.Function):

@@ -33,18 +33,24 @@ def rays_at(c2w: Tensor, fovy_deg: Tensor | float, size: int, pixel_index: Tenso
 
 
 def random_rays(
-    c2w: Tensor, fovy_deg: Tensor | float, times: Tensor, size: int, num_rays: int, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    c2w: Tensor, fovy_deg: Tensor | float, times: Tensor, size: int, num_rays: int, generator: torch.Generator,
+    focus: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Rays through random pixels, drawn with replacement, of V views at F times.
 
     Args:
         c2w: [V, 4, 4]; fovy_deg, size: see ``rays_at``.
         times: [F] in [0, 1].
+        focus: places that half of the rays are drawn from, int64 [N], in the order F, V, S, S; None or empty: all
+            rays are drawn from all pixels.
 
     Returns:
         origins [R, 3], unit directions [R, 3], times [R], and the pixels' places [R] in the order F, V, S, S.
     """
     per_frame = len(c2w) * size * size
     index = torch.randint(len(times) * per_frame, (num_rays,), generator=generator)
+    if focus is not None and len(focus):
+        half = num_rays // 2
+        index[:half] = focus[torch.randint(len(focus), (half,), generator=generator)]
     origins, directions = rays_at(c2w, fovy_deg, size, index % per_frame)
     return origins, directions, times[index // per_frame], index

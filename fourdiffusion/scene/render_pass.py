@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fourdiffusion import cameras
 from fourdiffusion.scene import losses
+from fourdiffusion.scene.rays import random_rays
 from fourdiffusion.scene.renderer import render
 from fourdiffusion.scene.scene import Scene
 
@@ -47,8 +48,22 @@ def view_rays(c2w: Tensor, times: Tensor, side: int, generator: torch.Generator)
     return Rays(origins, directions, times.repeat_interleave(len(c2w) * side * side), jitter)
 
 
+def random_pixel_rays(
+    c2w: Tensor, times: Tensor, side: int, num_rays: int, generator: torch.Generator, focus: Tensor | None = None
+) -> tuple[Rays, Tensor, Tensor, Tensor, Tensor]:
+    """Return jittered rays of random pixels of V views at F times, and the frame, view, row and column of each, [R].
+
+    Only these rays are made. The arguments are those of ``view_rays`` and ``random_rays``.
+    """
+    origins, directions, at, index = random_rays(c2w, cameras.FOVY_DEG, times, side, num_rays, generator, focus)
+    rays = Rays(origins, directions, at, torch.rand(num_rays, generator=generator))
+    place, column = index // side, index % side
+    place, row = place // side, place % side
+    return rays, place // len(c2w), place % len(c2w), row, column
+
+
 class RenderPass:
-    """Rays rendered on white. Losses are computed from the tensors below, and their gradient is carried to the scene::
+    """Rays rendered on a background. Losses of the tensors below carry their gradient to the scene::
 
         p = RenderPass(scene, rays, chunk)
         loss = f(p.rgb, p.opacity)
@@ -63,53 +78,65 @@ class RenderPass:
         scene: whose parameters get the gradient.
         rays: on any device.
         chunk: largest number of rays with a graph; 0 is all of them.
-        with_normals: also compute ``facing_away``; costs four more densities a sample.
+        with_normals: also compute ``facing_away``; by finite differences four more densities a sample.
+        with_distortion: also compute ``distortion``.
+        background: [3] or [R, 3] in [0, 1]; None: white.
     """
 
     rgb: Tensor  # [R, 3] in [0, 1], a leaf
     opacity: Tensor  # [R] in [0, 1], a leaf
-    facing_away: Tensor | None  # [R], a leaf, see losses.facing_away; None without normals
+    facing_away: Tensor | None  # [R], a leaf, see losses.facing_away; None unless asked for
+    distortion: Tensor | None  # [R], a leaf, see losses.distortion; None unless asked for
 
-    def __init__(self, scene: Scene, rays: Rays, chunk: int = 0, with_normals: bool = False):
+    def __init__(
+        self, scene: Scene, rays: Rays, chunk: int = 0, with_normals: bool = False, with_distortion: bool = False,
+        background: Tensor | None = None,
+    ):  # fmt: skip
         if chunk < 0 or not len(rays):
             raise ValueError(
                 f"a render pass takes at least one ray and chunk >= 0, got {len(rays)} rays, chunk={chunk}"
             )
-        self._scene, self._rays, self._with_normals = scene, rays, with_normals
+        self._scene, self._rays = scene, rays
+        self._with_normals, self._with_distortion = with_normals, with_distortion
+        self._background = BACKGROUND if background is None else background
         size = chunk or len(rays)
         self._parts = [slice(first, first + size) for first in range(0, len(rays), size)]
         whole = len(self._parts) == 1
         with torch.set_grad_enabled(whole):
             rendered = [self._render(part) for part in self._parts]
         self._graph = rendered[0] if whole else None
-        columns = zip(*rendered, strict=True)
-        self._leaves = [torch.cat([value.detach() for value in column]).requires_grad_() for column in columns]
-        self.rgb, self.opacity = self._leaves[:2]
-        self.facing_away = self._leaves[2] if with_normals else None
+        self._leaves = {
+            name: torch.cat([values[name].detach() for values in rendered]).requires_grad_() for name in rendered[0]
+        }
+        self.rgb, self.opacity = self._leaves["rgb"], self._leaves["opacity"]
+        self.facing_away, self.distortion = self._leaves.get("facing_away"), self._leaves.get("distortion")
 
     def backward(self) -> None:
-        """Add the gradient that lies at ``rgb``, ``opacity`` and ``facing_away`` to that of the scene's parameters."""
+        """Add the gradient that lies at the leaves to that of the scene's parameters."""
         for part in self._parts:
             rendered = self._graph or self._render(part)
             pairs = [
-                (value, leaf.grad[part])
-                for value, leaf in zip(rendered, self._leaves, strict=True)
-                if leaf.grad is not None and value.requires_grad
+                (rendered[name], leaf.grad[part])
+                for name, leaf in self._leaves.items()
+                if leaf.grad is not None and rendered[name].requires_grad
             ]
             if pairs:
                 values, gradients = zip(*pairs, strict=True)
                 torch.autograd.backward(values, gradients)
         self._graph = None
 
-    def _render(self, part: slice) -> list[Tensor]:
+    def _render(self, part: slice) -> dict[str, Tensor]:
         scene, device = self._scene, self._scene.occupancy.density.device
         rays = self._rays[part]
-        directions = rays.directions.to(device)
+        directions, background = rays.directions.to(device), self._background
+        background = (background if background.ndim == 1 else background[part]).to(device)
         out = render(
             scene.field, scene.occupancy, rays.origins.to(device), directions, rays.times.to(device),
-            BACKGROUND.to(device), scene.renderer, rays.jitter.to(device), scene.field.density, self._with_normals,
+            background, scene.renderer, rays.jitter.to(device), scene.field.density, self._with_normals,
         )  # fmt: skip
-        if out.normals is None:
-            return [out.rgb, out.opacity]
-        away = losses.facing_away(out.weights, out.normals, directions, out.ray_index, len(rays))
-        return [out.rgb, out.opacity, away]
+        values = {"rgb": out.rgb, "opacity": out.opacity}
+        if out.normals is not None:
+            values["facing_away"] = losses.facing_away(out.weights, out.normals, directions, out.ray_index, len(rays))
+        if self._with_distortion:
+            values["distortion"] = losses.distortion(out.weights, out.distances, out.lengths, out.ray_index, len(rays))
+        return values

@@ -33,6 +33,7 @@ class RenderOutput:
     weights: Tensor  # [N]
     positions: Tensor  # [N, 3], the middles of the samples' intervals
     distances: Tensor  # [N], of those middles from the ray's origin
+    lengths: Tensor  # [N], of the intervals
     normals: Tensor | None  # [N, 3], unit vectors out of the matter, if asked for
 
 
@@ -158,7 +159,7 @@ def render(
             normals = analytic_normals(density, positions, times[ray_index])
         else:
             normals = finite_difference_normals(density, positions, times[ray_index], config.normal_epsilon)
-    return RenderOutput(rgb, opacity, depth, ray_index, weights, positions, distances, normals)
+    return RenderOutput(rgb, opacity, depth, ray_index, weights, positions, distances, t_end - t_start, normals)
 
 
 def _check_rays(origins: Tensor, directions: Tensor, times: Tensor, background: Tensor, jitter: Tensor | None) -> int:

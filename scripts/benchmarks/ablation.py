@@ -25,6 +25,9 @@ VARIANTS = {
     # it must begin at the first step, with much noise as the paper's does, and at every step.
     "without anchor": [
         "loss.lambda_rgb=0",
+        "loss.lambda_input=0",
+        "loss.lambda_mask=0",
+        "loss.lambda_empty=0",
         "loss.anchor=false",
         "sds.start_step=0",
         "sds.every=1",

@@ -34,7 +34,8 @@ from fourdiffusion.diffusion.schedulers import noise_schedule
 from fourdiffusion.diffusion.settings import ModelConfig, architecture
 from fourdiffusion.fit.loop import make_optimizer, update
 from fourdiffusion.fit.settings import FitConfig
-from fourdiffusion.fit.step import Problem, Target, plan_step
+from fourdiffusion.fit.setup import build_target
+from fourdiffusion.fit.step import Problem, plan_step
 from fourdiffusion.randomness import stream
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -174,7 +175,8 @@ def measure_sds(config: FitConfig, device: torch.device, images: Tensor, steps: 
     scene = Scene(field, OccupancyGrid(renderer).to(device), renderer)
     c2w = cameras.orbit(cameras.orthogonal_azimuths(config.num_views))
     times = torch.linspace(0, 1, config.num_frames)
-    target = Target(images, images.expand(config.num_views, *images.shape), c2w, times, anchor=0)
+    opaque = torch.cat([images, torch.ones_like(images[:, :1])], 1)
+    target = build_target(images, images.expand(config.num_views, *images.shape), c2w, times, 0, opaque)
     perceptual = partial(encoders.latent_distance, pipeline.vae)
     problem = Problem(config, pipeline, denoiser, perceptual, scene, target)
     optimizer = make_optimizer(config, scene)

@@ -15,7 +15,8 @@ from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.schedulers import noise_schedule
 from fourdiffusion.diffusion.settings import GenerationConfig
 from fourdiffusion.fit.settings import DistillationConfig, FitConfig, LossConfig
-from fourdiffusion.fit.step import Problem, Target
+from fourdiffusion.fit.setup import build_target
+from fourdiffusion.fit.step import Problem
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -32,6 +33,12 @@ def truth(c2w: Tensor, frames: Tensor) -> Tensor:
     centers = balls(0, TIMES[frames])[:, None].expand(-1, len(c2w), 3, 3)
     rgba = picture(c2w.expand(len(frames), *c2w.shape), centers)
     return rgba[:, :, :3] * rgba[:, :, 3:] + 1 - rgba[:, :, 3:]
+
+
+def input_video() -> Tensor:
+    """Return what the input camera saw, at twice the model's side: RGBA [F, 4, 2 SIZE, 2 SIZE]."""
+    c2w = cameras.orbit(torch.zeros(FRAMES))
+    return picture(c2w, balls(0, TIMES), 2 * SIZE)
 
 
 class PoolingVae:
@@ -120,7 +127,7 @@ def small_problem(config: FitConfig, bias: float = 0.0) -> Problem:
     pipeline = SmallPipeline()
     denoiser = Oracle(pipeline, bias)
     perceptual = partial(encoders.latent_distance, pipeline.vae)  # type: ignore[arg-type]
-    target = Target(views[0], views, c2w, TIMES, anchor=0)
+    target = build_target(views[0], views, c2w, TIMES, 0, input_video())
     return Problem(config, pipeline, denoiser, perceptual, scene, target)  # type: ignore[arg-type]
 
 

@@ -274,7 +274,7 @@ def write_generated(config, size=SIZE, pipeline=None):
 
 def target_of(config):
     rgba = load_video(config.video, FRAMES, SIZE, crop="frame").rgba
-    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES))
+    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES), rgba)
 
 
 def test_the_anchor_is_the_view_most_like_the_input_and_can_be_set(config):

@@ -14,9 +14,10 @@ from fourdiffusion.diffusion.settings import GenerationConfig
 from fourdiffusion.errors import UserError
 from fourdiffusion.fit import loop
 from fourdiffusion.fit.loop import make_optimizer, update
-from fourdiffusion.fit.step import Problem, distill, draw_pixels, draw_side, plan_step
+from fourdiffusion.fit.step import Problem, distill, draw_input_pixels, draw_pixels, draw_side, plan_step
 from fourdiffusion.randomness import stream
-from fourdiffusion.scene.render_pass import RenderPass
+from fourdiffusion.scene.render_pass import RenderPass, view_rays
+from fourdiffusion.scene.renderer import OccupancyGrid
 
 STEPS, RAMP = 40, 20
 
@@ -36,8 +37,8 @@ class Recorded(RenderPass):
 
     passes: list["Recorded"] = []
 
-    def __init__(self, *arguments: object) -> None:
-        super().__init__(*arguments)  # type: ignore[arg-type]
+    def __init__(self, *arguments: object, **named: object) -> None:
+        super().__init__(*arguments, **named)  # type: ignore[arg-type]
         Recorded.passes.append(self)
 
 
@@ -59,14 +60,43 @@ def test_photometric_steps_approach_the_views() -> None:
 
 def test_pixels_have_the_colors_of_their_view_frame_and_place() -> None:
     problem = small_problem(small_config())
-    rays, colors = draw_pixels(problem.target, 64, torch.Generator().manual_seed(0))
+    rays, colors, empty = draw_pixels(problem.target, 64, torch.Generator().manual_seed(0))
     origins, directions = cameras.rays(problem.target.c2w, cameras.FOVY_DEG, SIZE, SIZE)
     for i in range(64):
         view = int((origins[:, 0, 0] - rays.origins[i]).norm(dim=-1).argmin())
         frame = int((TIMES - rays.times[i]).abs().argmin())
         row, column = divmod(int((directions[view] - rays.directions[i]).norm(dim=-1).argmin()), SIZE)
         assert torch.equal(colors[i], problem.target.views[view, frame, :, row, column])
-    assert len(rays.times.unique()) == FRAMES and len(rays.origins.unique(dim=0)) == VIEWS
+        assert empty[i] == problem.target.empty[view, frame, row, column]
+    assert (
+        0 < empty.float().mean() < 1 and len(rays.times.unique()) == FRAMES and len(rays.origins.unique(dim=0)) == VIEWS
+    )
+
+
+def test_input_pixels_have_the_color_and_the_matte_of_their_frame_and_place() -> None:
+    target = small_problem(small_config()).target
+    rays, rgba = draw_input_pixels(target, 200, torch.Generator().manual_seed(0))
+    side = target.rgba.shape[-1]
+    origins, directions = cameras.rays(target.input_c2w, cameras.FOVY_DEG, side, side)
+    for i in range(0, 200, 5):
+        frame = int((TIMES - rays.times[i]).abs().argmin())
+        row, column = divmod(int((directions[0] - rays.directions[i]).norm(dim=-1).argmin()), side)
+        assert torch.equal(rgba[i], target.rgba[frame, :, row, column])
+        assert torch.equal(rays.origins[i], origins[0, 0, 0])
+    inside = rgba[:, 3] > 0.5
+    assert inside[:100].float().mean() > 1.2 * inside[100:].float().mean()  # half of them in and around the object
+
+
+def test_a_fit_of_the_input_approaches_it_in_color_and_in_opacity() -> None:
+    problem = small_problem(small_config(lambda_input=1e3, lambda_mask=1e3, input_rays=512))
+    found = run(problem, range(STEPS))
+    assert all(found[-1][name] < 0.8 * found[0][name] for name in ("input", "mask"))
+
+
+def test_empty_pixels_lose_their_fog() -> None:
+    problem = small_problem(small_config(lambda_empty=10.0))
+    found = run(problem, range(8))
+    assert found[-1]["empty"] < found[0]["empty"]
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +141,7 @@ def test_regularizers_pull_the_way_they_say() -> None:
 
     def opacity(problem: Problem) -> Tensor:
         draw = draw_side(problem, plan_step(problem.config, 0), stream(0, 0, 0))
-        rays = loop.view_rays(draw.c2w, TIMES[draw.frames], 8, stream(0, 0, 0))
+        rays = view_rays(draw.c2w, TIMES[draw.frames], 8, stream(0, 0, 0))
         return RenderPass(problem.scene, rays).opacity.detach()
 
     for weight in ("lambda_sparsity", "lambda_opacity"):
@@ -153,7 +183,12 @@ def test_the_loss_is_the_weighted_sum_of_the_logged_terms_and_each_has_its_steps
         assert terms["loss"] == pytest.approx(sum(weights[name] * terms[name] for name in weights), rel=1e-5)
 
 
-@pytest.mark.parametrize("name", ["sds", "perceptual", "d_ssim", "views", "orientation", "opacity", "sparsity"])
+TERMS = [
+    "sds", "perceptual", "d_ssim", "views", "orientation", "opacity", "sparsity", "empty", "input", "mask", "distortion"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TERMS)
 def test_the_step_descends_along_the_weighted_gradient_of_each_term(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Twice the weight of one term alone is twice the gradient, and the term is smaller after a small step along it."""
     sections = {"sds": "weight", "perceptual": "lambda_lpips", "d_ssim": "lambda_dssim", "views": "lambda_rgb"}
@@ -161,6 +196,7 @@ def test_the_step_descends_along_the_weighted_gradient_of_each_term(name: str, m
     gradients, values = [], []
     for weight in (1.0, 2.0):
         changes = {"lambda_orientation_end": weight} if name == "orientation" else {}
+        changes |= {"lambda_mask": 1e-9} if name == "distortion" else {}  # it has no rays of its own
         anchor = name in ("perceptual", "d_ssim")
         source = "fourdm" if name == "sds" else "off"
         config = small_config(source=source, anchor=anchor, lambda_lpips=0.0, lambda_dssim=0.0, sparsity_start_step=0)
@@ -255,14 +291,29 @@ def test_learning_rates_fall_exponentially() -> None:
         assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-2 * factor, 1e-3 * factor])
 
 
-def test_the_occupancy_grid_is_updated_every_so_many_steps() -> None:
-    problem = small_problem(small_config(lambda_rgb=1.0, occupancy_every=3, rgb_rays=8))
-    changed = []
-    for number in range(1, 7):
-        before = problem.scene.occupancy.density.clone()
-        run(problem, [number])
-        changed.append(not torch.equal(before, problem.scene.occupancy.density))
-    assert changed == [False, False, True, False, False, True]
+def test_the_occupancy_grid_sees_each_time_once_in_so_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All at step 0; then each once a round, one at a time. A longer video has longer rounds, not dearer steps."""
+    problem = small_problem(small_config(lambda_rgb=1.0, occupancy_every=8, rgb_rays=8))
+    seen: list[tuple[list[float], float]] = []
+    occupancy = problem.scene.occupancy
+
+    def update(density: object, times: Tensor, generator: object, share: float) -> None:
+        seen.append((times.tolist(), share))
+        OccupancyGrid.update(occupancy, density, times, generator, share)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(occupancy, "update", update)
+    run(problem, range(1))
+    assert seen.pop() == (TIMES.tolist(), 1.0)
+    run(problem, range(8, 16))
+    assert [(len(times), share) for times, share in seen] == [(1, 0.25)] * 4
+    assert sorted(time for times, _ in seen for time in times) == TIMES.tolist()
+    problem.target.times = torch.linspace(0, 1, 64)
+    seen.clear()
+    problem.config.loss.lambda_rgb = 0.0
+    for number in range(64, 128):
+        loop._update_occupancy(problem, number, stream(0, 0, number))
+    assert len(seen) == 64 and all(len(times) == 1 for times, _ in seen)
+    assert sorted(time for times, _ in seen for time in times) == problem.target.times.tolist()
 
 
 def test_what_is_not_finite_is_named() -> None:
@@ -286,3 +337,28 @@ def test_an_occupancy_grid_forgets_what_is_gone() -> None:
     for number in range(300):
         occupancy.update(lambda x, t: torch.zeros_like(t), TIMES[:1], stream(0, 0, number))
     assert occupancy.density.max() < 0.01 * 50.0
+
+
+def test_memory_of_a_step_does_not_grow_with_the_frames() -> None:
+    """Numbers that autograd keeps in a step with SDS, random pixels and the input: of 4 frames and of 24."""
+    found = []
+    for count in (FRAMES, 24):
+        config = small_config(source="fourdm", resolutions=[8], lambda_rgb=1.0, lambda_input=1.0, input_rays=128)
+        problem = small_problem(config)
+        problem.pipeline.generation_config = GenerationConfig(image_size=SIZE, window=FRAMES)
+        target = problem.target
+        index = torch.arange(count) % FRAMES
+        target.times, target.images, target.rgba = torch.linspace(0, 1, count), target.images[index], target.rgba[index]
+        target.views, target.empty = target.views[:, index], target.empty[:, index]
+        problem.denoiser = Oracle(problem.pipeline, frames=index)  # type: ignore[assignment, arg-type]
+        kept = [0]
+
+        def count_numbers(value: Tensor, kept: list[int] = kept) -> Tensor:
+            kept[0] += value.numel()
+            return value
+
+        run(problem, [0])
+        with torch.autograd.graph.saved_tensors_hooks(count_numbers, lambda value: value):
+            run(problem, [1])
+        found.append(kept[0])
+    assert found[1] < 1.25 * found[0]

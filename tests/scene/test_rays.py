@@ -33,6 +33,15 @@ def test_random_rays_cover_frames_views_and_pixels_and_say_which() -> None:
     assert all(torch.equal(a, b) for a, b in zip(drawn, again, strict=True))
 
 
+def test_half_of_the_rays_are_drawn_from_the_focus() -> None:
+    place = torch.tensor([100])
+    generator = torch.Generator().manual_seed(1)
+    index = random_rays(C2W, 45.0, torch.tensor([0.0, 1.0]), SIZE, 40, generator, focus=place)[3]
+    assert (index[:20] == 100).all() and len(index[20:].unique()) > 15
+    index = random_rays(C2W, 45.0, torch.tensor([0.0, 1.0]), SIZE, 40, generator, focus=place[:0])[3]
+    assert len(index[:20].unique()) > 15
+
+
 def test_bad_arguments_are_named() -> None:
     for index in (torch.tensor([-1]), torch.tensor([3 * SIZE * SIZE])):
         with pytest.raises(ValueError, match="pixel_index"):

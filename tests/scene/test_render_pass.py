@@ -8,7 +8,7 @@ from fourdiffusion import cameras
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.scene import losses
 from fourdiffusion.scene.field import DynamicField
-from fourdiffusion.scene.render_pass import BACKGROUND, RenderPass, view_rays
+from fourdiffusion.scene.render_pass import BACKGROUND, RenderPass, random_pixel_rays, view_rays
 from fourdiffusion.scene.renderer import OccupancyGrid, render
 from fourdiffusion.scene.scene import Scene
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
@@ -66,6 +66,32 @@ def test_the_gradient_is_that_of_the_renderer_whole_and_in_chunks(scene: Scene) 
         found = through_pass(scene, chunk)
         torch.testing.assert_close(found[0], loss.detach())
         assert (found[1] - expected).norm() < 1e-5 * expected.norm()
+
+
+def test_a_pass_has_the_background_and_the_distortion_that_are_asked_for(scene: Scene) -> None:
+    rays = view_rays(CAMERAS, TIMES, SIDE, generator())
+    white = RenderPass(scene, rays)
+    assert white.distortion is None
+    colors = torch.rand(len(rays), 3, generator=generator())
+    gradients = []
+    for chunk in (0, 50):
+        other = RenderPass(scene, rays, chunk, with_distortion=True, background=colors)
+        expected = white.rgb + (1 - white.opacity[:, None]) * (colors - 1)
+        torch.testing.assert_close(other.rgb.detach(), expected.detach())
+        assert other.distortion is not None and (other.distortion >= 0).all() and other.distortion.sum() > 0
+        other.distortion.sum().backward()
+        other.backward()
+        gradients.append(gradient(scene))
+    assert 0 < gradients[0].norm() and (gradients[1] - gradients[0]).norm() < 1e-5 * gradients[0].norm()
+
+
+def test_random_rays_are_those_of_their_pixels() -> None:
+    rays, frame, view, row, column = random_pixel_rays(CAMERAS, TIMES, SIDE, 200, generator())
+    whole = view_rays(CAMERAS, TIMES, SIDE, generator())
+    index = ((frame * len(CAMERAS) + view) * SIDE + row) * SIDE + column
+    for name in ("origins", "directions", "times"):
+        torch.testing.assert_close(getattr(rays, name), getattr(whole, name)[index])
+    assert len(rays.jitter.unique()) > 190 and rays.jitter.min() >= 0 and rays.jitter.max() < 1
 
 
 class Held:
