@@ -55,6 +55,18 @@ VERBS = (
         ),
     ),
     Verb(
+        "data curate",
+        "fourdiffusion.prepare.curate",
+        "curate",
+        "fourdiffusion.datasets.curation.settings:CurateConfig",
+        "score clips, drop what moves too little, turns, leaves the picture or repeats, and decide on a page",
+        (
+            "fourdiffusion data curate clips=cache/clips output=cache/curated",
+            "fourdiffusion data curate clips=cache/clips output=cache/curated page=true",
+        ),
+        ("clips", "output", "page", "port", "lists", "licenses", "allow_test_sets", "captions", "num_workers"),
+    ),
+    Verb(
         "train",
         "fourdiffusion.train.loop",
         "train",
