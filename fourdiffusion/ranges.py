@@ -236,7 +236,7 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "max_opacity": _FRACTION,
         "min_pixel_motion": (0.0, 4.0),
         "min_silhouette_motion": _FRACTION,
-        "min_articulation": (0.0, 4.0),
+        "min_articulation_share": _FRACTION,
         "max_turning": _FRACTION,
         "max_outside": _FRACTION,
         "min_size": _FRACTION,

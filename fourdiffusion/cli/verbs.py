@@ -55,6 +55,15 @@ VERBS = (
         ),
     ),
     Verb(
+        "data objaverse",
+        "fourdiffusion.prepare.objaverse",
+        "objaverse",
+        "fourdiffusion.datasets.curation.settings:ObjaverseConfig",
+        "fetch objects of Objaverse by uid lists, without those of test sets, for data render",
+        ("fourdiffusion data objaverse lists=[paper926] output=cache/objaverse",),
+        ("lists", "output", "at_least", "captions", "allow_test_sets", "limit", "num_workers"),
+    ),
+    Verb(
         "data curate",
         "fourdiffusion.prepare.curate",
         "curate",

@@ -5,7 +5,7 @@ was read before. A resumed run, or one on another number of processes, sees the 
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,8 @@ from torch.utils.data import Dataset
 
 from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import Clip, ClipFiles, list_clips, open_clip
+from fourdiffusion.datasets.curation.settings import check_test_sets
+from fourdiffusion.datasets.curation.test_sets import check_contamination
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.errors import UserError
 from fourdiffusion.randomness import stream
@@ -70,6 +72,8 @@ class ClipSamples(Dataset[Sample]):
                 raise UserError(f"data.{name}={getattr(config, name)}: give at least 1")
         self.config, self.num_frames, self.seed = config, num_frames, seed
         self.folders = list_clips(Path(config.path))
+        check_test_sets(config.allow_test_sets)
+        self._check_contamination(folder.name for folder in self.folders)
         self.clips: dict[Path, ClipFiles] = {}
         self.cache: OrderedDict[tuple[Path, int, int], Tensor] = OrderedDict()
         self.cached_bytes = 0
@@ -107,8 +111,13 @@ class ClipSamples(Dataset[Sample]):
 
     def _open(self, folder: Path) -> ClipFiles:
         if folder not in self.clips:
-            self.clips[folder] = open_clip(folder)
+            clip = open_clip(folder)
+            self._check_contamination([clip.source])
+            self.clips[folder] = clip
         return self.clips[folder]
+
+    def _check_contamination(self, names: Iterable[str]) -> None:
+        check_contamination(names, self.config.allow_test_sets, "data.allow_test_sets")
 
     def _read(self, clip: ClipFiles, view: int, frame: int) -> Tensor:
         """Return one picture composited on white: uint8 [3, H, W]."""

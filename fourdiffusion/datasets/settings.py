@@ -1,15 +1,16 @@
 """Settings of the training data. This module imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
 class DataConfig:
     """Which clips, and how samples are cut out of them."""
 
-    path: str = "???"  # folder of clips in the interchange format
+    path: str = "???"  # folder of clips in the interchange format, or a list of such folders (.txt)
     num_views: int = 4
     num_frames: int = 8
     frame_stride: int = 1  # between the frames of a sample (the paper: 4)
     augment: bool = False  # mirror half of the samples, shuffle the color channels of half
     cache_mib: int = 4096  # decoded pictures kept in memory by each data loading process
+    allow_test_sets: list[str] = field(default_factory=list)  # train on objects of consistent4d | objaversedy | motion80

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from fourdiffusion.datasets.clips import list_clips, read_caption
+from fourdiffusion.datasets.curation.settings import TEST_SETS
 from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion import encoders
@@ -335,7 +336,7 @@ def _sample(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) ->
     """A picture of what the model makes of the first clip: truth above, model below."""
     folder = list_clips(Path(config.validation_data or config.data.path))[0]
     frames = config.data.num_frames if config.stage == "motion" else 1
-    held_out = DataConfig(str(folder.parent), config.data.num_views, config.data.num_frames, config.data.frame_stride)
+    held_out = dataclasses.replace(config.data, path=str(folder.parent), augment=False, allow_test_sets=[*TEST_SETS])
     samples = ClipSamples(held_out, frames, 0)
     batch = collate([samples[0, number] for number in range(1 if config.stage == "motion" else 4)])
     device = pipeline.unet.device

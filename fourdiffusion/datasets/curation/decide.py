@@ -26,7 +26,7 @@ def reasons_of_scores(line: Line, limits: Thresholds) -> list[str]:
         found.append("static")
     if line["turning"] > limits.max_turning:
         found.append("turning")
-    elif not still and line["articulation"] < limits.min_articulation:
+    elif not still and line["articulation"] < limits.min_articulation_share * line["pixel_motion"]:
         found.append("rigid")
     if line["outside"] > limits.max_outside:
         found.append("out_of_frame")

@@ -12,6 +12,7 @@ from scipy.fft import dctn
 from torch import Tensor
 
 SIDE = 8  # frequencies along each side: 64 bits a picture
+MARGIN = 0.02  # above the median, relative to the largest frequency
 
 
 def look_and_motion(signed: Tensor) -> tuple[str, str]:
@@ -26,7 +27,8 @@ def look_and_motion(signed: Tensor) -> tuple[str, str]:
 def _bits(picture: np.ndarray) -> str:
     """Return 64 bits of a picture [h, w] as hexadecimal text."""
     low = dctn(picture, norm="ortho")[:SIDE, :SIDE].flatten()
-    return np.packbits(low > np.median(low[1:])).tobytes().hex()
+    floor = MARGIN * np.abs(low[1:]).max()  # what a symmetric picture leaves at zero shall not follow the noise
+    return np.packbits(low > np.median(low[1:]) + floor).tobytes().hex()
 
 
 def originals(looks: list[str], motions: list[str], max_look: int, max_motion: int) -> list[int | None]:

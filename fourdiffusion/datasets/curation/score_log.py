@@ -62,8 +62,9 @@ def score_one(job: tuple[Path, Path, list[Any], int, int]) -> dict[str, Any]:
         rgba, c2w = scores.read_for_scores(clip, max_views, max_frames)
     except UserError as error:
         return line | {"error": str(error)}
-    line |= asdict(scores.measure(rgba, c2w, clip.pictures.shape[1]))
-    look, motion = look_and_motion(scores.signed_pictures(rgba, scores.WORKING_SIDE))
+    signed = scores.signed_pictures(rgba)
+    line |= asdict(scores.measure(signed, rgba[:, :, 3], c2w, clip.pictures.shape[1]))
+    look, motion = look_and_motion(signed)
     texts = {"caption": clip.caption, "license": clip.license, "author": clip.author, "source": clip.source}
     write_thumbnail(thumbnail, [rgba[0], rgba[len(rgba) // 4]] if len(rgba) > 3 else [rgba[0]])
     return line | {"look": look, "motion": motion} | texts

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import ClipFiles
@@ -86,38 +86,47 @@ def read_for_scores(clip: ClipFiles, max_views: int, max_frames: int) -> tuple[T
     return clip.pictures[views, frames], clip.c2w[views]
 
 
-def measure(rgba: Tensor, c2w: Tensor, num_frames: int) -> Scores:
+def measure(signed: Tensor, alpha: Tensor, c2w: Tensor, num_frames: int) -> Scores:
     """Score a clip.
 
     Args:
-        rgba: uint8 [V, F, 4, H, W], straight alpha.
+        signed: its ``signed_pictures`` [V, F, 4, h, w].
+        alpha: uint8 [V, F, H, W] at full resolution.
         c2w: camera-to-world [V, 4, 4].
         num_frames: of the whole clip, of which F were read.
     """
-    if rgba.ndim != 5 or rgba.shape[2] != 4 or c2w.shape != (rgba.shape[0], 4, 4):
-        raise ValueError(f"rgba {tuple(rgba.shape)}, c2w {tuple(c2w.shape)}: give [V, F, 4, H, W] and [V, 4, 4]")
-    signed, frames = signed_pictures(rgba, WORKING_SIDE), rgba.shape[1]
+    views, frames = signed.shape[:2]
+    if signed.ndim != 5 or signed.shape[2] != 4 or alpha.shape[:2] != (views, frames) or c2w.shape != (views, 4, 4):
+        shapes = f"{tuple(signed.shape)}, {tuple(alpha.shape)}, {tuple(c2w.shape)}"
+        raise ValueError(f"signed, alpha, c2w are {shapes}: give [V, F, 4, h, w], [V, F, H, W] and [V, 4, 4]")
     differences = torch.stack([pair_differences(view) for view in signed])  # [V, F, F]
+    small = adaptive_avg_pool2d(signed.flatten(0, 1), TURNING_SIDE).unflatten(0, (views, frames))
+    aligned = signed[:, evenly(list(range(frames)), ALIGNED_FRAMES)]
     return Scores(
         num_frames=num_frames,
         pixel_motion=float(differences.amax(dim=(1, 2)).mean()),
         silhouette_motion=silhouette_motion(signed[:, :, 3]),
-        articulation=float(aligned_residuals(signed[:, evenly(list(range(frames)), ALIGNED_FRAMES)]).mean(dim=0).max()),
-        turning=turning(adaptive_avg_pool2d(signed.flatten(0, 1), TURNING_SIDE).unflatten(0, signed.shape[:2]), c2w),
-        outside=outside(rgba[:, :, 3]),
-        size=size_in_frame(rgba[:, :, 3]),
+        articulation=float(aligned_residuals(aligned).mean(dim=0).max()),
+        turning=turning(small, c2w),
+        outside=outside(alpha),
+        size=size_in_frame(alpha),
         flicker=flicker(signed),
         texture=texture_bits(signed),
-        opacity=float((rgba[:, :, 3] > 127).float().mean()),
+        opacity=float((alpha > 127).float().mean()),
     )
 
 
-def signed_pictures(rgba: Tensor, side: int) -> Tensor:
-    """Return signed pictures [..., 4, side, side] of straight uint8 RGBA [..., 4, H, W]; not square ones are squeezed."""
-    flat = rgba.flatten(0, -4).float() / 255
-    alpha = flat[:, 3:]
-    signed = torch.cat([(flat[:, :3] - 0.5) * alpha, alpha], dim=1)
-    return adaptive_avg_pool2d(signed, side).unflatten(0, rgba.shape[:-3])
+def signed_pictures(rgba: Tensor, side: int = WORKING_SIDE) -> Tensor:
+    """Return signed pictures [V, F, 4, side, side] of uint8 RGBA [V, F, 4, H, W]; pictures that are not square are squeezed."""
+    views = []
+    for view in rgba:
+        picture = view.float() / 255
+        picture[:, :3] -= 0.5
+        picture[:, :3] *= picture[:, 3:]
+        factor = picture.shape[-1] // side
+        exact = picture.shape[-2:] == (factor * side, factor * side)
+        views.append(avg_pool2d(picture, factor) if exact else adaptive_avg_pool2d(picture, side))
+    return torch.stack(views)
 
 
 def pair_differences(pictures: Tensor, others: Tensor | None = None) -> Tensor:

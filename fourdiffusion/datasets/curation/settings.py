@@ -17,7 +17,7 @@ class Thresholds:
     max_opacity: float = 0.98  # share of covered pixels [no_background]
     min_pixel_motion: float = 0.1  # [static]
     min_silhouette_motion: float = 0.02  # [static]
-    min_articulation: float = 0.06  # motion beyond a similarity transform of each picture [rigid]
+    min_articulation_share: float = 0.25  # of the motion, beyond a similarity transform of each picture [rigid]
     max_turning: float = 0.6  # of camera or object as a whole [turning]
     max_outside: float = 0.05  # share of pictures that cut the object off [out_of_frame]
     min_size: float = 0.2  # of the object, as a share of the picture's side [small]
