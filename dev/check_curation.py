@@ -3,8 +3,8 @@
     python dev/check_curation.py --assets ASSETS
 
 Half of them show creatures of the synthetic world, half the animated glTF assets of a folder (walk, run, swim, fly and
-attack animations), drawn with OpenGL: one pose all the time, one pose before turning cameras, cameras that move away, or
-as they are. Prints one JSON line a confusion table.
+attack animations), drawn with OpenGL: one pose all the time, one pose before turning cameras, cameras that move away,
+or as they are. Prints one JSON line a confusion table.
 """
 
 import argparse

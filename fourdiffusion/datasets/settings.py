@@ -13,4 +13,5 @@ class DataConfig:
     frame_stride: int = 1  # between the frames of a sample (the paper: 4)
     augment: bool = False  # mirror half of the samples, shuffle the color channels of half
     cache_mib: int = 4096  # decoded pictures kept in memory by each data loading process
-    allow_test_sets: list[str] = field(default_factory=list)  # train on objects of consistent4d | objaversedy | motion80
+    # test sets whose objects may be trained on: consistent4d | objaversedy | motion80
+    allow_test_sets: list[str] = field(default_factory=list)

@@ -21,7 +21,6 @@ from tqdm import tqdm
 from fourdiffusion.datasets.clips import list_clips, read_caption
 from fourdiffusion.datasets.curation.settings import TEST_SETS
 from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate
-from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline

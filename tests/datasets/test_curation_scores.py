@@ -122,7 +122,10 @@ def test_size_is_the_longer_side_of_the_box() -> None:
 
 
 def test_views_are_of_the_elevation_that_most_share() -> None:
-    level, high = cameras.orbit(torch.tensor([200.0, 20.0, 110.0, 290.0])), cameras.orbit(torch.tensor([0.0, 9.0]), 20.0)
+    level, high = (
+        cameras.orbit(torch.tensor([200.0, 20.0, 110.0, 290.0])),
+        cameras.orbit(torch.tensor([0.0, 9.0]), 20.0),
+    )
     assert scores.choose_views(torch.cat([high, level]), 8) == [3, 4, 2, 5]
     assert scores.choose_views(RING, 4) == [0, 2, 4, 6]
 

@@ -78,7 +78,9 @@ def _refine(first: Tensor, frames: Tensor, transform: Tensor, iterations: int) -
     slope_y, slope_x = torch.gradient(first[0], dim=(1, 2))
     slope_x, slope_y = slope_x * (width / 2), slope_y * (height / 2)
     # The template's change with (scale - 1, rotation, shift in x, shift in y).
-    steepest = torch.stack([slope_x * x + slope_y * y, slope_y * x - slope_x * y, slope_x, slope_y], dim=-1).flatten(0, 2)
+    steepest = torch.stack([slope_x * x + slope_y * y, slope_y * x - slope_x * y, slope_x, slope_y], dim=-1).flatten(
+        0, 2
+    )
     normal = steepest.T @ steepest
     normal = normal + torch.eye(4) * (DAMPING * normal.trace() + 1e-9)
     last = torch.tensor([0.0, 0.0, 1.0]).expand(len(frames), 1, 3)

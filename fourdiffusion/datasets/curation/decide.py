@@ -73,7 +73,10 @@ def is_kept(row: Line) -> bool:
 
 
 def _mark_duplicates(rows: list[Line], limits: Thresholds) -> None:
-    """Add `duplicate` to the reasons of what repeats another kept clip: what a person keeps and what moves most stays."""
+    """Add `duplicate` to the reasons of what repeats another kept clip.
+
+    What a person keeps stays, else what moves most.
+    """
     candidates = [row for row in rows if is_kept(row)]
     candidates.sort(key=lambda row: (row["decision"] != "keep", -row["articulation"], row["uid"]))
     looks, motions = [row["look"] for row in candidates], [row["motion"] for row in candidates]

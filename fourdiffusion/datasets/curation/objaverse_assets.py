@@ -36,7 +36,9 @@ def fetch_objects(uids: list[str], num_workers: int) -> tuple[dict[str, Path], d
             notes = objaverse.load_annotations(list(files)) if files else {}
     except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"Objaverse cannot be read or downloaded ({reason}); check the connection, run again") from error
+        raise UserError(
+            f"Objaverse cannot be read or downloaded ({reason}); check the connection, run again"
+        ) from error
     return {uid: Path(path) for uid, path in files.items()}, notes
 
 

@@ -117,7 +117,7 @@ def measure(signed: Tensor, alpha: Tensor, c2w: Tensor, num_frames: int) -> Scor
 
 
 def signed_pictures(rgba: Tensor, side: int = WORKING_SIDE) -> Tensor:
-    """Return signed pictures [V, F, 4, side, side] of uint8 RGBA [V, F, 4, H, W]; pictures that are not square are squeezed."""
+    """Return signed pictures [V, F, 4, side, side] of uint8 RGBA [V, F, 4, H, W]; they are squeezed to squares."""
     views = []
     for view in rgba:
         picture = view.float() / 255
@@ -169,7 +169,9 @@ def turning(signed: Tensor, c2w: Tensor) -> float:
             if u == v or abs(float(elevations[u] - elevations[v])) > SAME_ELEVATION_DEG:
                 continue
             angle = float(azimuths[u] - azimuths[v]) % 360
-            group = next((members for a, members in offsets if abs((a - angle + 180) % 360 - 180) < SAME_OFFSET_DEG), None)
+            group = next(
+                (members for a, members in offsets if abs((a - angle + 180) % 360 - 180) < SAME_OFFSET_DEG), None
+            )
             if group is None:
                 offsets.append((angle, group := []))
             group.append(between[v, :, u])  # [F, F]: frame of v, frame of u

@@ -11,7 +11,7 @@ TEST_SETS = ("consistent4d", "objaversedy", "motion80")
 
 @dataclass
 class Thresholds:
-    """A clip outside one of these is dropped, with the reason in brackets; scores as in `datasets/curation/scores.py`."""
+    """A clip outside one of these is dropped for the reason in brackets; scores as in `datasets/curation/scores.py`."""
 
     min_frames: int = 8  # [short]
     max_opacity: float = 0.98  # share of covered pixels [no_background]

@@ -49,8 +49,8 @@ def check_contamination(names: Iterable[str], allowed: list[str], setting: str) 
         found = [each for each in test_sets_of(name) if each not in allowed]
         if found:
             raise UserError(
-                f"{name} is an object of the test set {found[0]}: leave it out with `fourdiffusion data curate`, or set "
-                f"{setting}=[{found[0]}] and say so with your results"
+                f"{name} is an object of the test set {found[0]}: leave it out with `fourdiffusion data curate`, or "
+                f"set {setting}=[{found[0]}] and say so with your results"
             )
 
 

@@ -23,9 +23,7 @@ def write_thumbnail(path: Path, views: list[Tensor]) -> None:
     options = {"duration": round(1000 / FPS), "loop": 0, "quality": QUALITY, "method": 1}
     write_atomic(
         path,
-        lambda partial: pictures[0].save(
-            partial, format="WEBP", save_all=True, append_images=pictures[1:], **options
-        ),
+        lambda partial: pictures[0].save(partial, format="WEBP", save_all=True, append_images=pictures[1:], **options),
     )
 
 
@@ -38,5 +36,7 @@ def _over_gray(rgba: Tensor) -> list[np.ndarray]:
         picture = Image.fromarray(frame)
         ground = Image.new("RGBA", picture.size, (GRAY, GRAY, GRAY, 255))
         whole = Image.alpha_composite(ground, picture).convert("RGB")
-        pictures.append(np.asarray(whole.resize(size, Image.Resampling.BOX if height > SIDE else Image.Resampling.NEAREST)))
+        pictures.append(
+            np.asarray(whole.resize(size, Image.Resampling.BOX if height > SIDE else Image.Resampling.NEAREST))
+        )
     return pictures
