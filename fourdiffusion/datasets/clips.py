@@ -127,19 +127,9 @@ def opaque_clip(
 
 
 def list_clips(root: Path) -> list[Path]:
-    """Return the finished clips directly under a folder, sorted by name; of a clip's own folder, that one clip.
-
-    A text file lists one clip folder a line, relative to itself, such as the keep.txt of `data curate`.
-    """
+    """Return the finished clips directly under a folder, sorted by name; of a clip's own folder, that one clip."""
     root = user_path(str(root), "path")
     name = printable(root)
-    if os.path.isfile(root) and root.suffix == ".txt":
-        listed = [root.parent / line.strip() for line in root.read_text("utf-8").splitlines() if line.strip()]
-        if missing := next((folder for folder in listed if not os.path.isfile(folder / "transforms.json")), None):
-            raise UserError(f"{name}: lists {printable(missing)}, which holds no transforms.json; write the list again")
-        if not listed:
-            raise UserError(f"{name}: lists no clip; lower the thresholds of `data curate`, or give another list")
-        return listed
     if not os.path.isdir(root):
         raise UserError(f"{name}: no such folder; make clips with `fourdiffusion data synth output={name}`")
     if os.path.isfile(root / "transforms.json"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 class DataConfig:
     """Which clips, and how samples are cut out of them."""
 
-    path: str = "???"  # folder of clips in the interchange format, or a list of such folders (.txt)
+    path: str = "???"  # folder of clips in the interchange format
     num_views: int = 4
     num_frames: int = 8
     frame_stride: int = 1  # between the frames of a sample (the paper: 4)

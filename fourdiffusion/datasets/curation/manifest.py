@@ -1,4 +1,5 @@
-"""`manifest.parquet`: one row a clip with its scores, reasons and decision; and `keep.txt`, the folders to train on.
+"""`manifest.parquet`: one row a clip with its scores, reasons and decision; and `keep.txt`, the names to
+train on, as `data pack ids=` reads them.
 
 The only module that imports pyarrow. `decisions.json` {uid: "keep" | "drop"} holds what a person decided: the manifest
 is made anew from it at every run.
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,7 @@ def write_manifest(output: Path, rows: list[dict[str, Any]]) -> None:
     columns += [(name, pa.string()) for name in TEXTS]
     table = pa.Table.from_pylist([{name: row.get(name) for name, _ in columns} for row in rows], pa.schema(columns))
     write_atomic(output / MANIFEST, lambda partial: pq.write_table(table, partial))
-    folders = [os.path.relpath(row["folder"], output) for row in rows if row["keep"]]
-    text = "".join(f"{Path(folder).as_posix()}\n" for folder in folders)
+    text = "".join(f"{row['uid']}\n" for row in rows if row["keep"])
     write_atomic(output / KEEP, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 

@@ -31,7 +31,7 @@ class Thresholds:
 class CurateConfig:
     """Score clips, drop what is no use for training, and let a person decide on the page."""
 
-    clips: str = "???"  # folder of clips, or a text file with one clip folder a line
+    clips: str = "???"  # folder of clips
     output: str = "???"  # folder of manifest.parquet, keep.txt, scores, thumbnails and decisions
     page: bool = False  # afterwards serve the page with a keep/drop switch for every clip
     port: int = 8100  # of the page, on 127.0.0.1; 0: any free one
