@@ -21,7 +21,7 @@ class Thresholds:
     max_turning: float = 0.6  # of camera or object as a whole [turning]
     max_outside: float = 0.05  # share of pictures that cut the object off [out_of_frame]
     min_size: float = 0.2  # of the object, as a share of the picture's side [small]
-    max_flicker: float = 0.35  # [flicker]
+    max_flicker: float = 0.4  # [flicker]
     min_texture: float = 0.1  # bits [plain]
     duplicate_look: int = 10  # of 192 bits of the mean pictures; duplicates differ by at most this [duplicate]
     duplicate_motion: int = 6  # of 64 bits of the pictures' deviations, likewise
