@@ -13,6 +13,7 @@ from fourdiffusion import cameras
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.distillation import add_noise, velocity
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.precompute import tokens_without_image
 
 CLIP_TEMPERATURE = 0.1
 
@@ -147,27 +148,45 @@ class DiffusionObjective(nn.Module):
         timestep: Tensor,
         noise: Tensor,
         dropout: Tensor,
+        latents: Tensor | None = None,
+        given_latents: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """One batch.
+        """One batch; what is cached (precompute.py) stands in for what its encoder would make.
 
         Args:
-            target: RGB in [0, 1], [B, F, V, 3, H, W].
-            given: the input video, [B, F, 3, H, W].
+            target: RGB in [0, 1], [B, F, V, 3, H, W]; not read where latents are given.
+            given: the input video, [B, F, 3, H, W]; not read where its latents and image tokens are given.
             c2w: cameras of the targets relative to the input's, [B, V, 4, 4].
             captions: B prompts.
             timestep: [B].
             noise: [B, F, V, C, h, w].
             dropout: uniform draws [B, 2]; below the probability the image prompt (and the camera), the text is dropped.
+            latents: cached, of the target, [B, F, V, C, h, w].
+            given_latents: cached, of the input video, [B, F, C, h, w].
+            image_tokens: cached, the resampler's of the input video, [B, F, T, D]; of a frozen image tower only.
+            text: cached text states of the caption and of no caption, [B, 2, L, D]; of a frozen text tower only.
         """
         pipeline = self.pipeline[0]
         keep = (dropout[:, 0] >= self.cond_drop_prob).float()
-        captions = [c if dropout[i, 1] >= self.text_drop_prob else "" for i, c in enumerate(captions)]
+        with_text = dropout[:, 1] >= self.text_drop_prob
         with torch.no_grad():
-            z = encoders.encode_latents(pipeline.vae, target)
-            extra = encoders.encode_latents(pipeline.vae, given) * keep.view(-1, 1, 1, 1, 1)
-        text = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, captions)
-        image = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, given)
-        context = pipeline.unet.encode_context(text, image * keep.view(-1, 1, 1, 1))
+            z = encoders.encode_latents(pipeline.vae, target) if latents is None else latents
+            extra = encoders.encode_latents(pipeline.vae, given) if given_latents is None else given_latents
+        extra = extra * keep.view(-1, 1, 1, 1, 1)
+        if text is None:
+            captions = [c if kept else "" for c, kept in zip(captions, with_text.tolist(), strict=True)]
+            states = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, captions)
+        else:
+            states = torch.where(with_text.view(-1, 1, 1), text[:, 0], text[:, 1]).to(pipeline.unet.dtype)
+        if image_tokens is None:
+            image = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, given)
+            tokens = pipeline.unet.resampler(image * keep.view(-1, 1, 1, 1))
+        else:
+            none = tokens_without_image(pipeline)
+            tokens = torch.where(keep.view(-1, 1, 1, 1) > 0, image_tokens.to(none.dtype), none)
+        context = pipeline.unet.project_context(states, tokens)
         camera = cameras.conditioning(c2w)
         camera = torch.cat([camera, torch.zeros_like(camera[:, :1])], dim=1)
         if self.cond_drop_camera:

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fourdiffusion.datasets.clips import list_clips, read_caption
 from fourdiffusion.datasets.curation.settings import TEST_SETS
-from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate
-from fourdiffusion.diffusion import encoders
+from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate, open_clips
+from fourdiffusion.diffusion import encoders, precompute
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective, TowersObjective
@@ -75,7 +74,8 @@ def train(config: TrainConfig) -> None:
     check_trackers(config.trackers)
     output, accelerator = Path(config.output), _accelerator(config)
     main = accelerator.is_main_process
-    data = ClipSamples(config.data, config.data.num_frames if config.stage == "motion" else 1, config.seed)
+    motion = config.stage == "motion"
+    data = ClipSamples(config.data, config.data.num_frames if motion else 1, config.seed, config.batch_size, motion)
     pipeline = _pipeline(config, data)
     _check(config, pipeline, data, accelerator.num_processes)
     objective = _objective(config, pipeline)
@@ -121,6 +121,7 @@ def optimize(
         range(start.step, config.max_steps), f"train {config.stage}", config.max_steps, start.step, disable=not main
     )
     began = saved = time.monotonic()
+    skipped: set[str] = set()  # clips that could not be read, each with its reason
     names = config.trackers if main else []
     with (
         deferred_signals() as interrupted,
@@ -132,7 +133,12 @@ def optimize(
                 group["lr"] = rate
             sums: dict[str, Tensor] = {}
             for micro in range(accumulation):
-                inputs = _inputs(config, pipeline, next(batches), step, device)
+                batch = next(batches)
+                for reason in batch.skipped:
+                    if reason not in skipped:
+                        tqdm.write(f"skipped: {reason}")
+                skipped.update(batch.skipped)
+                inputs = _inputs(config, pipeline, batch, step, device)
                 last = micro == accumulation - 1
                 with contextlib.nullcontext() if last else accelerator.no_sync(model):
                     with accelerator.autocast():
@@ -155,6 +161,7 @@ def optimize(
             if done % config.log_every == 0 or done == config.max_steps:
                 means = {name: float(accelerator.reduce(value, "mean")) for name, value in sums.items()}
                 line = {"loss": sum(means.values()), "grad_norm": float(norm), **means, "lr": rate}
+                line |= {"skipped": len(skipped)} if skipped else {}
                 if main:
                     bar.set_postfix(loss=f"{line['loss']:.4f}")
                     append_log(output, {"step": done, **line, "seconds": round(now - began, 2)})
@@ -187,7 +194,10 @@ def _diverged(config: TrainConfig, step: int, terms: dict[str, Tensor]) -> str:
 
 def _place(config: TrainConfig, pipeline: FourDiffusionPipeline, objective: Objective, device: torch.device) -> None:
     """Move the networks to the device, the frozen ones to their type."""
-    pipeline.to(device)
+    idle = _idle(config, pipeline)
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module) and not any(module is each for each in idle):
+            module.to(device)
     frozen = DTYPES[config.frozen_dtype]
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder):
         if not any(parameter.requires_grad for parameter in module.parameters()):
@@ -197,6 +207,13 @@ def _place(config: TrainConfig, pipeline: FourDiffusionPipeline, objective: Obje
     objective.to(device)
     if config.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
+
+
+def _idle(config: TrainConfig, pipeline: FourDiffusionPipeline) -> list[torch.nn.Module]:
+    """The encoders that cached tensors stand in for: they stay on the CPU but for validation pictures."""
+    if not config.data.latents:
+        return []
+    return [pipeline.vae, *([pipeline.text_encoder, pipeline.image_encoder] if config.stage == "motion" else [])]
 
 
 @dataclass
@@ -240,14 +257,30 @@ def _check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSampl
     if config.validation_every and config.stage == "clip":
         raise UserError("stage=clip has no pictures to show: set validation_every=0")
     if config.validation_every and config.validation_data is not None:
-        list_clips(Path(config.validation_data))
+        open_clips(config.validation_data)
     halvings = len(pipeline.vae.config.block_out_channels) - 1
     halvings += len(pipeline.unet.config.channels) - 1 if config.stage != "vae" else 0
-    height, width = data[0, 0].target.shape[-2:]
+    _ = data[0, 0]  # what is wrong with all clips is known here
+    height, width = data.picture_size
+    if config.data.latents:
+        _check_latents(config, pipeline, data)
     if height % 2**halvings or width % 2**halvings:
         raise UserError(
             f"{config.data.path} holds clips of {width} x {height} pixels: this model needs multiples of {2**halvings}"
         )
+
+
+def _check_latents(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSamples) -> None:
+    """UserError where cached tensors are of no use to the stage, or were made by other weights."""
+    if config.stage not in ("base", "motion"):
+        raise UserError(f"data.latents=true, and stage={config.stage} trains on pictures: set data.latents=false")
+    names = precompute.NAMES if config.stage == "motion" else (precompute.LATENTS,)
+    for name, digest in precompute.encoder_digests(pipeline, names).items():
+        if data.source.encoders.get(name) != digest:
+            raise UserError(
+                f"data.latents=true: the {name} in {config.data.path} were made by other weights than those in "
+                f"model.path={config.model.path}: pack the clips with this model, or set data.latents=false"
+            )
 
 
 def _pipeline(config: TrainConfig, data: ClipSamples) -> FourDiffusionPipeline:
@@ -255,7 +288,7 @@ def _pipeline(config: TrainConfig, data: ClipSamples) -> FourDiffusionPipeline:
         return load_pipeline(config.model.path)
     if config.stage == "motion":
         raise UserError("stage=motion needs a trained base: set model.path to its pipeline folder")
-    captions = [read_caption(folder) for folder in data.folders]
+    captions = [data.source.caption(number) for number in range(len(data.source))]
     if config.stage == "base":
         tqdm.write("model.path=null: VAE and towers are untrained; set it to what the stages vae and clip made")
     try:
@@ -333,12 +366,14 @@ def _weights(objective: Objective, ema: dict[str, Tensor]):  # type: ignore[no-u
 @torch.no_grad()
 def _sample(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) -> None:
     """A picture of what the model makes of the first clip: truth above, model below."""
-    folder = list_clips(Path(config.validation_data or config.data.path))[0]
     frames = config.data.num_frames if config.stage == "motion" else 1
-    held_out = dataclasses.replace(config.data, path=str(folder.parent), augment=False, allow_test_sets=[*TEST_SETS])
+    path = config.validation_data or config.data.path
+    held_out = dataclasses.replace(config.data, path=path, latents=False, augment=False, allow_test_sets=[*TEST_SETS])
     samples = ClipSamples(held_out, frames, 0)
     batch = collate([samples[0, number] for number in range(1 if config.stage == "motion" else 4)])
     device = pipeline.unet.device
+    for module in _idle(config, pipeline):
+        module.to(device)
     rows = []
     if config.stage == "vae":
         images = batch.target.flatten(0, 2)[:16]
@@ -365,6 +400,8 @@ def _sample(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) ->
             images = views.transpose(0, 1)  # [F, V, 3, H, W]
             for f in range(0, frames, 2):
                 rows += [torch.cat([batch.input[i, f : f + 1], x[f]]) for x in (batch.target[i], images)]
+    for module in _idle(config, pipeline):
+        module.to("cpu")
     write_image(path, contact_sheet(torch.stack(rows)))
 
 

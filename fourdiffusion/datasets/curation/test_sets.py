@@ -18,6 +18,12 @@ LISTS = Path(__file__).with_name("lists")
 UID = re.compile(r"(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])")
 
 
+class TestObjectError(UserError):
+    """A clip shows an object of a test set."""
+
+    __test__ = False  # no test case, whatever pytest makes of the name
+
+
 @cache
 def shipped_ids(name: str) -> tuple[str, ...]:
     """Return the ids of a list that ships: consistent4d, objaversedy, motion80 or paper926."""
@@ -41,14 +47,14 @@ def test_sets_of(*texts: str) -> list[str]:
 
 
 def check_contamination(names: Iterable[str], allowed: list[str], setting: str) -> None:
-    """Raise UserError for the first name or source of a clip that is an object of a test set.
+    """Raise TestObjectError for the first name or source of a clip that is an object of a test set.
 
     ``allowed`` are test sets that may be used all the same, the value of ``setting``.
     """
     for name in names:
         found = [each for each in test_sets_of(name) if each not in allowed]
         if found:
-            raise UserError(
+            raise TestObjectError(
                 f"{name} is an object of the test set {found[0]}: leave it out with `fourdiffusion data curate`, or "
                 f"set {setting}=[{found[0]}] and say so with your results"
             )
