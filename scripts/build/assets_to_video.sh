@@ -23,10 +23,10 @@ fourdiffusion data render assets="$output/assets.txt" "${manifest[@]}" output="$
     width=128 height=128 num_views=8 num_random_views=4 num_frames=16 animations=longest part=whole
 fourdiffusion data curate clips="$output/clips" output="$output/curated"
 fourdiffusion data pack clips="$output/clips" ids="$output/curated/keep.txt" output="$output/shards" clips_per_shard=4
-fourdiffusion train stage=motion model.path=data/models/tiny data.path="$output/shards" data.num_frames=8 \
-    data.frame_stride=2 output="$output/train" max_steps=4 batch_size=2 micro_batch_size=1 cpu=true trackers=[] \
-    validation_every=0 checkpoint_every=4
+fourdiffusion train stage=motion model.path=data/models/tiny data.path="$output/shards" data.num_frames=4 \
+    data.frame_stride=4 output="$output/train" max_steps=3 batch_size=2 micro_batch_size=1 cpu=true trackers=[] \
+    validation_every=0 checkpoint_every=3
 kept=$(head -n 1 "$output/curated/keep.txt")
 fourdiffusion generate video="$output/clips/$kept/rgba/v00_f*.png" output="$output/generate" \
-    model.path="$output/train/model" num_frames=8 model.num_inference_steps=10
+    model.path="$output/train/model" num_frames=4 model.num_inference_steps=10
 echo "made: $output/generate/contact_sheet.png"
