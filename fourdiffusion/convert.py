@@ -9,13 +9,17 @@ from tqdm import tqdm
 
 from fourdiffusion.diffusion import encoders, release
 from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline
+from fourdiffusion.diffusion.model_card import save_motion_folder
 from fourdiffusion.diffusion.motion import MotionModules
+from fourdiffusion.diffusion.motion_sources import motion_config
+from fourdiffusion.diffusion.motion_sources import read_motion as read_training_motion
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.diffusion.schedulers import noise_schedule
 from fourdiffusion.diffusion.settings import ModelConfig, architecture
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import FOREIGN, read_foreign, write_foreign
+from fourdiffusion.runs import run_record
 from fourdiffusion.settings import ConvertConfig
 
 
@@ -23,6 +27,9 @@ def convert(config: ConvertConfig) -> None:
     """Read, check every key, shape and value, then write; nothing is written where anything is wrong."""
     if config.dtype not in DTYPES:
         raise UserError(f"dtype={config.dtype} is none of {', '.join(DTYPES)}")
+    if config.checkpoint is not None:
+        _export_motion(config)
+        return
     if (config.imagedream is None) == (config.model.path is None):
         raise UserError(
             "give imagedream=FILE for a pipeline folder, or model.path=FOLDER for a file of its motion layers"
@@ -106,6 +113,23 @@ def _write_motion(folder: str | None, output: Path, dtype: torch.dtype) -> None:
     ) | release.position_tables(pipeline.unet, pipeline.motion)
     write_foreign(output, {key: value.to(dtype).contiguous() for key, value in state.items()})
     tqdm.write(f"{output}: {len(state)} tensors under 4DM's names")
+
+
+def _export_motion(config: ConvertConfig) -> None:
+    """Write the motion layers of a training checkpoint as a folder that ``load_motion`` reads, with a model card."""
+    given, output = Path(str(config.checkpoint)), Path(config.output)
+    if output.exists():
+        raise UserError(f"output={output} exists: choose another, or delete it")
+    if not given.exists():
+        raise UserError(f"checkpoint={given}: no such file or folder")
+    run = next((folder for folder in (given, *given.parents[:2]) if (folder / "config.yaml").is_file()), given.parent)
+    base = Path(config.model.path or str(run_record(run)["settings"].get("model", {}).get("path")))
+    with torch.device("meta"):  # for its blocks' names
+        unet = MultiviewUNet.from_config(MultiviewUNet.load_config(base / "unet"))
+    motion = MotionModules.from_config(motion_config(base))
+    motion.load_state_dict(read_training_motion(given, unet, motion, "checkpoint"))
+    save_motion_folder(motion.to(DTYPES[config.dtype]), output, run)
+    tqdm.write(f"{output}: {len(motion.layers)} motion modules and a model card")
 
 
 def _read_folder(folder: Path, mappings: dict[str, dict[str, release.KeyMapping]]) -> dict[str, Tensor]:

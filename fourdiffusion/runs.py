@@ -193,6 +193,13 @@ def _read_record(path: Path) -> dict[str, Any]:
     return record
 
 
+def run_record(folder: Path) -> dict[str, Any]:
+    """Return what a run folder's ``config.yaml`` holds: ``settings`` and facts. UserError where there is none."""
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} holds no run: give a folder with config.yaml")
+    return _read_record(folder / "config.yaml")
+
+
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in settings.items():

@@ -25,7 +25,9 @@ LAYERS = ["foundation", "noun", "settings", "verb", "command"]
 
 # The one home of each heavy dependency.
 HOMES = {
-    "accelerate": {"train/loop.py"},
+    "accelerate": {"train/loop.py", "train/setup.py", "train/state.py"},
+    "bitsandbytes": {"train/setup.py"},
+    "peft": {"diffusion/lora.py"},
     "wandb": {"tracking.py"},
     "tensorboard": {"tracking.py"},
     "hydra": {"cli/config.py", "cli/launch.py", "cli/overrides.py"},

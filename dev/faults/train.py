@@ -46,15 +46,15 @@ FAULTS = [  # name, file, old text, new text, tests
     (
         "gradients not cleared",
         "fourdiffusion/train/loop.py",
-        "            optimizer.zero_grad(set_to_none=True)\n",
+        "    optimizer.zero_grad(set_to_none=True)\n",
         "",
         ["tests/train/test_train.py", "tests/train/test_train_step.py"],
     ),
     (
         "text dropped with the image prompt's probability",
         "fourdiffusion/diffusion/objectives.py",
-        "dropout[i, 1] >= self.text_drop_prob",
-        "dropout[i, 1] >= self.cond_drop_prob",
+        "dropout[:, 1] >= self.text_drop_prob",
+        "dropout[:, 1] >= self.cond_drop_prob",
         ["tests/diffusion/test_objectives.py"],
     ),
     (

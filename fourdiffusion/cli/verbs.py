@@ -82,10 +82,10 @@ VERBS = (
         "fourdiffusion.prepare.settings:PackConfig",
         "pack clips of any known layout into WebDataset shards, with cached latents and embeddings on request",
         (
-            "fourdiffusion data pack clips=cache/clips output=cache/shards",
+            "fourdiffusion data pack clips=cache/clips manifest=cache/curated/manifest.parquet output=cache/shards",
             "fourdiffusion data pack clips=cache/clips output=cache/shards latents=true model.path=data/models/tiny",
         ),
-        ("clips", "output", "ids", "frames", "quality", "clips_per_shard", "num_readers", "latents", "model.path"),
+        ("clips", "output", "manifest", "ids", "frames", "quality", "clips_per_shard", "num_readers", "latents", "model.path"),
     ),
     Verb(
         "train",
@@ -123,8 +123,9 @@ VERBS = (
             "fourdiffusion convert imagedream=sd-v2.1-base-4view-ipmv.pt motion=4dm.ckpt output=models/4dm",
             "fourdiffusion convert imagedream=sd-v2.1-base-4view-ipmv.pt output=models/imagedream dtype=bfloat16",
             "fourdiffusion convert model.path=runs/motion/model output=motion.ckpt",
+            "fourdiffusion convert checkpoint=runs/motion/kept/best.safetensors output=motion",
         ),
-        ("imagedream", "motion", "output", "tokenizer", "dtype", "model.path"),
+        ("imagedream", "motion", "checkpoint", "output", "tokenizer", "dtype", "model.path"),
         makes_model=True,
     ),
     Verb(

@@ -3,6 +3,7 @@
 Each holds exactly the networks that its stage trains in ``trainable`` and freezes the rest.
 """
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -99,11 +100,23 @@ def _freeze_unread_layers(pipeline: FourDiffusionPipeline) -> None:
     vision.post_layernorm.requires_grad_(False)
 
 
+@dataclass
+class Encoded:
+    """What the frozen encoders make of a batch: computed in every step, or once when the data are packed."""
+
+    z: Tensor  # scaled latents of the target views [B, F, V, C, h, w], float32
+    given: Tensor  # scaled latents of the input video [B, F, C, h, w], float32
+    text: Tensor  # token states of the captions [B, L, D]
+    empty_text: Tensor  # token states of the empty caption [L, D] or [B, L, D]
+    image: Tensor | None  # image-encoder states of the input video [B, F, N, D]; None: see image_tokens
+    image_tokens: Tensor | None = None  # or what the UNet's resampler makes of them, [B, F, T, D]
+
+
 class DiffusionObjective(nn.Module):
     """Stages ``base`` and ``motion``: denoise V views x F frames (paper Eq. 7).
 
     Stage ``base`` trains the UNet and both towers on single time steps, without motion layers; stage ``motion`` freezes
-    all of these and trains the motion layers alone.
+    all of these and trains the motion layers, and ``adapters`` of the UNet where there are any.
     """
 
     alphas_cumprod: Tensor
@@ -116,13 +129,17 @@ class DiffusionObjective(nn.Module):
         text_drop_prob: float,
         cond_drop_camera: bool,
         min_snr_gamma: float | None,
+        vae_batch_size: int = encoders.VAE_BATCH,
+        adapters: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.cond_drop_prob, self.text_drop_prob = cond_drop_prob, text_drop_prob
         self.cond_drop_camera, self.min_snr_gamma = cond_drop_camera, min_snr_gamma
+        self.vae_batch_size = vae_batch_size
         frozen = [pipeline.vae, pipeline.text_encoder, pipeline.image_encoder, pipeline.unet, pipeline.motion]
         for module in frozen:
             module.requires_grad_(False)
+        trained: dict[str, nn.Module]
         if stage == "base":
             trained = {
                 "unet": pipeline.unet,
@@ -130,7 +147,7 @@ class DiffusionObjective(nn.Module):
                 "image_encoder": pipeline.image_encoder,
             }
         else:
-            trained = {"motion": pipeline.motion}
+            trained = {"motion": pipeline.motion} | ({} if adapters is None else {"adapters": adapters})
         for module in trained.values():
             module.requires_grad_(True)
         _freeze_unread_layers(pipeline)
@@ -141,57 +158,89 @@ class DiffusionObjective(nn.Module):
 
     def forward(
         self,
-        target: Tensor,
-        given: Tensor,
+        target: Tensor | None,
+        given: Tensor | None,
         c2w: Tensor,
         captions: list[str],
         timestep: Tensor,
         noise: Tensor,
         dropout: Tensor,
-        latents: Tensor | None = None,
-        given_latents: Tensor | None = None,
-        image_tokens: Tensor | None = None,
-        text: Tensor | None = None,
+        encoded: Encoded | None = None,
+        cached: dict[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """One batch; what is cached (precompute.py) stands in for what its encoder would make.
+        """One batch.
 
         Args:
-            target: RGB in [0, 1], [B, F, V, 3, H, W]; not read where latents are given.
-            given: the input video, [B, F, 3, H, W]; not read where its latents and image tokens are given.
+            target: RGB in [0, 1], [B, F, V, 3, H, W]. It, ``given`` and ``captions`` are not read with ``encoded``.
+            given: the input video, [B, F, 3, H, W].
             c2w: cameras of the targets relative to the input's, [B, V, 4, 4].
             captions: B prompts.
             timestep: [B].
             noise: [B, F, V, C, h, w].
             dropout: uniform draws [B, 2]; below the probability the image prompt (and the camera), the text is dropped.
-            latents: cached, of the target, [B, F, V, C, h, w].
-            given_latents: cached, of the input video, [B, F, C, h, w].
-            image_tokens: cached, the resampler's of the input video, [B, F, T, D]; of a frozen image tower only.
-            text: cached text states of the caption and of no caption, [B, 2, L, D]; of a frozen text tower only.
+            encoded: what the encoders make of the batch, where it is known already.
+            cached: parts of it that are, as of ``encode``.
+        """
+        if encoded is None:
+            if target is None or given is None:
+                raise ValueError("target and given are None: give them, or encoded")
+            encoded = self.encode(target, given, captions, cached or {})
+        error, emphasis = self.errors(encoded, c2w, timestep, noise, dropout)
+        if self.min_snr_gamma is not None:
+            error = error * (self.min_snr_gamma / emphasis).clamp(max=1)
+        return {"mse": error.mean()}
+
+    def encode(
+        self, target: Tensor, given: Tensor, captions: list[str], cached: dict[str, Tensor] | None = None
+    ) -> Encoded:
+        """Run the encoders on target views [B, F, V, 3, H, W], input video [B, F, 3, H, W] and B captions.
+
+        ``cached`` (precompute.py) stands in for what its encoder would make, whose input is then not read: ``latents``
+        [B, F, V, C, h, w] and ``given_latents`` [B, F, C, h, w]; of frozen towers alone also ``image_tokens``
+        [B, F, T, D] of the input video, and ``text`` [B, 2, L, D] of the caption and of no caption.
+        """
+        pipeline, cached = self.pipeline[0], cached or {}
+        z, given_z, both = (cached.get(name) for name in ("latents", "given_latents", "text"))
+        tokens, image = cached.get("image_tokens"), None
+        if both is None:
+            text = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, [*captions, ""])
+            text, empty_text = text[:-1], text[-1]
+        else:
+            text, empty_text = both.to(pipeline.unet.dtype).unbind(1)
+        if tokens is None:
+            image = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, given)
+        return Encoded(
+            encode_in_parts(pipeline.vae, target, self.vae_batch_size) if z is None else z,
+            encode_in_parts(pipeline.vae, given, self.vae_batch_size) if given_z is None else given_z,
+            text,
+            empty_text,
+            image,
+            tokens,
+        )
+
+    def errors(
+        self, encoded: Encoded, c2w: Tensor, timestep: Tensor, noise: Tensor, dropout: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the mean squared error of each sample's prediction, and its weight as an error of clean latents.
+
+        Args:
+            encoded: the batch.
+            c2w, timestep, noise, dropout: as in ``forward``.
+
+        Returns:
+            Errors and weights, [B] each.
         """
         pipeline = self.pipeline[0]
         keep = (dropout[:, 0] >= self.cond_drop_prob).float()
-        with_text = dropout[:, 1] >= self.text_drop_prob
-        with torch.no_grad():
-            z = encoders.encode_latents(pipeline.vae, target) if latents is None else latents
-            extra = encoders.encode_latents(pipeline.vae, given) if given_latents is None else given_latents
-        extra = extra * keep.view(-1, 1, 1, 1, 1)
-        if text is None:
-            captions = [c if kept else "" for c, kept in zip(captions, with_text.tolist(), strict=True)]
-            states = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, captions)
-        else:
-            states = torch.where(with_text.view(-1, 1, 1), text[:, 0], text[:, 1]).to(pipeline.unet.dtype)
-        if image_tokens is None:
-            image = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, given)
-            tokens = pipeline.unet.resampler(image * keep.view(-1, 1, 1, 1))
-        else:
-            none = tokens_without_image(pipeline)
-            tokens = torch.where(keep.view(-1, 1, 1, 1) > 0, image_tokens.to(none.dtype), none)
-        context = pipeline.unet.project_context(states, tokens)
+        has_text = (dropout[:, 1] >= self.text_drop_prob).view(-1, 1, 1)
+        text = torch.where(has_text, encoded.text, encoded.empty_text)
+        context = pipeline.unet.project_context(text, self._image_tokens(encoded, keep))
         camera = cameras.conditioning(c2w)
         camera = torch.cat([camera, torch.zeros_like(camera[:, :1])], dim=1)
         if self.cond_drop_camera:
             camera = camera * keep.view(-1, 1, 1)
 
+        z, extra = encoded.z, encoded.given * keep.view(-1, 1, 1, 1, 1)
         alpha_bar = self.alphas_cumprod[timestep].view(-1, 1, 1, 1, 1, 1)
         views = torch.cat([add_noise(z, noise, alpha_bar), extra[:, :, None]], dim=2)
         predicted = pipeline.unet(views, timestep, context, camera, self.motion)[:, :, :-1]
@@ -200,7 +249,25 @@ class DiffusionObjective(nn.Module):
             wanted, emphasis = velocity(z, noise, alpha_bar), snr + 1
         else:
             wanted, emphasis = noise, snr  # what the squared error weighs as an error of the clean latents
-        error = (predicted - wanted).square().flatten(1).mean(1)  # [B]
-        if self.min_snr_gamma is not None:
-            error = error * (self.min_snr_gamma / emphasis).clamp(max=1)
-        return {"mse": error.mean()}
+        return (predicted - wanted).square().flatten(1).mean(1), emphasis
+
+    def _image_tokens(self, encoded: Encoded, keep: Tensor) -> Tensor:
+        """The resampler's tokens [B, F, T, D] of the image prompt, of zeros where ``keep`` [B] is 0."""
+        pipeline, keep = self.pipeline[0], keep.view(-1, 1, 1, 1)
+        if encoded.image is not None:
+            return pipeline.unet.resampler(encoded.image * keep.to(encoded.image.dtype))
+        if encoded.image_tokens is None:
+            raise ValueError("image and image_tokens are None: give one of them")
+        none = tokens_without_image(pipeline)
+        return torch.where(keep > 0, encoded.image_tokens.to(none.dtype), none)
+
+
+@torch.no_grad()
+def encode_in_parts(vae: Any, images: Tensor, size: int) -> Tensor:
+    """Encode RGB images [..., 3, H, W] to scaled latents [..., C, h, w], ``size`` pictures at a time.
+
+    The VAE's feature maps are the largest of all networks: of 160 pictures of 256 x 256, a clip's and its input's, one
+    map takes 5 GiB in float32.
+    """
+    parts = [encoders.encode_latents(vae, part) for part in images.flatten(0, -4).split(size)]
+    return torch.cat(parts).unflatten(0, images.shape[:-3])

@@ -6,86 +6,87 @@ ImageDream; ``stage=motion`` is the paper's training: motion layers alone, on cl
 
 import contextlib
 import dataclasses
-import math
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fourdiffusion.datasets.curation.settings import TEST_SETS
-from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate, open_clips
-from fourdiffusion.diffusion import encoders, precompute
-from fourdiffusion.diffusion.generation import generate_views
-from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline
-from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective, TowersObjective
+from fourdiffusion.datasets.sampling import Batch, ClipSamples
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
-from fourdiffusion.diffusion.settings import architecture
-from fourdiffusion.errors import UserError
-from fourdiffusion.files import save_tensors
-from fourdiffusion.media.write import contact_sheet, write_image
-from fourdiffusion.metrics.lpips import load_lpips
 from fourdiffusion.runs import (
+    Interruption,
     append_log,
     deferred_signals,
-    load_checkpoint,
     lock_folder,
     open_run,
-    optimizer_tensors,
-    restore_optimizer,
     save_checkpoint,
     terminable,
     trim_log,
 )
 from fourdiffusion.tracking import check_trackers, trackers
-from fourdiffusion.train.settings import STAGES, TrainConfig
+from fourdiffusion.train.export import export
+from fourdiffusion.train.health import LossWatch, Meter, check_gradients, check_loss, check_rise
+from fourdiffusion.train.settings import TrainConfig
+from fourdiffusion.train.setup import (
+    Objective,
+    check,
+    check_settings,
+    make_accelerator,
+    make_loader,
+    make_objective,
+    make_optimizer,
+    make_pipeline,
+    open_data,
+    place,
+)
+from fourdiffusion.train.state import Training, checkpoint_tensors, keep_checkpoints, restore_scaler, resume
 from fourdiffusion.train.step import (
-    clip_inputs,
-    diffusion_inputs,
     ema_decay,
     learning_rate_factor,
     micro_batch_size,
-    micro_batches,
-    vae_inputs,
+    objective_inputs,
+    trained_names,
 )
+from fourdiffusion.train.validation import validate
 
-FREE = {
+FREE = {  # settings with which the result is the same
     "max_steps",
+    "max_loss_rise",
     "log_every",
     "checkpoint_every",
     "checkpoint_minutes",
     "keep_every",
+    "keep_last",
+    "keep_best",
     "validation_every",
+    "validation_clips",
     "trackers",
 }
-FREE |= {"num_workers", "cpu", "micro_batch_size", "gradient_checkpointing", "data.cache_mib"}  # the result is the same
-Objective = AutoencoderObjective | TowersObjective | DiffusionObjective
+FREE |= {"num_workers", "cpu", "micro_batch_size", "gradient_checkpointing", "compile", "vae_batch_size"}
+FREE |= {"data.cache_mib"}
 
 
 def train(config: TrainConfig) -> None:
     """Train one stage until ``max_steps``; run again, it resumes from the last checkpoint, bit for bit on CPU."""
-    if config.stage not in STAGES:
-        raise UserError(f"stage={config.stage} is none of {', '.join(STAGES)}")
     check_trackers(config.trackers)
-    output, accelerator = Path(config.output), _accelerator(config)
-    main = accelerator.is_main_process
-    motion = config.stage == "motion"
-    data = ClipSamples(config.data, config.data.num_frames if motion else 1, config.seed, config.batch_size, motion)
-    pipeline = _pipeline(config, data)
-    _check(config, pipeline, data, accelerator.num_processes)
-    objective = _objective(config, pipeline)
+    accelerator = make_accelerator(config)
+    check_settings(config, accelerator.num_processes)
+    output, main = Path(config.output), accelerator.is_main_process
+    data = open_data(config)
+    pipeline = make_pipeline(config, data)
+    check(config, pipeline, data, accelerator.num_processes)
+    objective = make_objective(config, pipeline)
     with terminable(), lock_folder(output) if main else contextlib.nullcontext():
         if main:
             open_run(output, config, FREE)
         accelerator.wait_for_everyone()
         optimize(config, accelerator, pipeline, objective, data)
         if main:
-            _export(config, pipeline, data, output / "model")
+            export(config, pipeline, data, output)
             tqdm.write(f"weights (moving average): {output / 'model'}")
     accelerator.end_training()
 
@@ -98,318 +99,104 @@ def optimize(
     data: ClipSamples,
 ) -> None:
     """Run the steps from the last checkpoint to ``max_steps``; leave the moving average in the networks."""
-    output, device, main = Path(config.output), accelerator.device, accelerator.is_main_process
-    rank, num_processes = accelerator.process_index, accelerator.num_processes
-    parameters = [p for p in objective.trainable.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay)
-    start = _resume(output, objective, optimizer)
+    output, main = Path(config.output), accelerator.is_main_process
+    training, start = prepare(config, accelerator, pipeline, objective)
     if main:
-        trim_log(output, start.step)
-    ema = {name: value.to(device, copy=True) for name, value in start.ema.items()}
-    _place(config, pipeline, objective, device)
-    model, optimizer = accelerator.prepare(objective, optimizer)
-    accumulation = config.batch_size // (micro_batch_size(config, num_processes) * num_processes)
-    batches = iter(
-        DataLoader(
-            data,
-            batch_sampler=micro_batches(config, start.step, rank, num_processes),
-            num_workers=config.num_workers,
-            collate_fn=collate,
-        )
-    )
-    bar = tqdm(
-        range(start.step, config.max_steps), f"train {config.stage}", config.max_steps, start.step, disable=not main
-    )
-    began = saved = time.monotonic()
-    skipped: set[str] = set()  # clips that could not be read, each with its reason
-    names = config.trackers if main else []
+        trim_log(output, start)
+    batches = iter(make_loader(config, data, start, accelerator.process_index, accelerator.num_processes))
+    bar = tqdm(range(start, config.max_steps), f"train {config.stage}", config.max_steps, start, disable=not main)
+    meter, watch, saved = Meter(), LossWatch(), time.monotonic()
     with (
         deferred_signals() as interrupted,
-        trackers(names, output, start.step, dataclasses.asdict(config)) as track,
+        trackers(config.trackers if main else [], output, start, dataclasses.asdict(config)) as track,
     ):
         for step in bar:
             rate = config.learning_rate * learning_rate_factor(config, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            sums: dict[str, Tensor] = {}
-            for micro in range(accumulation):
-                batch = next(batches)
-                for reason in batch.skipped:
-                    if reason not in skipped:
-                        tqdm.write(f"skipped: {reason}")
-                skipped.update(batch.skipped)
-                inputs = _inputs(config, pipeline, batch, step, device)
-                last = micro == accumulation - 1
-                with contextlib.nullcontext() if last else accelerator.no_sync(model):
-                    with accelerator.autocast():
-                        terms = {name: value / accumulation for name, value in model(*inputs).items()}
-                    loss = torch.stack(list(terms.values())).sum()
-                    if not bool(loss.isfinite()):
-                        raise UserError(_diverged(config, step, terms))
-                    accelerator.backward(loss)
-                for name, value in terms.items():
-                    sums[name] = sums.get(name, 0) + value.detach()
-            norm = accelerator.clip_grad_norm_(parameters, config.max_grad_norm)
-            if accelerator.scaler is None and not math.isfinite(norm):  # fp16's scaler skips such steps itself
-                raise UserError(f"the gradient's norm is {float(norm)} at step {step}: lower learning_rate")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            trained = objective.trainable.state_dict()
-            torch._foreach_lerp_([ema[name] for name in trained], list(trained.values()), 1 - ema_decay(config, step))
-
-            done, now = step + 1, time.monotonic()
+            terms, norm = update(training, batches, step, rate, meter)
+            check_rise(config, step, watch, float(sum(terms.values())))
+            done, line = step + 1, {}
             if done % config.log_every == 0 or done == config.max_steps:
-                means = {name: float(accelerator.reduce(value, "mean")) for name, value in sums.items()}
-                line = {"loss": sum(means.values()), "grad_norm": float(norm), **means, "lr": rate}
-                line |= {"skipped": len(skipped)} if skipped else {}
-                if main:
-                    bar.set_postfix(loss=f"{line['loss']:.4f}")
-                    append_log(output, {"step": done, **line, "seconds": round(now - began, 2)})
-                    track(line, done)
-            stopping = main and interrupted()  # the other processes go on until they are stopped
-            due = 0 < config.checkpoint_minutes <= (now - saved) / 60
-            if main and (due or done % config.checkpoint_every == 0 or done == config.max_steps or stopping):
-                save_checkpoint(output, "train", _state(objective, optimizer, ema), done)
-                saved = now
-            if main and config.keep_every and done % config.keep_every == 0:
-                kept = _state(objective, optimizer, ema)
-                save_tensors(output / "kept" / f"{done:06d}.safetensors", kept, {"step": done})
+                means = {name: float(accelerator.reduce(value, "mean")) for name, value in terms.items()}
+                line = {"loss": sum(means.values()), "grad_norm": norm, **means, "lr": rate}
+                line |= meter.read(accelerator.device)
+                bar.set_postfix(loss=f"{line['loss']:.4f}")
+            if config.validation_every and done % config.validation_every == 0:
+                line |= validate(training, done)
+            if main and line:
+                append_log(output, {"step": done, **line})
+                track(line, done)
+            stopping = stop_together(accelerator, interrupted)
+            if main:
+                keep_checkpoints(training, done, line.get("validation_loss"))
+                due = 0 < config.checkpoint_minutes <= (time.monotonic() - saved) / 60
+                if due or done % config.checkpoint_every == 0 or done == config.max_steps or stopping:
+                    save_checkpoint(output, "train", checkpoint_tensors(training), done)
+                    saved = time.monotonic()
             if stopping:
+                accelerator.wait_for_everyone()  # a process that ends stops the others, also while they save
                 interrupted.leave()
-            if main and config.validation_every and done % config.validation_every == 0:
-                with _weights(objective, ema):
-                    _sample(config, pipeline, output / f"sample_{done:06d}.png")
-            accelerator.wait_for_everyone()
-    objective.trainable.load_state_dict(ema)
+    objective.trainable.load_state_dict(training.ema)
 
 
-def _diverged(config: TrainConfig, step: int, terms: dict[str, Tensor]) -> str:
-    """Return the message for a loss that is not finite; it names the first term that is not."""
-    name, value = next((n, v) for n, v in terms.items() if not bool(v.isfinite()))
-    return (
-        f"the loss is {value.item()} at step {step} (term {name}): lower learning_rate; "
-        f"{config.output} holds the last checkpoint"
-    )
+def update(
+    training: Training, batches: Iterator[Batch], step: int, rate: float, meter: Meter
+) -> tuple[dict[str, Tensor], float]:
+    """Take one optimizer step. Return the loss terms of this process's samples, and the gradient's norm."""
+    config, accelerator, optimizer = training.config, training.accelerator, training.optimizer
+    began = time.monotonic()
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    sums: dict[str, Tensor] = {}
+    for micro in range(training.accumulation):
+        batch = meter.timed(batches)
+        meter.note_skipped(batch.skipped)
+        inputs = objective_inputs(config, training.pipeline, batch, step, accelerator.device)
+        last = micro == training.accumulation - 1
+        with contextlib.nullcontext() if last else accelerator.no_sync(training.model):
+            with accelerator.autocast():
+                terms = {name: value / training.accumulation for name, value in training.model(*inputs).items()}
+            check_loss(config, step, terms)
+            loss = torch.stack(list(terms.values())).sum()
+            accelerator.backward(loss)
+        for name, value in terms.items():
+            sums[name] = sums.get(name, 0) + value.detach()
+
+    trained = trained_names(config, step, training.parameters)
+    for name in training.parameters.keys() - set(trained):
+        training.parameters[name].grad = None  # the optimizer skips it
+    norm = float(accelerator.clip_grad_norm_(list(training.parameters.values()), config.max_grad_norm))
+    check_gradients(step, {name: training.parameters[name] for name in trained}, norm, accelerator.scaler is not None)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+    weights, ema = training.objective.trainable.state_dict(), training.ema
+    torch._foreach_lerp_([ema[name] for name in weights], list(weights.values()), 1 - ema_decay(config, step))
+    meter.clips += config.batch_size
+    meter.busy += time.monotonic() - began
+    return sums, norm
 
 
-def _place(config: TrainConfig, pipeline: FourDiffusionPipeline, objective: Objective, device: torch.device) -> None:
-    """Move the networks to the device, the frozen ones to their type."""
-    idle = _idle(config, pipeline)
-    for module in pipeline.components.values():
-        if isinstance(module, torch.nn.Module) and not any(module is each for each in idle):
-            module.to(device)
-    frozen = DTYPES[config.frozen_dtype]
-    for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder):
-        if not any(parameter.requires_grad for parameter in module.parameters()):
-            module.to(frozen)
-    for module in (pipeline.unet, pipeline.vae):
-        module.to(memory_format=torch.channels_last)  # convolutions run a quarter faster on CPU and in half precision
-    objective.to(device)
-    if config.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
+def prepare(
+    config: TrainConfig, accelerator: Accelerator, pipeline: FourDiffusionPipeline, objective: Objective
+) -> tuple[Training, int]:
+    """Return the run at its last checkpoint, on its device, and the step that comes next."""
+    parameters = {name: p for name, p in objective.trainable.named_parameters() if p.requires_grad}
+    optimizer = make_optimizer(config, list(parameters.values()), accelerator.device)
+    start, tensors = resume(Path(config.output), objective, optimizer)
+    names = objective.trainable.state_dict()
+    ema = {name: tensors[f"ema.{name}"].to(accelerator.device, copy=True) for name in names}
+    place(config, pipeline, objective, accelerator.device)
+    model, prepared = accelerator.prepare(objective, optimizer)
+    restore_scaler(accelerator.scaler, tensors)
+    num_processes = accelerator.num_processes
+    accumulation = config.batch_size // (micro_batch_size(config, num_processes) * num_processes)
+    return Training(config, accelerator, pipeline, objective, model, prepared, ema, parameters, accumulation), start
 
 
-def _idle(config: TrainConfig, pipeline: FourDiffusionPipeline) -> list[torch.nn.Module]:
-    """The encoders that cached tensors stand in for: they stay on the CPU but for validation pictures."""
-    if not config.data.latents:
-        return []
-    return [pipeline.vae, *([pipeline.text_encoder, pipeline.image_encoder] if config.stage == "motion" else [])]
-
-
-@dataclass
-class _State:
-    step: int
-    ema: dict[str, Tensor]
-
-
-def _accelerator(config: TrainConfig) -> Accelerator:
-    """The processes that train. UserError for a precision that cannot be had here."""
-    try:
-        return Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision)
-    except ValueError as error:
-        raise UserError(f"mixed_precision={config.mixed_precision}: {error}") from error
-
-
-def _check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSamples, num_processes: int) -> None:
-    """UserError where clips, model and settings do not fit together: known before there is a run folder."""
-    for name in ("batch_size", "log_every", "checkpoint_every"):
-        if getattr(config, name) < 1:
-            raise UserError(f"{name}={getattr(config, name)}: give at least 1")
-    try:
-        micro_batch_size(config, num_processes)
-    except ValueError as error:
-        raise UserError(f"{error}: choose sizes that do") from error
-    if config.frozen_dtype not in DTYPES:
-        raise UserError(f"frozen_dtype={config.frozen_dtype} is none of {', '.join(DTYPES)}")
-    if (config.frozen_dtype == "float32") != (config.mixed_precision == "no") and config.frozen_dtype != "float32":
-        raise UserError(
-            f"frozen_dtype={config.frozen_dtype} computes in half precision: set mixed_precision=bf16 (or fp16) too"
-        )
-    if config.timestep_shift <= 0:
-        raise UserError(f"timestep_shift={config.timestep_shift}: give a number above 0; 1 is uniform")
-    if config.model.dtype != "float32":
-        raise UserError(f"model.dtype={config.model.dtype}: training keeps float32 weights, set mixed_precision=bf16")
-    longest = pipeline.motion.config.max_frames
-    if config.stage == "motion" and config.data.num_frames > longest:
-        raise UserError(f"data.num_frames={config.data.num_frames}: the motion layers know {longest} frames at most")
-    if config.stage == "clip" and config.batch_size < 2:
-        raise UserError(f"batch_size={config.batch_size}: stage=clip tells captions apart, give at least 2")
-    if config.validation_every and config.stage == "clip":
-        raise UserError("stage=clip has no pictures to show: set validation_every=0")
-    if config.validation_every and config.validation_data is not None:
-        open_clips(config.validation_data)
-    halvings = len(pipeline.vae.config.block_out_channels) - 1
-    halvings += len(pipeline.unet.config.channels) - 1 if config.stage != "vae" else 0
-    _ = data[0, 0]  # what is wrong with all clips is known here
-    height, width = data.picture_size
-    if config.data.latents:
-        _check_latents(config, pipeline, data)
-    if height % 2**halvings or width % 2**halvings:
-        raise UserError(
-            f"{config.data.path} holds clips of {width} x {height} pixels: this model needs multiples of {2**halvings}"
-        )
-
-
-def _check_latents(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSamples) -> None:
-    """UserError where cached tensors are of no use to the stage, or were made by other weights."""
-    if config.stage not in ("base", "motion"):
-        raise UserError(f"data.latents=true, and stage={config.stage} trains on pictures: set data.latents=false")
-    names = precompute.NAMES if config.stage == "motion" else (precompute.LATENTS,)
-    for name, digest in precompute.encoder_digests(pipeline, names).items():
-        if data.source.encoders.get(name) != digest:
-            raise UserError(
-                f"data.latents=true: the {name} in {config.data.path} were made by other weights than those in "
-                f"model.path={config.model.path}: pack the clips with this model, or set data.latents=false"
-            )
-
-
-def _pipeline(config: TrainConfig, data: ClipSamples) -> FourDiffusionPipeline:
-    if config.model.path is not None:
-        return load_pipeline(config.model.path)
-    if config.stage == "motion":
-        raise UserError("stage=motion needs a trained base: set model.path to its pipeline folder")
-    captions = [data.source.caption(number) for number in range(len(data.source))]
-    if config.stage == "base":
-        tqdm.write("model.path=null: VAE and towers are untrained; set it to what the stages vae and clip made")
-    try:
-        sizes = architecture(config.model)
-        tokenizer = encoders.train_tokenizer(captions, sizes.vocab_size, sizes.text_length)
-        return fresh_pipeline(config.model, tokenizer, config.seed)
-    except ValueError as error:
-        raise UserError(f"model: {error}") from error
-
-
-def _objective(config: TrainConfig, pipeline: FourDiffusionPipeline) -> Objective:
-    if config.stage == "vae":
-        lpips = None
-        if config.lpips_weight:
-            lpips = load_lpips(config.lpips_weights, "squeeze")
-            if lpips is None:
-                raise UserError(
-                    f"lpips_weight={config.lpips_weight:g} needs SqueezeNet 1.1 and LPIPS' heads, which are not in "
-                    f"{config.lpips_weights or 'the caches of torch and lpips'}: set lpips_weights to their folder"
-                )
-        return AutoencoderObjective(pipeline, config.kl_weight, config.lpips_weight, lpips)
-    if config.stage == "clip":
-        return TowersObjective(pipeline)
-    stage: Literal["base", "motion"] = "base" if config.stage == "base" else "motion"
-    return DiffusionObjective(
-        pipeline, stage, config.cond_drop_prob, config.text_drop_prob, config.cond_drop_camera, config.min_snr_gamma
-    )
-
-
-def _inputs(
-    config: TrainConfig, pipeline: FourDiffusionPipeline, batch: Batch, step: int, device: torch.device
-) -> tuple[object, ...]:
-    """Return the objective's arguments on the device: the batch and everything random about this step."""
-    if config.stage == "vae":
-        values: tuple[object, ...] = vae_inputs(config, pipeline.vae, batch, step)
-    elif config.stage == "clip":
-        values = clip_inputs(config, batch, step)
-    else:
-        levels = pipeline.scheduler.config.num_train_timesteps
-        values = diffusion_inputs(config, pipeline.vae, levels, batch, step)
-    return tuple(value.to(device) if isinstance(value, Tensor) else value for value in values)
-
-
-def _state(objective: Objective, optimizer: torch.optim.Optimizer, ema: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return everything that a checkpoint holds: trained weights, their moving average, optimizer."""
-    tensors = {f"weights.{name}": value for name, value in objective.trainable.state_dict().items()}
-    tensors |= {f"ema.{name}": value for name, value in ema.items()}
-    return tensors | optimizer_tensors(getattr(optimizer, "optimizer", optimizer))
-
-
-def _resume(output: Path, objective: Objective, optimizer: torch.optim.Optimizer) -> _State:
-    """Restore the last checkpoint and return its step and moving average; a fresh start where there is none."""
-    fresh = objective.trainable.state_dict()
-    expected = {f"{prefix}.{name}": value for prefix in ("weights", "ema") for name, value in fresh.items()}
-    found = load_checkpoint(output, "train", expected, tqdm.write)
-    if found is None:
-        return _State(0, fresh)
-    tensors, step = found
-    objective.trainable.load_state_dict({name: tensors[f"weights.{name}"] for name in fresh})
-    restore_optimizer(optimizer, tensors)
-    return _State(step, {name: tensors[f"ema.{name}"] for name in fresh})
-
-
-@contextlib.contextmanager
-def _weights(objective: Objective, ema: dict[str, Tensor]):  # type: ignore[no-untyped-def]
-    """The moving average in place of the trained weights, for as long as the block lasts."""
-    trained = {name: value.clone() for name, value in objective.trainable.state_dict().items()}
-    objective.trainable.load_state_dict(ema)
-    try:
-        yield
-    finally:
-        objective.trainable.load_state_dict(trained)
-
-
-@torch.no_grad()
-def _sample(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) -> None:
-    """A picture of what the model makes of the first clip: truth above, model below."""
-    frames = config.data.num_frames if config.stage == "motion" else 1
-    path = config.validation_data or config.data.path
-    held_out = dataclasses.replace(config.data, path=path, latents=False, augment=False, allow_test_sets=[*TEST_SETS])
-    samples = ClipSamples(held_out, frames, 0)
-    batch = collate([samples[0, number] for number in range(1 if config.stage == "motion" else 4)])
-    device = pipeline.unet.device
-    for module in _idle(config, pipeline):
-        module.to(device)
-    rows = []
-    if config.stage == "vae":
-        images = batch.target.flatten(0, 2)[:16]
-        decoded = encoders.decode_latents(pipeline.vae, encoders.encode_latents(pipeline.vae, images.to(device)))
-        rows = [images, decoded.cpu()]
-    else:
-        for i in range(batch.target.shape[0]):
-            settings = dataclasses.replace(
-                pipeline.generation_config,
-                image_size=batch.input.shape[-1],
-                num_inference_steps=config.validation_num_inference_steps,
-                guidance_scale=config.validation_guidance_scale,
-                negative_prompt="",
-            )
-            views = generate_views(
-                pipeline,
-                batch.input[i],
-                batch.captions[i],
-                c2w=batch.c2w[i],
-                settings=settings,
-                generator=torch.Generator().manual_seed(i),
-                use_motion=config.stage == "motion",
-            )
-            images = views.transpose(0, 1)  # [F, V, 3, H, W]
-            for f in range(0, frames, 2):
-                rows += [torch.cat([batch.input[i, f : f + 1], x[f]]) for x in (batch.target[i], images)]
-    for module in _idle(config, pipeline):
-        module.to("cpu")
-    write_image(path, contact_sheet(torch.stack(rows)))
-
-
-def _export(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSamples, folder: Path) -> None:
-    """The whole model as a diffusers folder; after stage=vae with the latents' scale measured on the data."""
-    if config.stage == "vae":
-        with torch.no_grad():
-            images = torch.cat([data[0, number].target.flatten(0, 1) for number in range(64)])
-            z = pipeline.vae.encode(images.to(pipeline.vae.device) * 2 - 1).latent_dist.mean
-        pipeline.vae.register_to_config(scaling_factor=round(1 / z.std().item(), 5))
-    pipeline.save_whole(folder)
+def stop_together(accelerator: Accelerator, interrupted: Interruption) -> bool:
+    """Return whether a signal came to any of the processes; then all leave after this step, once it is saved."""
+    if accelerator.num_processes > 1:
+        number = torch.tensor(float(interrupted.signal_number or 0), device=accelerator.device)
+        found = int(accelerator.gather(number[None]).max())
+        interrupted.signal_number = found or None
+    return interrupted()

@@ -6,13 +6,14 @@ Every sample of the global batch has a random stream of its own, ``stream(seed, 
 therefore the same for one process that accumulates gradients and for several that share the batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
 from fourdiffusion.datasets.sampling import Batch
+from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.randomness import stream
 from fourdiffusion.train.settings import TrainConfig
 
@@ -22,6 +23,16 @@ def learning_rate_factor(config: TrainConfig, step: int) -> float:
     up = (step + 1) / max(config.lr_warmup_steps, 1)
     down = (config.max_steps - step) / max(config.lr_decay_steps, 1)
     return min(1.0, up, down)
+
+
+def trained_names(config: TrainConfig, step: int, names: Iterable[str]) -> list[str]:
+    """Return which of the trained tensors a step changes: in the first ``projection_steps`` the projections alone.
+
+    Motion layers from another base model know how things move, not what this base's features mean: first the linear
+    layers between the two are fitted, then everything (``init_motion``).
+    """
+    first = step < config.projection_steps
+    return [name for name in names if not first or {"proj_in", "proj_out"} & set(name.split("."))]
 
 
 def ema_decay(config: TrainConfig, step: int) -> float:
@@ -90,11 +101,11 @@ def clip_inputs(config: TrainConfig, batch: Batch, step: int) -> tuple[Tensor, l
 
 def diffusion_inputs(
     config: TrainConfig, vae: AutoencoderKL, num_train_timesteps: int, batch: Batch, step: int
-) -> tuple[Tensor | list[str] | None, ...]:
-    """Return the arguments of DiffusionObjective: the batch, its noise levels, noise and dropout draws, its cache."""
+) -> tuple[Tensor, Tensor, Tensor, list[str], Tensor, Tensor, Tensor, None, dict[str, Tensor]]:
+    """Return DiffusionObjective's arguments: the batch, its noise levels, noise, dropout draws and cached tensors."""
     frames, views, _, height, width = batch.target.shape[1:]
-    cached = [batch.cached.get(name) for name in ("latents", "given_latents", "image_tokens", "text")]
-    shape = (frames, views, *latent_shape(vae, height, width)) if cached[0] is None else cached[0].shape[1:]
+    cached = batch.cached.get("latents")
+    shape = (frames, views, *latent_shape(vae, height, width)) if cached is None else cached.shape[1:]
     noise, dropout = [], []
     for sample in batch.samples:
         generator = stream(config.seed + 1, sample, step)
@@ -102,4 +113,24 @@ def diffusion_inputs(
         dropout.append(torch.rand(2, generator=generator))
     timestep = draw_timesteps(config, step, batch.samples, num_train_timesteps)
     drawn = timestep, torch.stack(noise), torch.stack(dropout)
-    return batch.target, batch.input, batch.c2w, batch.captions, *drawn, *cached
+    return batch.target, batch.input, batch.c2w, batch.captions, *drawn, None, batch.cached
+
+
+def objective_inputs(
+    config: TrainConfig, pipeline: FourDiffusionPipeline, batch: Batch, step: int, device: torch.device
+) -> tuple[object, ...]:
+    """Return the objective's arguments on the device: the batch and everything random about this step."""
+    if config.stage == "vae":
+        values: tuple[object, ...] = vae_inputs(config, pipeline.vae, batch, step)
+    elif config.stage == "clip":
+        values = clip_inputs(config, batch, step)
+    else:
+        levels = pipeline.scheduler.config.num_train_timesteps
+        values = diffusion_inputs(config, pipeline.vae, levels, batch, step)
+    return tuple(_to(value, device) for value in values)
+
+
+def _to(value: object, device: torch.device) -> object:
+    if isinstance(value, dict):
+        return {name: tensor.to(device) for name, tensor in value.items()}
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -22,7 +22,7 @@ manifest=()
 fourdiffusion data render assets="$output/assets.txt" "${manifest[@]}" output="$output/clips" engine=opengl \
     width=128 height=128 num_views=8 num_random_views=4 num_frames=16 animations=longest part=whole
 fourdiffusion data curate clips="$output/clips" output="$output/curated"
-fourdiffusion data pack clips="$output/clips" ids="$output/curated/keep.txt" output="$output/shards" clips_per_shard=4
+fourdiffusion data pack clips="$output/clips" manifest="$output/curated/manifest.parquet" output="$output/shards" clips_per_shard=4
 fourdiffusion train stage=motion model.path=data/models/tiny data.path="$output/shards" data.num_frames=4 \
     data.frame_stride=4 output="$output/train" max_steps=3 batch_size=2 micro_batch_size=1 cpu=true trackers=[] \
     validation_every=0 checkpoint_every=3

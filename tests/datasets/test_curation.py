@@ -21,9 +21,12 @@ from fourdiffusion.datasets.curation.decide import decide
 from fourdiffusion.datasets.curation.manifest import read_manifest
 from fourdiffusion.datasets.curation.settings import CurateConfig
 from fourdiffusion.datasets.curation.test_sets import shipped_ids
+from fourdiffusion.datasets.shards.reader import ShardSet
 from fourdiffusion.errors import UserError
 from fourdiffusion.prepare import curate as verb
 from fourdiffusion.prepare.curate import curate
+from fourdiffusion.prepare.pack import pack
+from fourdiffusion.prepare.settings import PackConfig
 
 pytest.importorskip("pyarrow")
 TEST = shipped_ids("consistent4d")[0]
@@ -232,3 +235,19 @@ def test_a_switch_on_the_page_changes_the_manifest(server: ThreadingHTTPServer, 
         assert shown.locator("article").count() == 2
         browser.close()
     assert problems == []
+
+
+def test_pack_takes_the_kept_clips_with_the_manifests_captions(clips: Path) -> None:
+    (clips / "captions.csv").write_text("moves,a disk that chews\n")
+    curate(settings(clips, captions=str(clips / "captions.csv")))
+    config = PackConfig(
+        str(clips / "clips"), str(clips / "shards"), manifest=str(clips / "curated" / "manifest.parquet")
+    )
+    pack(config)
+    shards = ShardSet(str(clips / "shards"))
+    assert shards.names == ["moves"]
+    packed = shards.open(0)
+    assert (packed.caption, packed.license, packed.author) == ("a disk that chews", "CC0-1.0", "Ada")
+    config.ids = "ids.txt"
+    with pytest.raises(UserError, match="give one of them"):
+        pack(config)

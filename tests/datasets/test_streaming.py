@@ -2,6 +2,7 @@
 
 import importlib.util
 import io
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,6 @@ import pytest
 import torch
 from PIL import Image
 from tiny_model import FRAMES, write_clips
-from torch.utils.data import DataLoader
 
 from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import ClipFiles
@@ -25,8 +25,9 @@ from fourdiffusion.datasets.shards.writer import PackedClip, write_shard
 from fourdiffusion.errors import UserError
 from fourdiffusion.prepare.pack import pack
 from fourdiffusion.prepare.settings import PackConfig
+from fourdiffusion.train.health import Meter
 from fourdiffusion.train.settings import TrainConfig
-from fourdiffusion.train.step import micro_batches
+from fourdiffusion.train.setup import make_loader, open_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -43,8 +44,6 @@ def one_picture_clip(k: int) -> PackedClip:
 
 
 def write_index(folder: Path, tables: list[dict]) -> None:
-    import json
-
     shards = [{"name": table["name"], "clips": [entry["uid"] for entry in table["clips"]]} for table in tables]
     content = {"format": reader.FORMAT, "frames": "png", "shards": shards, "encoders": {}, "skipped": []}
     (folder / "index.json").write_text(json.dumps(content))
@@ -65,10 +64,10 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batches(path: Path, start: int, steps: int, rank: int = 0, ranks: int = 1, workers: int = 0) -> Iterator[Batch]:
     """What one process of a training run reads from step ``start`` on."""
     data = DataConfig(str(path), num_views=1, num_frames=1)
-    config = TrainConfig(batch_size=BATCH, micro_batch_size=2, max_steps=steps, num_workers=workers, data=data)
-    samples = ClipSamples(data, 1, config.seed, config.batch_size)
-    order = micro_batches(config, start, rank, ranks)
-    return iter(DataLoader(samples, batch_sampler=order, num_workers=workers, collate_fn=collate))
+    config = TrainConfig(
+        stage="base", batch_size=BATCH, micro_batch_size=2, max_steps=steps, num_workers=workers, data=data
+    )
+    return iter(make_loader(config, open_data(config), start, rank, ranks))
 
 
 def test_two_ranks_with_two_workers_read_each_clip_once_an_epoch(many: Path) -> None:
@@ -111,6 +110,16 @@ def test_five_broken_clips_are_skipped_and_named(many: Path, tmp_path: Path) -> 
     assert named == [f"clip-{k:04d}" for k in broken]
     assert all("not a readable image" in reason and ".png" in reason for reason in skipped)
     assert sum(seen.values()) == MANY and not set(named) & set(seen) and len(seen) == MANY - 5
+
+
+def test_a_run_names_each_skipped_clip_once(capsys: pytest.CaptureFixture[str]) -> None:
+    meter = Meter()
+    assert "skipped" not in meter.read(torch.device("cpu"))
+    for reasons in (["a: broken", "b: broken"], [], ["a: broken"]):
+        meter.note_skipped(reasons)
+    assert meter.read(torch.device("cpu"))["skipped"] == 2
+    written = capsys.readouterr()
+    assert (written.out + written.err).splitlines() == ["skipped: a: broken", "skipped: b: broken"]
 
 
 def test_a_set_of_which_nothing_can_be_used_ends_the_run_with_the_reason(many: Path) -> None:
@@ -202,4 +211,4 @@ def test_shards_are_read_over_http(both: tuple[Path, Path], monkeypatch: pytest.
         server.shutdown()
     monkeypatch.setattr(storage, "PAUSE_S", 0.01)
     with pytest.raises(UserError, match="cannot be read .* tried 4 times"):
-        ClipSamples(DataConfig(f"{url}/"), 1, 0, 1)
+        ClipSamples(DataConfig("http://127.0.0.1:9/shards"), 1, 0, 1)  # where nobody answers

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def assets(folder: Path, count: int) -> Path:
+    folder.mkdir()
     for k in range(count):
         swinging_box(folder / f"box{k}.glb")
     return folder

@@ -120,10 +120,10 @@ def test_a_stage_learns_one_batch(base: Path, clips: Path, tmp_path: Path, stage
     """The same batch and noise at each step: the loss falls, as it cannot with a gradient of the wrong sign."""
     from fourdiffusion.train import loop
 
-    draw = loop._inputs
+    draw = loop.objective_inputs
     monkeypatch.setattr(
         loop,
-        "_inputs",
+        "objective_inputs",
         lambda config, pipeline, batch, step, device: draw(config, pipeline, first.setdefault(0, batch), 0, device),
     )
     first: dict[int, Batch] = {}
