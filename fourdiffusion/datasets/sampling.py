@@ -6,7 +6,7 @@ every clip once, in an order drawn from (seed, epoch).
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -17,6 +17,8 @@ from torch.utils.data import Dataset
 
 from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import Clip, ClipFiles, list_clips, open_clip, read_caption
+from fourdiffusion.datasets.curation.settings import check_test_sets
+from fourdiffusion.datasets.curation.test_sets import TestObjectError, check_contamination
 from fourdiffusion.datasets.pictures import on_white
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.datasets.shards.reader import CachedTensors, ShardSet
@@ -131,6 +133,8 @@ class ClipSamples(Dataset[Sample]):
         self.config, self.num_frames, self.seed, self.batch_size = config, num_frames, seed, batch_size
         self.with_embeddings = with_embeddings
         self.source = open_clips(config.path)
+        check_test_sets(config.allow_test_sets)
+        self._check_contamination(self.source.names)
         if config.latents and not self.source.encoders:
             raise UserError(
                 f"data.latents=true, but {config.path} holds no cached latents: make them with "
@@ -165,6 +169,8 @@ class ClipSamples(Dataset[Sample]):
             clip_number = self._draw_clip(generator, step, number, attempt)
             try:
                 sample = self._sample(clip_number, number, generator)
+            except TestObjectError:
+                raise  # no fault of a clip that another one may stand in for
             except UserError as error:
                 skipped.append(f"{self.source.names[clip_number]}: {error}")
                 continue
@@ -236,11 +242,16 @@ class ClipSamples(Dataset[Sample]):
 
     def _open(self, number: int) -> ClipFiles:
         if number not in self.clips:
-            self.clips[number] = self.source.open(number)
+            clip = self.source.open(number)
+            self._check_contamination([clip.source])
+            self.clips[number] = clip
         self.clips.move_to_end(number)
         while len(self.clips) > KEPT_CLIPS:
             self.clips.popitem(last=False)
         return self.clips[number]
+
+    def _check_contamination(self, names: Iterable[str]) -> None:
+        check_contamination(names, self.config.allow_test_sets, "data.allow_test_sets")
 
     def _read(self, number: int, clip: ClipFiles, view: int, frames: range) -> Tensor:
         """Return pictures of one view composited on white: uint8 [F, 3, H, W]."""

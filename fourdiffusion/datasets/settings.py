@@ -1,6 +1,6 @@
 """Settings of the training data. This module imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass
@@ -14,3 +14,5 @@ class DataConfig:
     augment: bool = False  # mirror half of the samples, shuffle the color channels of half
     cache_mib: int = 4096  # decoded pictures kept in memory by each data loading process
     latents: bool = False  # read the shards' cached latents and embeddings in place of pictures
+    # test sets whose objects may be trained on: consistent4d | objaversedy | motion80
+    allow_test_sets: list[str] = field(default_factory=list)

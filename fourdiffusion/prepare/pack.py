@@ -1,5 +1,6 @@
 """Verb `data pack`: clips into WebDataset shards, with cached latents and embeddings where that is asked for."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -14,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fourdiffusion.datasets.clips import ClipFiles
+from fourdiffusion.datasets.curation.manifest import read_manifest
 from fourdiffusion.datasets.pictures import on_white
 from fourdiffusion.datasets.readers import open_views
 from fourdiffusion.datasets.shards.reader import FORMAT, INDEX, ShardSet, table_name
@@ -116,20 +118,35 @@ def _clips(config: PackConfig) -> list[Path]:
                 )
             found[clip.name] = clip
     found = dict(sorted(found.items()))
-    if config.ids is not None:
-        file = user_path(config.ids, "ids")
-        require_file(file, "give a text file with one clip's name a line")
-        lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
-        names = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
+    if config.ids is not None or config.manifest is not None:
+        setting, given = ("ids", config.ids) if config.ids is not None else ("manifest", config.manifest)
+        file = user_path(str(given), setting)
+        if setting == "manifest":
+            names = dict.fromkeys(_kept_captions(config))
+        else:
+            require_file(file, "give a text file with one clip's name a line")
+            lines = [line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()]
+            names = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
         if missing := [name for name in names if name not in found]:
             raise UserError(
-                f"ids={printable(file)}: {len(missing)} of its {len(names)} clips are not in {printable(root)}, the "
+                f"{setting}={printable(file)}: {len(missing)} of its {len(names)} clips are not in {printable(root)}, the "
                 f"first is {printable(missing[0])}: correct the list"
             )
         found = {name: found[name] for name in sorted(names)}
     if not found:
         raise UserError(f"clips={printable(root)}: holds no clip; make clips with `fourdiffusion data render`")
     return list(found.values())
+
+
+def _kept_captions(config: PackConfig) -> dict[str, str]:
+    """Return {clip: caption} of what the manifest keeps; {} where none is given."""
+    if config.manifest is None:
+        return {}
+    rows = read_manifest(user_path(config.manifest, "manifest"))
+    captions = {row["uid"]: row["caption"] or "" for row in rows if row["keep"]}
+    if not captions:
+        raise UserError(f"manifest={config.manifest}: keeps no clip; lower the thresholds of `data curate`")
+    return captions
 
 
 def _folders(root: Path) -> list[Path]:
@@ -142,6 +159,8 @@ def _claim(output: Path, config: PackConfig, clips: list[Path], encoders: dict[s
     wanted |= {"clips_per_shard": config.clips_per_shard, "latents": config.latents}
     wanted |= {"latents_dtype": config.latents_dtype, "encoders": encoders}
     names = "\n".join(clip.name for clip in clips)
+    captions = json.dumps(_kept_captions(config), sort_keys=True)
+    wanted |= {"captions_sha256": hashlib.sha256(captions.encode()).hexdigest()} if config.manifest else {}
     wanted |= {"num_clips": len(clips), "clips_sha256": hashlib.sha256(names.encode()).hexdigest()}
     if (output / NOTE).is_file():
         found = read_json(str(output / NOTE))
@@ -163,6 +182,8 @@ def _validate(config: PackConfig) -> None:
         raise UserError(f"frames={config.frames} is unknown; choose one of {', '.join(FRAMES)}")
     if config.quality is not None and config.frames != "webp":
         raise UserError(f"quality={config.quality} is of frames=webp, and frames={config.frames}: leave it out")
+    if config.ids is not None and config.manifest is not None:
+        raise UserError(f"manifest={config.manifest} names the clips, as ids={config.ids} does: give one of them")
     if config.latents_dtype not in DTYPES:
         raise UserError(f"latents_dtype={config.latents_dtype} is none of {', '.join(DTYPES)}")
     if config.latents and config.model.path is None:
@@ -180,9 +201,12 @@ def _packed_clips(
     bar: tqdm,
 ) -> Iterator[PackedClip]:
     """Yield the clips that can be read whole; note the others with their reasons."""
+    captions = _kept_captions(config)
     for folder in folders:
         try:
-            yield _packed(config, open_views(folder), pipeline)
+            clip = open_views(folder)
+            clip = dataclasses.replace(clip, caption=captions.get(folder.name, clip.caption))
+            yield _packed(config, clip, pipeline)
         except UserError as error:
             skipped.append({"clip": folder.name, "reason": str(error)})
             tqdm.write(f"left out: {error}")

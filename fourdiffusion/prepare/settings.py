@@ -37,6 +37,7 @@ class PackConfig:
     clips: str  # folder of clips, each in any layout that is read (docs/data.md)
     output: str  # folder of the shards; run again, it goes on where it stopped
     ids: str | None = None  # text file with one clip's folder name a line: only these
+    manifest: str | None = None  # manifest.parquet of `data curate`: its kept clips with its captions, in place of ids
     frames: str = "png"  # png: lossless | webp: lossless unless quality is given | mp4: H.264 on white, no alpha
     quality: int | None = None  # of frames=webp; null: lossless
     clips_per_shard: int = 100

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fourdiffusion.datasets.curation.settings import TEST_SETS
 from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion import encoders
@@ -51,7 +52,8 @@ def validation_samples(config: TrainConfig) -> ClipSamples:
     """Return the samples of ``validation_data``, without augmentation; item (0, i) is clip i of the validation."""
     path = config.validation_data or config.data.path
     frames = config.data.num_frames if config.stage == "motion" else 1
-    own = DataConfig(path, config.data.num_views, config.data.num_frames, config.data.frame_stride)
+    data = config.data
+    own = DataConfig(path, data.num_views, data.num_frames, data.frame_stride, allow_test_sets=[*TEST_SETS])
     return ClipSamples(own, frames, SEED)
 
 
@@ -97,7 +99,8 @@ def show(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) -> No
     """Write PATH.png of the first clip, truth above model, in stage motion a PATH.mp4 of it as well."""
     path_of_clips = config.validation_data or config.data.path
     frames = config.data.num_frames if config.stage == "motion" else 1
-    own = DataConfig(path_of_clips, config.data.num_views, config.data.num_frames, config.data.frame_stride)
+    data = config.data
+    own = DataConfig(path_of_clips, data.num_views, data.num_frames, data.frame_stride, allow_test_sets=[*TEST_SETS])
     samples = ClipSamples(own, frames, 0)
     batch = collate([samples[0, number] for number in range(1 if config.stage == "motion" else 4)])
     if config.stage == "vae":

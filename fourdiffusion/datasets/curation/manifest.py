@@ -1,0 +1,76 @@
+"""`manifest.parquet`: one row a clip with its scores, reasons and decision; and `keep.txt`, the names to
+train on, as `data pack ids=` reads them.
+
+The only module that imports pyarrow. `decisions.json` {uid: "keep" | "drop"} holds what a person decided: the manifest
+is made anew from it at every run.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from fourdiffusion.datasets.curation.scores import Scores
+from fourdiffusion.errors import UserError
+from fourdiffusion.files import write_atomic
+
+MANIFEST, KEEP, DECISIONS = "manifest.parquet", "keep.txt", "decisions.json"
+TEXTS = ("caption", "license", "author", "source", "duplicate_of", "look", "motion", "error")
+
+
+def require_pyarrow() -> None:
+    """Raise UserError where pyarrow is not installed."""
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UserError("the manifest needs pyarrow: pip install 'fourdiffusion[data]'")
+
+
+def write_manifest(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Write manifest.parquet and keep.txt; each appears whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    columns: list[tuple[str, Any]] = [
+        ("uid", pa.string()), ("folder", pa.string()), ("keep", pa.bool_()), ("decision", pa.string()),
+        ("reasons", pa.list_(pa.string())), ("test_sets", pa.list_(pa.string())),
+    ]  # fmt: skip
+    columns += [(f.name, pa.int64() if f.name == "num_frames" else pa.float64()) for f in fields(Scores)]
+    columns += [(name, pa.string()) for name in TEXTS]
+    table = pa.Table.from_pylist([{name: row.get(name) for name, _ in columns} for row in rows], pa.schema(columns))
+    write_atomic(output / MANIFEST, lambda partial: pq.write_table(table, partial))
+    text = "".join(f"{row['uid']}\n" for row in rows if row["keep"])
+    write_atomic(output / KEEP, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def read_manifest(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of a manifest.parquet; UserError where it is none."""
+    require_pyarrow()
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return pq.read_table(path).to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path} cannot be read as a manifest ({error}); run `data curate` again") from error
+
+
+def read_decisions(output: Path) -> dict[str, str]:
+    """Return what a person decided, "keep" or "drop" by uid; {} where nothing was."""
+    path = output / DECISIONS
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not valid JSON ({error}); mend it, it holds a person's decisions") from error
+    if not isinstance(found, dict) or any(value not in ("keep", "drop") for value in found.values()):
+        raise UserError(f'{path}: give an object of uid: "keep" or "drop"')
+    return found
+
+
+def write_decisions(output: Path, decisions: dict[str, str]) -> None:
+    """Write decisions.json; it appears whole or not at all."""
+    text = json.dumps(dict(sorted(decisions.items())), indent=1) + "\n"
+    write_atomic(output / DECISIONS, lambda partial: partial.write_text(text, encoding="utf-8"))

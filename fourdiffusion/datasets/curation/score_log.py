@@ -1,0 +1,114 @@
+"""Score a folder of clips: each clip once, every outcome a line of `scores.jsonl`.
+
+A line holds `uid`, `folder`, `stamp`, the fields of scores.Scores, `look` and `motion` (hashing.py), `caption`,
+`license`, `author`, `source`; or `error` instead of the scores, where the clip cannot be read.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fourdiffusion.datasets.clips import open_clip
+from fourdiffusion.datasets.curation import scores
+from fourdiffusion.datasets.curation.hashing import look_and_motion
+from fourdiffusion.datasets.curation.settings import CurateConfig
+from fourdiffusion.datasets.curation.thumbnails import write_thumbnail
+from fourdiffusion.errors import UserError
+
+LOG, THUMBNAILS = "scores.jsonl", "thumbnails"
+VERSION = 1  # of the scores: raise it where their values change
+
+
+def score_all(folders: list[Path], output: Path, config: CurateConfig) -> list[dict[str, Any]]:
+    """Return the line of every clip, in the order of ``folders``; only clips without a valid line are read.
+
+    A clip is scored again where its transforms.json has changed since, or the settings of reading have.
+    """
+    log = output / LOG
+    known = _read_log(log)
+    stamps = {folder.name: _stamp(folder, config) for folder in folders}
+    _check_unique(folders)
+    jobs = [
+        (folder, output / THUMBNAILS / f"{folder.name}.webp", stamps[folder.name], config.max_views, config.max_frames)
+        for folder in folders
+        if known.get(folder.name, {}).get("stamp") != stamps[folder.name]
+        or not (output / THUMBNAILS / f"{folder.name}.webp").exists()
+        and "error" not in known[folder.name]
+    ]
+    with tqdm(total=len(folders), initial=len(folders) - len(jobs), unit="clip", desc="curate") as bar:
+        with log.open("a", encoding="utf-8") as file:
+            for line in _run(jobs, config.num_workers):
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+                known[line["uid"]] = line
+                bar.update()
+    return [known[folder.name] | {"folder": str(folder)} for folder in folders]
+
+
+def score_one(job: tuple[Path, Path, list[Any], int, int]) -> dict[str, Any]:
+    """Return the line of one clip and write its thumbnail."""
+    folder, thumbnail, stamp, max_views, max_frames = job
+    line: dict[str, Any] = {"uid": folder.name, "stamp": stamp}
+    try:
+        clip = open_clip(folder)
+        rgba, c2w = scores.read_for_scores(clip, max_views, max_frames)
+    except UserError as error:
+        return line | {"error": str(error)}
+    signed = scores.signed_pictures(rgba)
+    line |= asdict(scores.measure(signed, rgba[:, :, 3], c2w, clip.pictures.shape[1]))
+    look, motion = look_and_motion(signed)
+    texts = {"caption": clip.caption, "license": clip.license, "author": clip.author, "source": clip.source}
+    write_thumbnail(thumbnail, [rgba[0], rgba[len(rgba) // 4]] if len(rgba) > 3 else [rgba[0]])
+    return line | {"look": look, "motion": motion} | texts
+
+
+def _run(jobs: list[Any], num_workers: int) -> Iterator[dict[str, Any]]:
+    if num_workers == 1 or len(jobs) < 2:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # as in the workers: scores shall not depend on num_workers
+        try:
+            yield from map(score_one, jobs)
+        finally:
+            torch.set_num_threads(threads)
+        return
+    context = multiprocessing.get_context("spawn")  # torch's thread pool does not survive a fork
+    with context.Pool(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        yield from pool.imap_unordered(score_one, jobs)
+
+
+def _stamp(folder: Path, config: CurateConfig) -> list[Any]:
+    """Return what a clip's scores depend on: they hold while this is the same."""
+    state = (folder / "transforms.json").stat()
+    return [VERSION, state.st_size, state.st_mtime_ns, config.max_views, config.max_frames]
+
+
+def _read_log(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the last line of each clip; the half of a line that a killed run left is cut off."""
+    data = path.read_bytes() if path.exists() else b""
+    if data and not data.endswith(b"\n"):
+        data = data[: data.rfind(b"\n") + 1]
+        path.write_bytes(data)
+    lines = {}
+    for number, text in enumerate(data.splitlines(), 1):
+        try:
+            line = json.loads(text)
+            lines[line["uid"]] = line
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}:{number}: not a line of a score log; delete the line") from error
+    return lines
+
+
+def _check_unique(folders: list[Path]) -> None:
+    seen: dict[str, Path] = {}
+    for folder in folders:
+        if folder.name in seen:
+            raise UserError(f"clips {seen[folder.name]} and {folder} have one name; rename one of the folders")
+        seen[folder.name] = folder
