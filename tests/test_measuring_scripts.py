@@ -125,12 +125,12 @@ def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, mo
         (small_tables.NO_CAPTION, "4DM_captions_absent-"),
         (small_tables.COPIED, "copied_input-"),
     ):
-        objects = [
+        means = [
             sum(those) / len(those)
             for each in ("clip-0", "clip-1")
             if (those := [value for (path, which), value in values.items() if which == each and slug in str(path)])
         ]
-        assert f"| {name} | {report.cell(objects, 2)} |" in text
+        assert f"| {name} | {report.cell(means, 2)} |" in text
     difference = f"| {small_tables.UNCURATED} | +0.000 ± 0.000 |"
     assert difference in text  # 4DM minus itself
 

@@ -4,7 +4,7 @@
     python scripts/benchmarks/small_tables.py .cache/measure --weights WEIGHTS --output docs/results.md [KEY=VALUE ...]
 
 KEY=VALUE are settings of `fourdiffusion generate`. Samples and truth are written as PNG frames, and measured by
-`fourdiffusion evaluate` under the protocol synthetic, one call for each row and sampling seed. A stopped command goes on.
+`fourdiffusion evaluate` under `synthetic`, one call for each row and sampling seed. A stopped command goes on.
 """
 
 import argparse
