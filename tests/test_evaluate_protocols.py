@@ -335,12 +335,3 @@ def test_videos_frames_and_names_of_views(made: Path, tmp_path: Path) -> None:
 def test_distortion_helper_is_repeatable() -> None:
     pixels = picture(0, 1, 2, SIZE)
     assert np.array_equal(distort(pixels, 0.3, 5), distort(pixels, 0.3, 5))
-
-
-def test_reference_and_truth_are_one_setting(made: Path, tmp_path: Path) -> None:
-    protocol = small("consistent4d")
-    evaluate(EvaluateConfig(str(made / "mild"), truth=str(made / "gt"), output=str(tmp_path), protocol=protocol))
-    with pytest.raises(UserError, match="one setting"):
-        evaluate(EvaluateConfig(str(made / "mild"), str(made / "gt"), truth="other", protocol=protocol))
-    with pytest.raises(UserError, match="add reference="):
-        evaluate(EvaluateConfig(str(made / "mild"), protocol=protocol))

@@ -19,6 +19,7 @@ from fourdiffusion.media.write import write_video
 
 SIDE = 192  # pixels of a shown frame
 FPS = 8.0
+MAX_FILMS = 64  # videos that the page shows: bounds memory
 
 
 @dataclass
@@ -37,7 +38,7 @@ class Film:
 
 def write_page(path: Path, report: dict[str, Any], films: list[Film], protocol: ProtocolConfig) -> None:
     """Write the page, whole or not at all; it needs no other file and no network."""
-    key = next(iter(films[0].per_frame), "")
+    key = next(iter(films[0].per_frame), "") if films else ""
     sign = 1 if key in HIGHER_IS_BETTER else -1
     ordered = films
     if key:
@@ -45,13 +46,14 @@ def write_page(path: Path, report: dict[str, Any], films: list[Film], protocol: 
     blocks = [_block(film, sign, key) for film in ordered]
     means = "".join(f"<tr><td>{html.escape(k)}</td><td>{v:.4g}</td></tr>" for k, v in report["mean"].items())
     notes = "".join(f"<li>{html.escape(line)}</li>" for line in [*report["notes"], *report["missing"]])
+    shown = f"Left: prediction, right: reference. Worst {html.escape(key)} first." if films else "No videos: meshes."
     title = html.escape(f"{report['prediction']} under {protocol.name}")
     text = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
         f"<h1>{title}</h1><p>{html.escape(protocol.description)}</p>"
         f'<p><button id="play">pause</button> <input id="frame" type="range" min="0" max="1000" value="0">'
         f' <span id="said"></span></p><table>{means}</table><ul>{notes}</ul>'
-        f"<p>Left: prediction, right: reference. Worst {html.escape(key)} first.</p>{''.join(blocks)}"
+        f"<p>{shown}</p>{''.join(blocks)}"
         f"<script>{SCRIPT}</script></html>\n"
     )
     write_atomic(path, lambda partial: partial.write_text(text, encoding="utf-8"))
