@@ -11,7 +11,7 @@ from fourdiffusion.evaluate.settings import ProtocolConfig, protocol_hash
 from fourdiffusion.files import write_atomic
 from fourdiffusion.metrics.statistics import paired_difference
 
-HIGHER_IS_BETTER = ("psnr", "ssim", "clip_i", "clip_c", "clip_c_all", "alpha_iou")
+HIGHER_IS_BETTER = ("psnr", "ssim", "clip_i", "clip_c", "clip_c_all", "clip_text", "alpha_iou", "f_score")
 
 
 def read_others(paths: list[Path], protocol: ProtocolConfig) -> dict[str, dict[str, Any]]:
