@@ -1,4 +1,4 @@
-"""Features of reference pictures on disk, found again by content: a truth is measured once for many predictions."""
+"""Features of pictures on disk, found again by content: a truth is encoded once for many predictions and protocols."""
 
 import hashlib
 import os

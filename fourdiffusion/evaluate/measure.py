@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import platform
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ class Networks:
     missing: list[Missing] = field(default_factory=list)
     weights: dict[str, dict[str, str]] = field(default_factory=dict)  # {metric: {file name: sha256}}
     device: torch.device | None = None
-    cache: FeatureCache = field(default_factory=lambda: FeatureCache(None))  # of features of references
+    cache: FeatureCache = field(default_factory=lambda: FeatureCache(None))  # of features
 
 
 def load_networks(protocol: ProtocolConfig, folders: list[str], device: torch.device | None = None) -> Networks:
@@ -162,7 +163,7 @@ def measure_video(
         for name, values in _image_metrics(a, b, protocol, networks).items():
             per_frame.setdefault(name, []).extend(values.tolist())
         if networks.encoder is not None:
-            features.append((networks.encoder(a), _encoded(b, networks) if "clip_i" in protocol.metrics else a[:0]))
+            features.append((_encoded(a, networks), _encoded(b, networks) if "clip_i" in protocol.metrics else a[:0]))
     side = min(prediction.rgb.shape[-2:])
     notes = [
         f"lpips_{net}: missing (pictures of {side} pixels): it needs {TRUNKS[net].min_side}, set protocol.size"
@@ -206,7 +207,7 @@ def measure_video(
 
 
 def _encoded(frames: Tensor, networks: Networks) -> Tensor:
-    """The encoder's features [F, D] of a reference's frames, kept by content."""
+    """The encoder's features [F, D] of frames, kept by content."""
     assert networks.encoder is not None
     encoder, kind = networks.encoder, f"clip [{networks.encoder.name}]"
     return networks.cache.get(f"{kind} {networks.weights.get(kind)}", frames, lambda: encoder(frames))
@@ -284,7 +285,8 @@ def clip_logits(
         clips = (resize_clip(frames[start : start + length], protocol.fvd_resize) for start in starts)
         return torch.cat([i3d(clip.to(networks.device)).cpu() for clip in clips])
 
-    return (logits(prediction), networks.cache.get(kind, reference, lambda: logits(reference))), ""
+    sides = [networks.cache.get(kind, frames, partial(logits, frames)) for frames in (prediction, reference)]
+    return (sides[0], sides[1]), ""
 
 
 def matrix_clips(frames: Tensor, axis: str) -> list[Tensor]:

@@ -98,7 +98,7 @@ class EvaluateConfig:
     output: str | None = None  # folder for metrics.json, tables and pictures; the prediction's folder if not given
     device: str = "auto"  # auto | cpu | cuda: where scenes are rendered and networks run
     weights: str | None = None  # folder of the networks' weights; null: only the libraries' own caches
-    feature_cache: str = "auto"  # folder in which features of references are kept; auto: the user's cache; off
+    feature_cache: str = "auto"  # folder in which networks' features are kept by content; auto: the user's cache; off
     compare: list[str] = field(default_factory=list)  # metrics.json of other methods: more rows of the table
     page: bool = False  # also write report.html: videos side by side and curves over frames, in one file
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)  # what is compared, and how
