@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benchmark_folder import write_benchmark
 
 from fourdiffusion.evaluate import evaluate
+from fourdiffusion.evaluate.page import Film, write_page
 from fourdiffusion.evaluate.settings import EvaluateConfig, load_protocol
 
 pytestmark = pytest.mark.slow
@@ -72,3 +74,32 @@ def test_the_report_plays_in_a_browser_without_network(browser: Any, tmp_path: P
     assert page.evaluate(READ)[0]["sum"] != rest[0]["sum"] or "frame 7" in said
     assert page.inner_text("figcaption b").startswith("frame 7: ")
     assert problems == []
+
+
+def test_another_methods_folder_is_one_more_column(tmp_path: Path) -> None:
+    write_benchmark(tmp_path, 1, 2, 4, 32, {"pred": 0.2, "other": 0.4})
+    protocol = dataclasses.replace(load_protocol("consistent4d"), views=["0", "1"], size=None, metrics=["psnr"], fvd="")
+    paths = {name: str(tmp_path / name) for name in ("pred", "other", "gt", "out", "out2")}
+    evaluate(EvaluateConfig(paths["other"], paths["gt"], paths["out2"], protocol=protocol))
+    config = EvaluateConfig(
+        paths["pred"], paths["gt"], paths["out"], protocol=protocol, compare=[paths["out2"]], page=True
+    )
+    evaluate(config)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert text.count("left to right: prediction, other, reference") == 2
+    assert text.count('class="other"') == 2 and "<td>prediction</td><td>other</td>" in text
+    shutil.rmtree(tmp_path / "other")  # its numbers stay, its videos are gone
+    evaluate(config)
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert text.count("left to right: prediction, reference") == 2 and text.count('class="other"') == 2
+
+
+@pytest.mark.parametrize("metric, worst", [("clip_i [x]", "low"), ("lpips_alex", "high"), ("psnr", "low")])
+def test_the_worst_video_comes_first(tmp_path: Path, metric: str, worst: str) -> None:
+    picture = torch.zeros(2, 3, 32, 32)
+    films = [Film(name, "0", picture, picture, {metric: [value] * 2}) for name, value in (("low", 0.1), ("high", 0.9))]
+    report = {"prediction": "p", "mean": {metric: 0.5}, "notes": [], "missing": []}
+    write_page(tmp_path / "page.html", report, {}, films, load_protocol("synthetic"))
+    text = (tmp_path / "page.html").read_text()
+    first = text.index("<h2>low") < text.index("<h2>high")
+    assert first == (worst == "low")

@@ -74,7 +74,8 @@ def evaluate(config: EvaluateConfig) -> None:
         "weights": networks.weights,
     }
     films: list[Film] = []
-    body, sheets, printed = _body(config, networks, device, films if config.page else None)
+    folders_of_others = {name: Path(other["prediction"]) for name, other in others.items()}
+    body, sheets, printed = _body(config, networks, device, films if config.page else None, folders_of_others)
     if changed:
         body["notes"] = [f"{protocol.name} was changed: {', '.join(changed)}", *body["notes"]]
     report = head | {"missing": [missing.line() for missing in networks.missing]} | body
@@ -84,14 +85,18 @@ def evaluate(config: EvaluateConfig) -> None:
     write_atomic(output / "metrics.json", lambda path: path.write_text(text))
     written = [str(output / "metrics.json"), *sheets, *write_tables(output, report, others, protocol)]
     if config.page:
-        write_page(output / "report.html", report, films, protocol)
+        write_page(output / "report.html", report, others, films, protocol)
         written.append("report.html")
     print("\n".join([printed or text_table(report, others, protocol), *report["notes"], *report["missing"]]))
     print(f"written: {', '.join(written)}")
 
 
 def _body(
-    config: EvaluateConfig, networks: Networks, device: torch.device, films: list[Film] | None
+    config: EvaluateConfig,
+    networks: Networks,
+    device: torch.device,
+    films: list[Film] | None,
+    others: dict[str, Path],
 ) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """Compare runs, meshes or videos, whichever lie there; return the report's body, sheets, and text to print."""
     folder, reference, protocol = Path(config.prediction), Path(config.reference), config.protocol
@@ -103,7 +108,7 @@ def _body(
         return body, sheets, printed
     if (meshes := find_surfaces(folder)) and (true := find_surfaces(reference)):
         return evaluate_surfaces(meshes, true, (folder, reference), protocol), {}, ""
-    body = _evaluate_videos(folder, reference, protocol, networks, films)
+    body = _evaluate_videos(folder, reference, protocol, networks, films, others)
     if left := [name for name in protocol.metrics if name in SURFACE_METRICS]:
         body["notes"].append(f"{', '.join(left)}: missing (pictures): give both sides as folders of meshes")
     return body, {}, ""
@@ -137,9 +142,17 @@ def _runs(folder: Path, reference: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _evaluate_videos(
-    folder: Path, reference: Path, protocol: ProtocolConfig, networks: Networks, films: list[Film] | None
+    folder: Path,
+    reference: Path,
+    protocol: ProtocolConfig,
+    networks: Networks,
+    films: list[Film] | None,
+    others: dict[str, Path],
 ) -> dict[str, Any]:
-    """Measure a folder of objects against another one, one object in memory at a time."""
+    """Measure a folder of objects against another one, one object in memory at a time.
+
+    ``others`` are other methods' folders, whose videos are shown beside, by name.
+    """
     sides: tuple[Collection, Collection] = (find_videos(folder), find_videos(reference))
     pairing = pair_videos(*sides, protocol)
     notes, rows = list(pairing.notes), []
@@ -161,7 +174,8 @@ def _evaluate_videos(
                 row = measure_row(name, pair.view, prepared, protocol, networks, notes)
                 rows.append(row)
                 if films is not None and len(films) < MAX_FILMS:
-                    films.append(Film(name, pair.view, prepared[0].rgb, prepared[1].rgb, row.result.per_frame))
+                    beside = _shown_beside(pair, others, prepared[0], protocol)
+                    films.append(Film(name, pair.view, prepared[0].rgb, prepared[1].rgb, row.result.per_frame, beside))
             if protocol.check_pairing and small[0]:
                 check_views(name, *small)
             _add_matrix(clips, matrix, networks, notes, name)
@@ -194,6 +208,23 @@ def _read_pair(pair: Pair, protocol: ProtocolConfig, notes: list[str]) -> tuple[
         note = f"{pair.object}: only the {side} has transparent pixels; alpha is {what} ({protocol.name})"
         notes += [note] if note not in notes else []
     return prepared[0], prepared[1]
+
+
+def _shown_beside(pair: Pair, others: dict[str, Path], shown: Pictures, protocol: ProtocolConfig) -> dict[str, Tensor]:
+    """Frames of other methods' videos of this object and view; a method whose folder is gone or differs is left out."""
+    beside = {}
+    for name, folder in others.items():
+        try:
+            found = find_videos(folder)
+            views = next(iter(found.objects.values())) if found.single else found.objects.get(pair.object, {})
+            if pair.view not in views:
+                continue
+            prepared = _read_pair(dataclasses.replace(pair, prediction=views[pair.view]), protocol, [])
+        except UserError:
+            continue
+        if prepared is not None and prepared[0].rgb.shape == shown.rgb.shape:
+            beside[name] = prepared[0].rgb
+    return beside
 
 
 @torch.no_grad()

@@ -161,9 +161,13 @@ def run_table(name: str, parts: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether a metric, by its name in a report, grows with quality."""
+    return family(metric) in HIGHER_IS_BETTER and "spherical" not in metric
+
+
 def _arrow(metric: str) -> str:
-    better = family(metric) in HIGHER_IS_BETTER and "spherical" not in metric
-    return "↑" if better else "↓"
+    return "↑" if higher_is_better(metric) else "↓"
 
 
 def _cell(row: dict[str, Any], column: str) -> str:
