@@ -134,6 +134,16 @@ def test_clip_t_is_of_neighbors_and_clip_text_of_the_caption(encoder: Path) -> N
     torch.testing.assert_close(text, torch.nn.functional.normalize(expected[0].detach(), dim=-1), atol=1e-5, rtol=0)
 
 
+def test_another_file_of_weights_is_refused(encoder: Path) -> None:
+    protocol = ProtocolConfig(metrics=["clip_i"], clip_encoder="somebody/tiny-clip")
+    found = load_networks(protocol, [str(encoder.parent)]).weights["clip [tiny-clip]"]
+    same = dataclasses.replace(protocol, weights={name: digest[:8] for name, digest in found.items()})
+    assert load_networks(same, [str(encoder.parent)]).weights == {"clip [tiny-clip]": found}
+    other = dataclasses.replace(protocol, weights={name: "0123abcd" for name in found})
+    with pytest.raises(UserError, match="synthetic measures with 0123abcd"):
+        load_networks(other, [str(encoder.parent)])
+
+
 def test_features_are_computed_once(encoder: Path, tmp_path: Path) -> None:
     protocol = ProtocolConfig(metrics=["clip_i"], clip_encoder="somebody/tiny-clip")
     networks = load_networks(protocol, [str(encoder.parent)])

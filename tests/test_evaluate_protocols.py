@@ -77,7 +77,7 @@ def test_the_protocols_asked_for_are_there() -> None:
     assert load_protocol("consistent4d").fvd == "consistent4d" and load_protocol("v2m4").lpips_spatial
     assert load_protocol("stag4d").frames == 30 and load_protocol("diffusion2").frames == 25
     assert load_protocol("sv4d").fvd_axes == ["frames", "views", "diagonal", "raster"]
-    assert dataclasses.replace(load_protocol("synthetic"), description="", sources={}) == ProtocolConfig()
+    assert dataclasses.replace(load_protocol("synthetic"), description="", sources={}, weights={}) == ProtocolConfig()
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_the_command_line_takes_a_protocol_by_its_name(made: Path, tmp_path: Pat
     from fourdiffusion.cli import main
     from fourdiffusion.cli.config import build, compose
 
-    composed = build(compose("evaluate", EvaluateConfig, ["prediction=a", "protocol=v2m4"]), EvaluateConfig)
-    assert composed.protocol == load_protocol("v2m4") and composed.reference is None
+    composed = build(compose("evaluate", EvaluateConfig, ["prediction=a", "reference=b", "protocol=v2m4"]), EvaluateConfig)
+    assert composed.protocol == load_protocol("v2m4") and composed.reference == "b"
     words = [f"prediction={made / 'mild'}", f"truth={made / 'gt'}", f"output={tmp_path}", "protocol=consistent4d"]
     assert main(["evaluate", *words, "protocol.metrics=[psnr]", "protocol.size=null"]) == 0
     report = json.loads((tmp_path / "metrics.json").read_text())

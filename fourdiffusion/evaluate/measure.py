@@ -65,7 +65,7 @@ def load_networks(protocol: ProtocolConfig, folders: list[str], device: torch.de
             networks.missing.append(files)
             continue
         networks.lpips[net] = read_lpips(files, net, protocol.lpips_variant, protocol.lpips_spatial).to(device)
-        networks.weights[f"lpips_{net}"] = {file.name: sha256(file) for file in files}
+        networks.weights[f"lpips_{net}"] = _checked(list(files), protocol)
     if {"clip_i", "clip_c", "clip_c_all", "clip_t", "clip_text"} & set(protocol.metrics):
         folder = find_encoder(protocol.clip_encoder, folders)
         if isinstance(folder, Missing):
@@ -74,16 +74,28 @@ def load_networks(protocol: ProtocolConfig, folders: list[str], device: torch.de
             name = protocol.clip_encoder.rstrip("/").rsplit("/", 1)[-1]
             networks.encoder = ImageEncoder(folder, name, device)
             kept = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
-            networks.weights[f"clip [{name}]"] = {path.name: sha256(path) for path in kept}
+            networks.weights[f"clip [{name}]"] = _checked(kept, protocol)
     if "fvd" in protocol.metrics:
         path = find_i3d(folders)
         if isinstance(path, Missing):
             networks.missing.append(path)
         else:
             networks.i3d = load_i3d(path).to(device)
-            networks.weights["fvd"] = {path.name: sha256(path)}
+            networks.weights["fvd"] = _checked([path], protocol)
     networks.missing += [missing for name, missing in UNAVAILABLE.items() if name in protocol.metrics]
     return networks
+
+
+def _checked(files: list[Path], protocol: ProtocolConfig) -> dict[str, str]:
+    """Return the SHA-256 of files by their names. UserError for one that is not what the protocol measures with."""
+    found = {path.name: sha256(path) for path in files}
+    for path in files:
+        if not found[path.name].startswith(expected := protocol.weights.get(path.name, "")):
+            raise UserError(
+                f"{path} has SHA-256 {found[path.name][:12]}..., {protocol.name} measures with {expected[:12]}...: get "
+                "the published file, or name yours, protocol.weights={}"
+            )
+    return found
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------

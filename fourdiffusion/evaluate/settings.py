@@ -80,6 +80,9 @@ class ProtocolConfig:
     mesh_icp_points: int = 10_000  # of them that the alignment looks at
     mesh_alignment: str = "similarity"  # none | similarity (one scale) | axis_scales (ActionBench's code), see metrics
     f_threshold: float = 0.05  # distance below which the F-score counts a point as found, in the meshes' units
+    weights: dict[str, str] = field(
+        default_factory=dict
+    )  # first digits of the SHA-256 that a file of weights must have, by its name; another file is refused
     sources: dict[str, str] = field(
         default_factory=dict
     )  # where each setting comes from: file:lines @commit, thread, or ours
