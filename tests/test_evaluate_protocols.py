@@ -198,7 +198,8 @@ def test_the_command_line_takes_a_protocol_by_its_name(made: Path, tmp_path: Pat
     from fourdiffusion.cli import main
     from fourdiffusion.cli.config import build, compose
 
-    composed = build(compose("evaluate", EvaluateConfig, ["prediction=a", "reference=b", "protocol=v2m4"]), EvaluateConfig)
+    given = ["prediction=a", "reference=b", "protocol=v2m4"]
+    composed = build(compose("evaluate", EvaluateConfig, given), EvaluateConfig)
     assert composed.protocol == load_protocol("v2m4") and composed.reference == "b"
     words = [f"prediction={made / 'mild'}", f"truth={made / 'gt'}", f"output={tmp_path}", "protocol=consistent4d"]
     assert main(["evaluate", *words, "protocol.metrics=[psnr]", "protocol.size=null"]) == 0
