@@ -40,3 +40,14 @@ def test_covered_pixels_are_not_visible_along_a_true_flow() -> None:
     hidden = visible_along(covered, flow)[0]
     assert not bool(hidden[10:18, 9:17].any()) and bool(hidden[22:38, 1:37].all())
     torch.testing.assert_close(carry(video[1:], flow)[0, :, 1:37, 1:37], video[0, :, 1:37, 1:37])
+
+
+def test_what_a_moving_square_covers_is_not_visible_along_an_estimated_flow() -> None:
+    y, x = torch.meshgrid(torch.arange(48.0), torch.arange(48.0), indexing="ij")
+    ground = torch.stack([0.5 + 0.3 * (x / 4 + c).sin() * (y / 3).cos() for c in range(3)])
+    square = torch.stack([0.5 + 0.5 * (x / 2).cos() * (y / 2 + c).sin() for c in range(3)])[:, :16, :16]
+    video = ground[None].repeat(2, 1, 1, 1)
+    video[0, :, 16:32, 12:28] = video[1, :, 16:32, 16:32] = square  # 4 pixels right
+    _, visible = estimate_flow(video)
+    assert float(visible[0, 18:30, 28:32].float().mean()) < 0.5
+    assert float(visible[0, :10].float().mean()) > 0.95
