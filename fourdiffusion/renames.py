@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, str]] = {  # {settings class: {former key: key}}
     "GenerateConfig": _MODEL,
     "ConvertConfig": _MODEL,
     "DoctorConfig": _MODEL,
+    "EvaluateConfig": {"truth": "reference", "lpips": "weights"},
     "FitConfig": _MODEL
     | {
         "steps": "max_steps",

@@ -1,6 +1,7 @@
 """What happens to pictures before they are measured, and how networks' numbers get their names."""
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.evaluate.cache import FeatureCache
 from fourdiffusion.evaluate.measure import (
     Networks,
     Pictures,
@@ -97,6 +99,79 @@ def test_the_encoder_stands_in_the_name_of_its_metrics(encoder: Path) -> None:
     cosine = float((predicted[0] * true[0]).sum())
     expected = 2 * math.asin(math.sqrt((1 - cosine) / 2)) ** 2  # |a - b| = 2 sin(angle / 2)
     assert arc.per_frame["clip_i_spherical [tiny-clip]"][0] == pytest.approx(expected, rel=1e-3)
+
+
+def test_clip_t_is_of_neighbors_and_clip_text_of_the_caption(encoder: Path) -> None:
+    from transformers import CLIPModel, CLIPTokenizer
+
+    words = {f"{letter}{end}": n for n, (letter, end) in enumerate((a, b) for a in "abcdt " for b in ("", "</w>"))}
+    words |= {"<|startoftext|>": 97, "<|endoftext|>": 98}
+    (encoder / "vocab.json").write_text(json.dumps(words))
+    (encoder / "merges.txt").write_text("#version: 0.2\n")
+    CLIPTokenizer(str(encoder / "vocab.json"), str(encoder / "merges.txt")).save_pretrained(encoder)
+    protocol = ProtocolConfig(metrics=["clip_t", "clip_text"], clip_encoder="somebody/tiny-clip")
+    networks = load_networks(protocol, [str(encoder.parent)])
+    a, b = (prepare(frames(seed, 6), protocol, Path("x")) for seed in (0, 1))
+    silent = measure_video(a, b, protocol, networks)
+    assert list(silent.per_view) == ["clip_t [tiny-clip]"] and "has no caption" in silent.notes[0]
+    b.caption = "a cat"
+    result = measure_video(a, b, protocol, networks)
+    assert networks.encoder is not None
+    predicted, text = networks.encoder(a.rgb), networks.encoder.text("a cat")
+    angles = (predicted[1:] * predicted[:-1]).sum(-1).clamp(max=1).arccos()
+    assert result.per_view["clip_t [tiny-clip]"] == pytest.approx(float((angles**2 / 2).mean()), rel=1e-2, abs=1e-6)
+    assert result.per_frame["clip_text [tiny-clip]"] == pytest.approx((predicted @ text).tolist(), abs=1e-6)
+    output = (
+        CLIPModel.from_pretrained(encoder)
+        .eval()
+        .get_text_features(
+            **CLIPTokenizer.from_pretrained(encoder)(
+                ["a cat"], padding="max_length", max_length=77, return_tensors="pt"
+            )
+        )
+    )
+    expected = output if isinstance(output, torch.Tensor) else output.pooler_output
+    torch.testing.assert_close(text, torch.nn.functional.normalize(expected[0].detach(), dim=-1), atol=1e-5, rtol=0)
+
+
+def test_another_file_of_weights_is_refused(encoder: Path) -> None:
+    protocol = ProtocolConfig(metrics=["clip_i"], clip_encoder="somebody/tiny-clip")
+    found = load_networks(protocol, [str(encoder.parent)]).weights["clip [tiny-clip]"]
+    same = dataclasses.replace(protocol, weights={name: digest[:8] for name, digest in found.items()})
+    assert load_networks(same, [str(encoder.parent)]).weights == {"clip [tiny-clip]": found}
+    other = dataclasses.replace(protocol, weights={name: "0123abcd" for name in found})
+    with pytest.raises(UserError, match="synthetic measures with 0123abcd"):
+        load_networks(other, [str(encoder.parent)])
+
+
+def test_features_are_computed_once(encoder: Path, tmp_path: Path) -> None:
+    protocol = ProtocolConfig(metrics=["clip_i"], clip_encoder="somebody/tiny-clip")
+    networks = load_networks(protocol, [str(encoder.parent)])
+    a, b, c = (prepare(frames(seed, 3), protocol, Path("x")) for seed in (0, 1, 2))
+    plain = measure_video(a, b, protocol, networks).per_frame
+    networks.cache = FeatureCache(tmp_path / "kept")
+    calls: list[int] = []
+    inner = networks.encoder
+
+    class Counted:
+        name = "tiny-clip"
+
+        def __call__(self, images: torch.Tensor) -> torch.Tensor:
+            calls.append(len(images))
+            assert inner is not None
+            return inner(images)
+
+    networks.encoder = Counted()  # type: ignore[assignment]
+    assert measure_video(a, b, protocol, networks).per_frame == plain and len(calls) == 2
+    assert measure_video(a, b, protocol, networks).per_frame == plain and len(calls) == 2
+    measure_video(a, c, protocol, networks)  # another reference
+    assert len(calls) == 3
+    networks.weights["clip [tiny-clip]"] = {"model.safetensors": "other"}  # other weights
+    measure_video(a, b, protocol, networks)
+    assert len(calls) == 5
+    for path in (tmp_path / "kept").iterdir():
+        path.write_bytes(b"cut off")
+    assert measure_video(a, b, protocol, networks).per_frame == plain and len(calls) == 7
 
 
 def test_clips_of_an_image_matrix() -> None:

@@ -77,7 +77,7 @@ def test_the_protocols_asked_for_are_there() -> None:
     assert load_protocol("consistent4d").fvd == "consistent4d" and load_protocol("v2m4").lpips_spatial
     assert load_protocol("stag4d").frames == 30 and load_protocol("diffusion2").frames == 25
     assert load_protocol("sv4d").fvd_axes == ["frames", "views", "diagonal", "raster"]
-    assert dataclasses.replace(load_protocol("synthetic"), description="", sources={}) == ProtocolConfig()
+    assert dataclasses.replace(load_protocol("synthetic"), description="", sources={}, weights={}) == ProtocolConfig()
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,9 @@ def test_the_command_line_takes_a_protocol_by_its_name(made: Path, tmp_path: Pat
     from fourdiffusion.cli import main
     from fourdiffusion.cli.config import build, compose
 
-    composed = build(compose("evaluate", EvaluateConfig, ["prediction=a", "protocol=v2m4"]), EvaluateConfig)
-    assert composed.protocol == load_protocol("v2m4") and composed.reference is None
+    given = ["prediction=a", "reference=b", "protocol=v2m4"]
+    composed = build(compose("evaluate", EvaluateConfig, given), EvaluateConfig)
+    assert composed.protocol == load_protocol("v2m4") and composed.reference == "b"
     words = [f"prediction={made / 'mild'}", f"truth={made / 'gt'}", f"output={tmp_path}", "protocol=consistent4d"]
     assert main(["evaluate", *words, "protocol.metrics=[psnr]", "protocol.size=null"]) == 0
     report = json.loads((tmp_path / "metrics.json").read_text())
@@ -335,12 +336,3 @@ def test_videos_frames_and_names_of_views(made: Path, tmp_path: Path) -> None:
 def test_distortion_helper_is_repeatable() -> None:
     pixels = picture(0, 1, 2, SIZE)
     assert np.array_equal(distort(pixels, 0.3, 5), distort(pixels, 0.3, 5))
-
-
-def test_reference_and_truth_are_one_setting(made: Path, tmp_path: Path) -> None:
-    protocol = small("consistent4d")
-    evaluate(EvaluateConfig(str(made / "mild"), truth=str(made / "gt"), output=str(tmp_path), protocol=protocol))
-    with pytest.raises(UserError, match="one setting"):
-        evaluate(EvaluateConfig(str(made / "mild"), str(made / "gt"), truth="other", protocol=protocol))
-    with pytest.raises(UserError, match="add reference="):
-        evaluate(EvaluateConfig(str(made / "mild"), protocol=protocol))

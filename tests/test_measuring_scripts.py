@@ -104,21 +104,35 @@ def test_without_motion_a_sample_is_made_frame_by_frame(model: Path, clips: Path
 
 
 def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two objects, two seeds, three rows of the model; the second call, cut off in a line, measures only that again."""
+    """Two objects, two seeds, four rows of the model; the second call, cut off in a line, makes only that again."""
     run, page = tmp_path / "run", tmp_path / "results.md"
     words = [clips, "--model", model, "--uncurated", model / "motion", "--objects", 2, "--seeds", 2, "--frames", FRAMES]
     words += ["--run", run, "--output", page, "model.num_inference_steps=1", f"model.image_size={SIZE}", "device=cpu"]
     call(monkeypatch, small_tables, *words)
     text, log = page.read_text(), (run / "log.jsonl").read_text()
-    lines = [json.loads(line) for line in log.splitlines()]
-    assert len(lines) == 2 * (3 * 2 + 1)
-    values = {(line["row"], line["object"], line["seed"]): line["psnr"] for line in lines}
-    assert len(set(values.values())) == 2 * (2 * 2 + 1)  # "uncurated" is the same model here, all others differ
-    still = [line["still"] for line in lines if line["row"] == small_tables.COPIED]
-    assert f"still video would have {report.cell(still, 4)}." in text and 0.01 < min(still) < max(still) < 0.5
+    assert len(log.splitlines()) == 2 * (4 * 2 + 1)
+    reports = {path: json.loads(path.read_text()) for path in run.glob("samples/*/metrics_*/metrics.json")}
+    assert len(reports) == 4 * 2 + 1 and all(each["protocol"]["name"] == "synthetic" for each in reports.values())
+    values = {
+        (path, name): each["objects"][name]["mean"]["psnr"]
+        for path, each in reports.items()
+        for name in each["objects"]
+    }
+    assert len(set(values.values())) == 2 * (3 * 2 + 1)  # "uncurated" is the same model here, all others differ
     assert "stand 90, 180, 270 degrees" in text and "left out" not in text and "2 test objects" in text
-    for row in (small_tables.MOTION, small_tables.FRAMEWISE, small_tables.UNCURATED, small_tables.COPIED):
-        assert f"| {row} | {report.cell(report.over_objects(lines, row, 'psnr'), 2)} |" in text
+    for name, slug in (
+        (small_tables.MOTION, "4DM-"),
+        (small_tables.NO_CAPTION, "4DM_captions_absent-"),
+        (small_tables.COPIED, "copied_input-"),
+    ):
+        means = [
+            sum(those) / len(those)
+            for each in ("clip-0", "clip-1")
+            if (those := [value for (path, which), value in values.items() if which == each and slug in str(path)])
+        ]
+        assert f"| {name} | {report.cell(means, 2)} |" in text
+    difference = f"| {small_tables.UNCURATED} | +0.000 ± 0.000 |"
+    assert difference in text  # 4DM minus itself
 
     (run / "log.jsonl").write_text(log[:-20])
     call(monkeypatch, small_tables, *words)
@@ -128,6 +142,13 @@ def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, mo
         call(monkeypatch, small_tables, *words, "model.num_inference_steps=2")
     with pytest.raises(UserError, match="has 4 frames: give --frames 4"):
         call(monkeypatch, small_tables, *words, "--frames", 8)
+
+
+def test_paired_differences_are_over_objects() -> None:
+    lines = [{"row": "a", "object": name, "psnr": value} for name, value in [("x", 8.0), ("x", 12.0), ("y", 14.0)]]
+    lines += [{"row": "b", "object": name, "psnr": value} for name, value in [("x", 9.0), ("y", 11.0)]]
+    text = report.paired_table(lines, "a", ["b"])
+    assert text.splitlines()[-1] == "| b | +2.000 ± 1.000 |"
 
 
 def test_a_training_curve_measures_the_moving_averages(
@@ -151,7 +172,7 @@ def test_a_training_curve_measures_the_moving_averages(
         settings = held_out.sampling_settings(clips, str(folder), FRAMES, 4, words[6:])
         pipeline = open_pipeline(settings.model, torch.device("cpu"))
         row = small_tables.Row("", pipeline, use_motion, "", range(0))
-        both = [small_tables.measure(settings, clips / f"clip-{index}", row, 0, None)["psnr"] for index in range(2)]
+        both = [small_tables.measure(settings, clips / f"clip-{index}", row, 0)["psnr"] for index in range(2)]
         assert points[step]["psnr"] == pytest.approx(sum(both) / 2, abs=1e-6)
     assert len({point["psnr"] for point in points.values()}) == 3
     call(monkeypatch, training_curve, *words)

@@ -11,6 +11,7 @@ Layouts, told apart by what is there:
 A view is named by the number at the end of its name (eval_2, view_2 and 2 are one), or by its name where it has none.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
+from torch import Tensor
 
-from fourdiffusion.datasets.clips import Clip, read_clip
+from fourdiffusion.datasets.clips import Clip, open_clip, read_clip
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.picture import SUFFIXES, read_picture
 from fourdiffusion.media.read import video_frames
@@ -37,6 +40,8 @@ class Video:
     path: Path  # what messages name
     frames: tuple[int, ...] | None  # numbers of the frames, rising; None: a video file, counted when it is read
     read: Callable[[], np.ndarray]  # all frames, uint8 [F, H, W, 4], straight alpha
+    motion: Tensor | None = None  # [F, 2, H, W], pixels to the next frame, where the clip holds motion vectors
+    caption: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,12 +133,42 @@ def _file_video(path: Path) -> Video:
 def _clip_videos(folder: Path) -> dict[str, Video]:
     """Views of a clip of this project."""
     num_views, num_frames = _clip(folder).rgba.shape[:2]
+    motion, caption = read_motion(folder), _clip(folder).caption
 
     def reader(view: int) -> Callable[[], np.ndarray]:
         return lambda: _clip(folder).rgba[view].permute(0, 2, 3, 1).contiguous().numpy()
 
     frames = tuple(range(num_frames))
-    return {str(view): Video(folder / f"view {view}", frames, reader(view)) for view in range(num_views)}
+    return {
+        str(view): Video(
+            folder / f"view {view}", frames, reader(view), None if motion is None else motion[view], caption
+        )
+        for view in range(num_views)
+    }
+
+
+def read_motion(folder: Path) -> Tensor | None:
+    """Return a clip's motion vectors [V, F, 2, H, W], pixels right and down to the next frame; None without them.
+
+    They are the .npy files [H, W, 2] that `data render motion_vectors=true` names ``motion_file_path``. UserError where
+    one is missing or no such array.
+    """
+    clip = open_clip(folder)
+    entries = json.loads((folder / "transforms.json").read_text(encoding="utf-8"))["frames"]
+    if not all("motion_file_path" in entry for entry in entries):
+        return None
+    views, frames, _, height, width = clip.pictures.shape
+    motion = torch.zeros(views, frames, 2, height, width)
+    for entry in entries:
+        path = folder / entry["motion_file_path"]
+        try:
+            values = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is no array that numpy can read ({error}): render the clip again") from error
+        if values.shape != (height, width, 2) or not np.isfinite(values).all():
+            raise UserError(f"{path} is {list(values.shape)}: expected finite [{height}, {width}, 2], render it again")
+        motion[entry["view"], entry["frame"]] = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)
+    return motion
 
 
 @lru_cache(maxsize=2)  # the views of a clip are read together, one clip a side at a time

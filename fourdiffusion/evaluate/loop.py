@@ -11,36 +11,37 @@ from tqdm import tqdm
 
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
+from fourdiffusion.evaluate.cache import FeatureCache, cache_folder
 from fourdiffusion.evaluate.collection import Collection, find_videos
 from fourdiffusion.evaluate.measure import (
     Networks,
     Pictures,
     load_networks,
     matrix_clips,
-    measure_video,
     prepare,
     thumbnail,
     versions,
 )
-from fourdiffusion.evaluate.page import Film, write_page
+from fourdiffusion.evaluate.page import MAX_FILMS, Film, write_page
 from fourdiffusion.evaluate.pairing import Pair, check_views, choose_frames, pair_videos
-from fourdiffusion.evaluate.runs import Part, compare_run, is_run, view_roles
+from fourdiffusion.evaluate.parts import evaluate_runs
+from fourdiffusion.evaluate.runs import is_run, view_roles
 from fourdiffusion.evaluate.settings import (
+    SURFACE_METRICS,
     EvaluateConfig,
     ProtocolConfig,
     changed_settings,
     check_protocol,
     protocol_hash,
 )
-from fourdiffusion.evaluate.summary import Logits, Row, add_single_clip_fvd, summarize
+from fourdiffusion.evaluate.summary import Logits, measure_row, summarize
+from fourdiffusion.evaluate.surfaces import evaluate_surfaces, find_surfaces
 from fourdiffusion.evaluate.tables import read_others, run_table, text_table, write_tables
 from fourdiffusion.files import write_atomic
-from fourdiffusion.media.write import contact_sheet, write_image
+from fourdiffusion.media.write import write_image
 from fourdiffusion.metrics.i3d import MIN_FRAMES, resize_clip
-from fourdiffusion.metrics.video import copied_input, group_means
 
 __all__ = ["evaluate", "view_roles"]
-MAX_FILMS = 64  # videos that the page shows: bounds memory
 
 
 def evaluate(config: EvaluateConfig) -> None:
@@ -48,7 +49,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
     Raises UserError where the sides cannot be compared: nothing is written then.
     """
-    folder, reference = Path(config.prediction), _reference(config)
+    folder, reference = Path(config.prediction), Path(config.reference)
     protocol = config.protocol
     check_protocol(protocol)
     if not folder.is_dir():
@@ -57,11 +58,12 @@ def evaluate(config: EvaluateConfig) -> None:
         raise UserError(f"reference={reference}: no such folder; give a clip folder, or a folder of objects")
     others = read_others([Path(path) for path in config.compare], protocol)
     device = resolve_device(config.device)
-    folders = [name for name in (config.weights, config.lpips) if name]
+    folders = [config.weights] if config.weights else []
     for name in folders:
         if not Path(name).expanduser().is_dir():
             raise UserError(f"weights={name}: no such folder; docs/evaluate.md says what lies in it")
     networks = load_networks(protocol, folders, device)
+    networks.cache = FeatureCache(cache_folder(config.feature_cache))
     output = Path(config.output) if config.output else folder
     changed = changed_settings(protocol)
     head = {
@@ -72,15 +74,8 @@ def evaluate(config: EvaluateConfig) -> None:
         "weights": networks.weights,
     }
     films: list[Film] = []
-    sheets: dict[str, Tensor] = {}
-    if runs := _runs(folder, reference):
-        body, sheets = _evaluate_runs(runs, protocol, networks, device, films if config.page else None)
-        printed = "\n".join(run_table(name, parts) for name, parts in body["runs"].items())
-        if len(runs) == 1:
-            body |= next(iter(body.pop("runs").values()))
-    else:
-        body = _evaluate_videos(folder, reference, protocol, networks, films if config.page else None)
-        printed = ""
+    folders_of_others = {name: Path(other["prediction"]) for name, other in others.items()}
+    body, sheets, printed = _body(config, networks, device, films if config.page else None, folders_of_others)
     if changed:
         body["notes"] = [f"{protocol.name} was changed: {', '.join(changed)}", *body["notes"]]
     report = head | {"missing": [missing.line() for missing in networks.missing]} | body
@@ -90,19 +85,33 @@ def evaluate(config: EvaluateConfig) -> None:
     write_atomic(output / "metrics.json", lambda path: path.write_text(text))
     written = [str(output / "metrics.json"), *sheets, *write_tables(output, report, others, protocol)]
     if config.page:
-        write_page(output / "report.html", report, films, protocol)
+        write_page(output / "report.html", report, others, films, protocol)
         written.append("report.html")
     print("\n".join([printed or text_table(report, others, protocol), *report["notes"], *report["missing"]]))
     print(f"written: {', '.join(written)}")
 
 
-def _reference(config: EvaluateConfig) -> Path:
-    if config.reference is not None and config.truth is not None and config.reference != config.truth:
-        raise UserError(f"reference={config.reference} and truth={config.truth} are one setting: give one of them")
-    chosen = config.reference if config.reference is not None else config.truth
-    if chosen is None:
-        raise UserError("a value is missing: add reference=...")
-    return Path(chosen)
+def _body(
+    config: EvaluateConfig,
+    networks: Networks,
+    device: torch.device,
+    films: list[Film] | None,
+    others: dict[str, Path],
+) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """Compare runs, meshes or videos, whichever lie there; return the report's body, sheets, and text to print."""
+    folder, reference, protocol = Path(config.prediction), Path(config.reference), config.protocol
+    if runs := _runs(folder, reference):
+        body, sheets = evaluate_runs(runs, protocol, networks, device, films)
+        printed = "\n".join(run_table(name, parts) for name, parts in body["runs"].items())
+        if len(runs) == 1:
+            body |= next(iter(body.pop("runs").values()))
+        return body, sheets, printed
+    if (meshes := find_surfaces(folder)) and (true := find_surfaces(reference)):
+        return evaluate_surfaces(meshes, true, (folder, reference), protocol), {}, ""
+    body = _evaluate_videos(folder, reference, protocol, networks, films, others)
+    if left := [name for name in protocol.metrics if name in SURFACE_METRICS]:
+        body["notes"].append(f"{', '.join(left)}: missing (pictures): give both sides as folders of meshes")
+    return body, {}, ""
 
 
 def _runs(folder: Path, reference: Path) -> dict[str, tuple[Path, Path]]:
@@ -133,9 +142,17 @@ def _runs(folder: Path, reference: Path) -> dict[str, tuple[Path, Path]]:
 
 
 def _evaluate_videos(
-    folder: Path, reference: Path, protocol: ProtocolConfig, networks: Networks, films: list[Film] | None
+    folder: Path,
+    reference: Path,
+    protocol: ProtocolConfig,
+    networks: Networks,
+    films: list[Film] | None,
+    others: dict[str, Path],
 ) -> dict[str, Any]:
-    """Measure a folder of objects against another one, one object in memory at a time."""
+    """Measure a folder of objects against another one, one object in memory at a time.
+
+    ``others`` are other methods' folders, whose videos are shown beside, by name.
+    """
     sides: tuple[Collection, Collection] = (find_videos(folder), find_videos(reference))
     pairing = pair_videos(*sides, protocol)
     notes, rows = list(pairing.notes), []
@@ -154,10 +171,11 @@ def _evaluate_videos(
                     small[side][pair.view] = thumbnail(prepared[side])
                     if matrix and networks.i3d is not None:
                         clips[side].append(resize_clip(prepared[side].rgb, protocol.fvd_resize)[0].transpose(0, 1))
-                row = _measure(name, pair.view, prepared, protocol, networks, notes)
+                row = measure_row(name, pair.view, prepared, protocol, networks, notes)
                 rows.append(row)
                 if films is not None and len(films) < MAX_FILMS:
-                    films.append(Film(name, pair.view, prepared[0].rgb, prepared[1].rgb, row.result.per_frame))
+                    beside = _shown_beside(pair, others, prepared[0], protocol)
+                    films.append(Film(name, pair.view, prepared[0].rgb, prepared[1].rgb, row.result.per_frame, beside))
             if protocol.check_pairing and small[0]:
                 check_views(name, *small)
             _add_matrix(clips, matrix, networks, notes, name)
@@ -178,6 +196,11 @@ def _read_pair(pair: Pair, protocol: ProtocolConfig, notes: list[str]) -> tuple[
     prepared = [
         prepare(video[chosen], protocol, path) for video, chosen, path in zip(videos, positions, sources, strict=True)
     ]
+    for pictures, video, chosen in zip(prepared, (pair.prediction, pair.reference), positions, strict=True):
+        pictures.caption = video.caption
+        follow = all(b - a == 1 for a, b in zip(chosen[:-1], chosen[1:], strict=True))
+        if video.motion is not None and follow and video.motion.shape[-2:] == pictures.rgb.shape[-2:]:
+            pictures.motion = video.motion[chosen[:-1]]
     transparent = [pictures.alpha is not None for pictures in prepared]
     if transparent[0] != transparent[1]:
         side, rule = ("prediction", "reference")[transparent[1]], protocol.alpha
@@ -187,21 +210,21 @@ def _read_pair(pair: Pair, protocol: ProtocolConfig, notes: list[str]) -> tuple[
     return prepared[0], prepared[1]
 
 
-def _measure(
-    name: str,
-    view: str,
-    prepared: tuple[Pictures, Pictures],
-    protocol: ProtocolConfig,
-    networks: Networks,
-    notes: list[str],
-) -> Row:
-    try:
-        row = Row(name, view, measure_video(*prepared, protocol, networks))
-    except (UserError, ValueError) as error:
-        raise UserError(f"{name}, view {view}: {error}") from error
-    add_single_clip_fvd(row, protocol)
-    notes += [note for note in row.result.notes if note not in notes]
-    return row
+def _shown_beside(pair: Pair, others: dict[str, Path], shown: Pictures, protocol: ProtocolConfig) -> dict[str, Tensor]:
+    """Frames of other methods' videos of this object and view; a method whose folder is gone or differs is left out."""
+    beside = {}
+    for name, folder in others.items():
+        try:
+            found = find_videos(folder)
+            views = next(iter(found.objects.values())) if found.single else found.objects.get(pair.object, {})
+            if pair.view not in views:
+                continue
+            prepared = _read_pair(dataclasses.replace(pair, prediction=views[pair.view]), protocol, [])
+        except UserError:
+            continue
+        if prepared is not None and prepared[0].rgb.shape == shown.rgb.shape:
+            beside[name] = prepared[0].rgb
+    return beside
 
 
 @torch.no_grad()
@@ -224,158 +247,3 @@ def _add_matrix(
                 continue
             logits = [networks.i3d(clip.transpose(0, 1)[None].to(networks.device)).cpu() for clip in chosen]
             own.append(torch.cat(logits))
-
-
-# ---- runs of this project -------------------------------------------------------------------------------------------
-
-
-def _evaluate_runs(
-    runs: dict[str, tuple[Path, Path]],
-    protocol: ProtocolConfig,
-    networks: Networks,
-    device: torch.device,
-    films: list[Film] | None,
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Measure scenes and generated videos at the truth's cameras; also the sheets to write, {file name: picture}."""
-    notes: list[str] = []
-    reports: dict[str, dict[str, Any]] = {}
-    rows: dict[str, list[Row]] = {}
-    sheets = {}
-    for name, (folder, truth) in runs.items():
-        parts, found = compare_run(folder, truth, device)
-        notes += found
-        reports[name] = {}
-        for part in (_restrict(part, protocol, notes) for part in parts):
-            notes += [f"{part.name}: {note}" for note in part.notes]
-            report, measured = _compare_part(name, part, protocol, networks, notes, films)
-            reports[name][part.name] = report
-            rows.setdefault(part.name, []).extend(measured)
-            prefix = "" if len(runs) == 1 else f"{name}/"
-            sheets[f"{prefix}comparison_{part.name}.png"] = _sheet(part)
-    chosen = "scene" if "scene" in rows else "videos"
-    result = summarize(rows[chosen], protocol, {})
-    return {"runs": reports, "table_of": chosen} | result | {"notes": notes + result["notes"]}, sheets
-
-
-def _restrict(part: Part, protocol: ProtocolConfig, notes: list[str]) -> Part:
-    """The views and the first fitted frames that the protocol names; views go by their number in the truth's clip."""
-    if protocol.frames is not None:
-        if part.fitted.count(True) < protocol.frames and protocol.frame_mismatch == "error":
-            count = part.fitted.count(True)
-            raise UserError(f"{part.name}: {count} frames, {protocol.name} compares {protocol.frames}")
-        seen = [sum(part.fitted[: number + 1]) for number in range(len(part.fitted))]
-        last = next((number for number, count in enumerate(seen) if count == protocol.frames), len(seen) - 1)
-        part.rgb, part.truth = part.rgb[:, : last + 1], part.truth[:, : last + 1]
-        part.alpha = None if part.alpha is None else part.alpha[:, : last + 1]
-        part.frames, part.fitted = part.frames[: last + 1], part.fitted[: last + 1]
-    if protocol.views:
-        chosen = [part.views.index(int(name)) for name in protocol.views if name.isdigit() and int(name) in part.views]
-        if not chosen or (len(chosen) < len(protocol.views) and protocol.view_mismatch == "error"):
-            raise UserError(
-                f"{part.name}: {protocol.name} compares views {', '.join(protocol.views)}, here are "
-                f"{', '.join(map(str, part.views))}: name them, protocol.views=[...]"
-            )
-        if left := [view for number, view in enumerate(part.views) if number not in chosen]:
-            notes.append(f"{part.name}: views {', '.join(map(str, left))} are no part of {protocol.name}: left out")
-        part.rgb, part.truth = part.rgb[chosen], part.truth[chosen]
-        part.alpha = None if part.alpha is None else part.alpha[chosen]
-        part.views, part.roles = [part.views[n] for n in chosen], [part.roles[n] for n in chosen]
-        part.azimuths_deg = [part.azimuths_deg[n] for n in chosen]
-    return part
-
-
-def _compare_part(
-    name: str,
-    part: Part,
-    protocol: ProtocolConfig,
-    networks: Networks,
-    notes: list[str],
-    films: list[Film] | None,
-) -> tuple[dict[str, Any], list[Row]]:
-    """All measures of one part by view and role, at fitted times; and the same of the copied input."""
-    fitted = [number for number, known in enumerate(part.fitted) if known]
-    truth = [prepare(view, protocol, Path(part.name)) for view in part.truth]
-    predicted = [_of_part(part, view, protocol) for view in range(len(part.rgb))]
-
-    def rows_at(pictures: list[Pictures], frames: list[int]) -> list[Row]:
-        return [
-            _measure(name, str(view), (_frames(a, frames), _frames(b, frames)), protocol, networks, notes)
-            for view, a, b in zip(part.views, pictures, truth, strict=True)
-        ]
-
-    measured = rows_at(predicted, fitted)
-    if films is not None:
-        for row, a, b in zip(measured, predicted, truth, strict=True):
-            if len(films) < MAX_FILMS:
-                shown = (_frames(a, fitted).rgb, _frames(b, fitted).rgb)
-                films.append(Film(f"{name}, {part.name}", row.view, *shown, row.result.per_frame))
-    report: dict[str, Any] = {
-        "views": part.views,
-        "azimuth_deg": part.azimuths_deg,
-        "role": part.roles,
-        "frames": part.frames,
-        "fitted": part.fitted,  # means are over these frames
-        "size": list(truth[0].rgb.shape[-2:]),
-        "num_frames": len(part.frames),
-        "baseline": None,
-    }
-    result = _by_view(measured)
-    between = [number for number, known in enumerate(part.fitted) if not known]
-    if between:
-        unseen = _by_view(rows_at(predicted, between))
-        report["between_fitted_times"] = {"frames": [part.frames[number] for number in between]} | unseen
-        order = sorted(range(len(part.frames)), key=(fitted + between).__getitem__)
-        for metric, views in result["per_frame"].items():
-            both = [a + b for a, b in zip(views, unseen["per_frame"][metric], strict=True)]
-            result["per_frame"][metric] = [[values[place] for place in order] for values in both]
-    if "input" in part.roles:
-        front = truth[part.roles.index("input")]
-        copies = copied_input(front.rgb, len(truth))
-        baseline = _by_view(rows_at([Pictures(copy, front.alpha) for copy in copies], fitted))
-        report["baseline"] = {
-            "what": "the input frame shown at every view",
-            "mean_by_role": group_means(baseline, part.roles),
-        } | baseline
-    else:
-        notes.append("the truth has no view at azimuth 0, elevation 0: the copied-input baseline is left out")
-    return report | {"mean_by_role": group_means(result, part.roles)} | result, measured
-
-
-def _of_part(part: Part, view: int, protocol: ProtocolConfig) -> Pictures:
-    """A view of a part through the same steps as the truth: 8 bits, size, channels."""
-    if not bool(part.rgb[view].isfinite().all()):
-        raise UserError(f"{part.name}, view {part.views[view]}: pixels are not finite: the fit has diverged, fit again")
-    pixels = (part.rgb[view].clamp(0, 1) * 255).round().to(torch.uint8)
-    opaque = torch.full_like(pixels[:, :1], 255)
-    pictures = prepare(torch.cat([pixels, opaque], dim=1).permute(0, 2, 3, 1).numpy(), protocol, Path(part.name))
-    if part.alpha is not None and part.alpha.shape[-2:] == pictures.rgb.shape[-2:]:
-        pictures.alpha = part.alpha[view]
-    return pictures
-
-
-def _frames(pictures: Pictures, frames: list[int]) -> Pictures:
-    return Pictures(pictures.rgb[frames], None if pictures.alpha is None else pictures.alpha[frames])
-
-
-def _by_view(rows: list[Row]) -> dict[str, Any]:
-    """Values as lists over views: {"mean": {metric}, "per_view": {metric: [V]}, "per_frame": {metric: [V][F]}}."""
-    names = [name for name in rows[0].result.per_view if all(name in row.result.per_view for row in rows)]
-    per_view = {name: [row.result.per_view[name] for row in rows] for name in names}
-    return {
-        "mean": {name: sum(values) / len(values) for name, values in per_view.items()},
-        "per_view": per_view,
-        "per_frame": {name: [row.result.per_frame[name] for row in rows] for name in rows[0].result.per_frame},
-    }
-
-
-def _sheet(part: Part) -> Tensor:
-    """Two rows of frames a view: the truth above, the prediction below."""
-    count = part.rgb.shape[1]
-    columns = torch.linspace(0, count - 1, min(count, 8)).round().long().unique()
-    pixels = torch.from_numpy(part.truth).permute(0, 1, 4, 2, 3)[:, columns].float() / 255
-    truth = pixels[:, :, :3] * pixels[:, :, 3:] + 1 - pixels[:, :, 3:]
-    rows = torch.stack([truth, part.rgb[:, columns]], dim=1).flatten(0, 1)
-    labels = []
-    for azimuth, role in zip(part.azimuths_deg, part.roles, strict=True):
-        labels += [f"{azimuth:g}\N{DEGREE SIGN} truth ({role})", "prediction"]
-    return contact_sheet(rows, labels, [f"frame {part.frames[int(i)]}" for i in columns])

@@ -7,6 +7,7 @@ import importlib.metadata
 import math
 import platform
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from fourdiffusion import __version__
 from fourdiffusion.errors import UserError
+from fourdiffusion.evaluate.cache import FeatureCache
 from fourdiffusion.evaluate.settings import LPIPS_NETS, ProtocolConfig
-from fourdiffusion.metrics.geometry import alpha_iou
-from fourdiffusion.metrics.i3d import I3D, MIN_FRAMES, find_i3d, load_i3d, resize_clip
+from fourdiffusion.metrics.flow import estimate_flow, visible_along
+from fourdiffusion.metrics.geometry import alpha_iou, depth_error
+from fourdiffusion.metrics.i3d import MIN_FRAMES, find_i3d, load_i3d, resize_clip
 from fourdiffusion.metrics.image import extent, gmsd, psnr, ssim
 from fourdiffusion.metrics.lpips import TRUNKS, Lpips, find_lpips, read_lpips
 from fourdiffusion.metrics.similarity import (
@@ -26,8 +29,9 @@ from fourdiffusion.metrics.similarity import (
     adjacent_consistency,
     all_pairs_consistency,
     find_encoder,
+    spherical_distance,
 )
-from fourdiffusion.metrics.video import temporal_error
+from fourdiffusion.metrics.video import temporal_error, warped_temporal_error
 from fourdiffusion.metrics.weights import Missing, sha256
 
 CHUNK = 4  # frames measured at once: bounds memory
@@ -43,10 +47,11 @@ class Networks:
 
     lpips: dict[str, Lpips] = field(default_factory=dict)
     encoder: ImageEncoder | None = None
-    i3d: I3D | None = None
+    i3d: torch.nn.Module | None = None
     missing: list[Missing] = field(default_factory=list)
     weights: dict[str, dict[str, str]] = field(default_factory=dict)  # {metric: {file name: sha256}}
     device: torch.device | None = None
+    cache: FeatureCache = field(default_factory=lambda: FeatureCache(None))  # of features
 
 
 def load_networks(protocol: ProtocolConfig, folders: list[str], device: torch.device | None = None) -> Networks:
@@ -60,8 +65,8 @@ def load_networks(protocol: ProtocolConfig, folders: list[str], device: torch.de
             networks.missing.append(files)
             continue
         networks.lpips[net] = read_lpips(files, net, protocol.lpips_variant, protocol.lpips_spatial).to(device)
-        networks.weights[f"lpips_{net}"] = {file.name: sha256(file) for file in files}
-    if {"clip_i", "clip_c", "clip_c_all"} & set(protocol.metrics):
+        networks.weights[f"lpips_{net}"] = _checked(list(files), protocol)
+    if {"clip_i", "clip_c", "clip_c_all", "clip_t", "clip_text"} & set(protocol.metrics):
         folder = find_encoder(protocol.clip_encoder, folders)
         if isinstance(folder, Missing):
             networks.missing.append(folder)
@@ -69,16 +74,28 @@ def load_networks(protocol: ProtocolConfig, folders: list[str], device: torch.de
             name = protocol.clip_encoder.rstrip("/").rsplit("/", 1)[-1]
             networks.encoder = ImageEncoder(folder, name, device)
             kept = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
-            networks.weights[f"clip [{name}]"] = {path.name: sha256(path) for path in kept}
+            networks.weights[f"clip [{name}]"] = _checked(kept, protocol)
     if "fvd" in protocol.metrics:
         path = find_i3d(folders)
         if isinstance(path, Missing):
             networks.missing.append(path)
         else:
             networks.i3d = load_i3d(path).to(device)
-            networks.weights["fvd"] = {path.name: sha256(path)}
+            networks.weights["fvd"] = _checked([path], protocol)
     networks.missing += [missing for name, missing in UNAVAILABLE.items() if name in protocol.metrics]
     return networks
+
+
+def _checked(files: list[Path], protocol: ProtocolConfig) -> dict[str, str]:
+    """Return the SHA-256 of files by their names. UserError for one that is not what the protocol measures with."""
+    found = {path.name: sha256(path) for path in files}
+    for path in files:
+        if not found[path.name].startswith(expected := protocol.weights.get(path.name, "")):
+            raise UserError(
+                f"{path} has SHA-256 {found[path.name][:12]}..., {protocol.name} measures with {expected[:12]}...: get "
+                "the published file, or name yours, protocol.weights={}"
+            )
+    return found
 
 
 # ---- pictures -------------------------------------------------------------------------------------------------------
@@ -90,6 +107,9 @@ class Pictures:
 
     rgb: Tensor  # [F, 3, S, S] in [0, 1]
     alpha: Tensor | None = None  # [F, S, S] in [0, 1]; None where the pictures are opaque
+    depth: Tensor | None = None  # [F, S, S], distance along the pixel's unit ray, inf: no surface; None: unknown
+    motion: Tensor | None = None  # [F - 1, 2, S, S], pixels to the next of these frames; None: unknown
+    caption: str = ""
 
 
 def prepare(rgba: np.ndarray, protocol: ProtocolConfig, path: Path) -> Pictures:
@@ -155,7 +175,7 @@ def measure_video(
         for name, values in _image_metrics(a, b, protocol, networks).items():
             per_frame.setdefault(name, []).extend(values.tolist())
         if networks.encoder is not None:
-            features.append((networks.encoder(a), networks.encoder(b) if "clip_i" in protocol.metrics else a[:0]))
+            features.append((_encoded(a, networks), _encoded(b, networks) if "clip_i" in protocol.metrics else a[:0]))
     side = min(prediction.rgb.shape[-2:])
     notes = [
         f"lpips_{net}: missing (pictures of {side} pixels): it needs {TRUNKS[net].min_side}, set protocol.size"
@@ -167,17 +187,56 @@ def measure_video(
             notes.append("alpha_iou: missing (one side is opaque): give both with alpha")
         else:
             per_frame["alpha_iou"] = alpha_iou(prediction.alpha, reference.alpha).tolist()
+    if "depth_error" in protocol.metrics:
+        if prediction.depth is None or reference.depth is None:
+            notes.append("depth_error: missing (depth is known of scenes, against clips that hold depth, uncropped)")
+        elif bool((values := depth_error(prediction.depth, reference.depth)).isfinite().all()):
+            per_frame["depth_error"] = values.tolist()
+        else:
+            notes.append("depth_error: missing (a frame shares no surface with the truth)")
     per_video: dict[str, float] = {}
+    if "warped_error" in protocol.metrics and len(prediction.rgb) > 1:
+        name, value, note = _warped(prediction, reference, protocol)
+        per_video |= {name: value} if math.isfinite(value) else {}
+        notes += [note] if note else []
     if "temporal_error" in protocol.metrics and len(prediction.rgb) > 1:
         per_video["temporal_error"] = float(temporal_error(prediction.rgb, reference.rgb))
     if networks.encoder is not None:
         _clip_metrics(features, protocol, networks.encoder.name, per_frame, per_video)
+        if "clip_text" in protocol.metrics:
+            if reference.caption:
+                text = networks.encoder.text(reference.caption)
+                predicted = torch.cat([pair[0] for pair in features])
+                per_frame[f"clip_text [{networks.encoder.name}]"] = (predicted @ text).tolist()
+            else:
+                notes.append("clip_text: missing (the reference has no caption): write one into its transforms.json")
     logits = None
     if networks.i3d is not None and "frames" in protocol.fvd_axes:
         logits, note = clip_logits(prediction.rgb, reference.rgb, protocol, networks)
         notes += [note] if note else []
     means = {name: math.fsum(values) / len(values) for name, values in per_frame.items()}
     return VideoResult(per_frame, means | per_video, logits, notes)
+
+
+def _encoded(frames: Tensor, networks: Networks) -> Tensor:
+    """The encoder's features [F, D] of frames, kept by content."""
+    assert networks.encoder is not None
+    encoder, kind = networks.encoder, f"clip [{networks.encoder.name}]"
+    return networks.cache.get(f"{kind} {networks.weights.get(kind)}", frames, lambda: encoder(frames))
+
+
+def _warped(prediction: Pictures, reference: Pictures, protocol: ProtocolConfig) -> tuple[str, float, str]:
+    """Return name and value of the warped temporal error, and a note; NaN where it cannot be taken."""
+    name = f"warped_error [{'true flow' if protocol.flow == 'true' else 'TV-L1'}]"
+    if protocol.flow == "estimated":
+        flow, visible = estimate_flow(reference.rgb)
+    elif reference.motion is None:
+        reason = "the reference holds no motion vectors of these frames and this size"
+        return name, math.nan, f"{name}: missing ({reason}): set protocol.flow=estimated"
+    else:
+        flow, visible = reference.motion, visible_along(reference.rgb, reference.motion)
+    value = float(warped_temporal_error(prediction.rgb, flow, visible))
+    return name, value, "" if math.isfinite(value) else f"{name}: missing (no pixel stays visible)"
 
 
 def _image_metrics(a: Tensor, b: Tensor, protocol: ProtocolConfig, networks: Networks) -> dict[str, Tensor]:
@@ -213,13 +272,14 @@ def _clip_metrics(
         if protocol.clip_distance == "cosine":
             per_frame[f"clip_i [{name}]"] = (predicted * true).sum(-1).tolist()
         else:
-            half = ((predicted - true).norm(dim=-1) / 2).clamp(max=1)
-            per_frame[f"clip_i_spherical [{name}]"] = (2 * half.arcsin().square()).tolist()
+            per_frame[f"clip_i_spherical [{name}]"] = spherical_distance(predicted, true).tolist()
     if len(predicted) > 1:
         if "clip_c" in protocol.metrics:
             per_video[f"clip_c [{name}]"] = adjacent_consistency(predicted)
         if "clip_c_all" in protocol.metrics:
             per_video[f"clip_c_all [{name}]"] = all_pairs_consistency(predicted)
+        if "clip_t" in protocol.metrics:
+            per_video[f"clip_t [{name}]"] = float(spherical_distance(predicted[1:], predicted[:-1]).double().mean())
 
 
 def clip_logits(
@@ -231,10 +291,13 @@ def clip_logits(
     if min(length, len(prediction)) < MIN_FRAMES:
         return None, f"fvd: missing (clips of {min(length, len(prediction))} frames): I3D needs {MIN_FRAMES} at least"
     starts = range(0, len(prediction) - length + 1, length) if length <= len(prediction) else [0]
-    sides = []
-    for frames in (prediction, reference):
-        clips = [resize_clip(frames[start : start + length], protocol.fvd_resize) for start in starts]
-        sides.append(torch.cat([networks.i3d(clip.to(networks.device)).cpu() for clip in clips]))
+    i3d, kind = networks.i3d, f"i3d {networks.weights.get('fvd')} {protocol.fvd_resize} {list(starts)} {length}"
+
+    def logits(frames: Tensor) -> Tensor:
+        clips = (resize_clip(frames[start : start + length], protocol.fvd_resize) for start in starts)
+        return torch.cat([i3d(clip.to(networks.device)).cpu() for clip in clips])
+
+    sides = [networks.cache.get(kind, frames, partial(logits, frames)) for frames in (prediction, reference)]
     return (sides[0], sides[1]), ""
 
 
@@ -258,4 +321,7 @@ def matrix_clips(frames: Tensor, axis: str) -> list[Tensor]:
 def versions() -> dict[str, str]:
     """Return the versions of the libraries whose arithmetic reaches the numbers."""
     found = {"fourdiffusion": __version__, "python": platform.python_version()}
-    return found | {name: importlib.metadata.version(name) for name in ("torch", "numpy", "pillow", "transformers")}
+    return found | {
+        name: importlib.metadata.version(name)
+        for name in ("torch", "numpy", "scipy", "pillow", "scikit-image", "transformers")
+    }

@@ -41,7 +41,7 @@ def pair_videos(prediction: Collection, reference: Collection, protocol: Protoco
         predicted, expected = {name: next(iter(prediction.objects.values()))}, reference.objects
     else:
         predicted, expected = prediction.objects, reference.objects
-    objects = _match(list(predicted), list(expected), sides, "object", protocol.object_mismatch, notes)
+    objects = match_names(list(predicted), list(expected), sides, "object", protocol.object_mismatch, notes)
     pairs = []
     for name in objects:
         where = (f"{sides[0]}, {name}", f"{sides[1]}, {name}")
@@ -59,15 +59,18 @@ def pair_videos(prediction: Collection, reference: Collection, protocol: Protoco
                 notes.append(f"{where[1]}: views {', '.join(unused)} are no part of {protocol.name}: left out")
             a = {view: a[view] for view in protocol.views if view in a}
             b = {view: b[view] for view in protocol.views if view in b}
-        views = _match(list(a), list(b), where, "view", protocol.view_mismatch, notes)
+        views = match_names(list(a), list(b), where, "view", protocol.view_mismatch, notes)
         pairs += [Pair(name, view, a[view], b[view]) for view in views]
     return Pairing(pairs, notes)
 
 
-def _match(
+def match_names(
     predicted: list[str], expected: list[str], sides: tuple[str, str], kind: str, rule: str, notes: list[str]
 ) -> list[str]:
-    """The names on both sides in the reference's order."""
+    """Return the names on both sides in the reference's order, and note what is on one side only.
+
+    UserError names it where ``rule`` is "error", or nothing is on both.
+    """
     extra = [name for name in predicted if name not in expected]
     lacking = [name for name in expected if name not in predicted]
     problems = [f"{sides[0]} lacks {kind} {', '.join(lacking)}"] if lacking else []

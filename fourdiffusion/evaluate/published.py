@@ -53,5 +53,5 @@ def published_value(values: dict[str, float], metric: str, columns: list[str]) -
 
 def family(metric: str) -> str:
     """Return the family of a metric's name: "fvd" of "fvd [set]", "lpips" of "lpips_vgg"."""
-    name = metric.split(" [")[0]
+    name = metric.split(" ")[0]
     return "lpips" if name.startswith("lpips") else name.removesuffix("_spherical")

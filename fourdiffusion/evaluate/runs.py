@@ -1,14 +1,12 @@
 """Compare a run of this project with a clip: the same cameras, the same times, the same framing, or a refusal.
 
-A run records what its video showed in input.json: {"crop": [left, top, side], "frames": [...], "times_s": [...],
-"times": [...], "fovy_deg", "distance", "elevation_deg", "source_size": [w, h]}. ``fovy_deg`` is that of the square
-crop, ``times`` are the scene's, in [0, 1]. A scene's world is the truth's, scaled about its center so that the object
-has the size that the fit's camera saw.
+A run records what its video showed, see fit_input.py. A scene's world is the truth's, scaled about its center so that
+the object has the size that the fit's camera saw.
 
 Letters: V views, F frames, S the side of a square picture in pixels.
 """
 
-import json
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,33 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
+from tqdm import tqdm
 
-from fourdiffusion.cameras import azimuth_deg, find, orbit, orthogonal_azimuths
+from fourdiffusion.cameras import azimuth_deg, find, orbit, orthogonal_azimuths, rays
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors
+from fourdiffusion.evaluate.collection import read_motion
+from fourdiffusion.evaluate.fit_input import FitInput, read_input
 from fourdiffusion.media.crop import resample
-from fourdiffusion.scene.scene import Scene, load_scene, render_views
+from fourdiffusion.scene.renderer import render_image
+from fourdiffusion.scene.scene import Scene, load_scene
 
 SAME_VIEW_DEG = 2.0
 FOVY_TOLERANCE_DEG = 1.5  # the perspective of a field of view that is off by more is not made up for by scaling
+PER_FRAME = ("rgb", "alpha", "truth", "depth", "truth_depth", "motion")  # [V, F, ...] of a Part
 OFF_CENTER = 0.025  # of the crop's side: a crop further from the middle of the frame turns the camera
-
-
-@dataclass
-class FitInput:
-    """What a run's video showed; None where the run did not record it."""
-
-    crop: tuple[float, float, float] | None = None  # left, top, side in pixels of the source
-    source_size: tuple[float, float] | None = None  # width, height
-    frames: list[int] | None = None  # numbers of the chosen frames in the source
-    times: list[float] | None = None  # of the scene at those frames
-    fovy_deg: float | None = None
-    distance: float | None = None
-    elevation_deg: float | None = None
-    unrecorded_crop: bool = False  # the run framed the object itself, and did not say how
 
 
 @dataclass
@@ -60,6 +47,24 @@ class Part:
     roles: list[str]  # [V] input | generated | novel
     azimuths_deg: list[float]
     notes: list[str] = field(default_factory=list)
+    depth: Tensor | None = None  # [V, F, S, S] of the prediction, distance along the ray in the truth's units
+    truth_depth: Tensor | None = None  # the same of the truth, inf: no surface
+    motion: Tensor | None = None  # [V, F, 2, S, S] of the truth, pixels to the next frame
+    c2w: Tensor | None = None  # [V, 4, 4] of the truth
+    fovy_deg: float = 0.0
+    caption: str = ""
+
+    def of_frames(self, count: int) -> "Part":
+        """Return the first frames of every view."""
+        kept = {name: value[:, :count] for name in PER_FRAME if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(self, **kept, frames=self.frames[:count], fitted=self.fitted[:count])
+
+    def of_views(self, chosen: list[int]) -> "Part":
+        """Return some of the views, by their positions."""
+        names = (*PER_FRAME, "c2w")
+        kept: dict[str, Any] = {name: value[chosen] for name in names if (value := getattr(self, name)) is not None}
+        kept |= {name: [getattr(self, name)[n] for n in chosen] for name in ("views", "roles", "azimuths_deg")}
+        return dataclasses.replace(self, **kept)
 
 
 def is_run(folder: Path) -> bool:
@@ -79,15 +84,15 @@ def compare_run(folder: Path, truth_folder: Path, device: torch.device) -> tuple
             f"{folder} was made with crop=object and does not record its square: prediction and truth may be framed "
             "differently; make it again, or with crop=frame"
         )
-    generated = _generated_clip(folder)
+    generated, motion = _generated_clip(folder), read_motion(truth_folder)
     parts: list[Part] = []
     refused: list[tuple[str, UserError]] = []
     makers: list[tuple[str, Callable[[], Part]]] = []
     if (folder / "scene").is_dir():
         scene = load_scene(folder, device)
-        makers.append(("scene", lambda: _scene_part(folder, scene, generated, truth, fit)))
+        makers.append(("scene", lambda: _scene_part(folder, scene, generated, truth, fit, motion)))
     if generated is not None:
-        makers.append(("generated videos", lambda: _videos_part(folder, generated, truth, fit)))
+        makers.append(("generated videos", lambda: _videos_part(folder, generated, truth, fit, motion)))
     if not makers:
         raise UserError(f"prediction={folder}: holds neither a scene (scene/) nor a clip (transforms.json)")
     for name, make in makers:
@@ -114,61 +119,6 @@ def view_roles(c2w: Tensor, generated_c2w: Tensor, input_c2w: Tensor | None = No
         else:
             roles.append("novel")
     return roles
-
-
-# ---- what the run saw -----------------------------------------------------------------------------------------------
-
-
-def read_input(folder: Path) -> FitInput:
-    """Return what a run's video showed, as far as the run says. UserError where input.json is damaged."""
-    path = folder / "input.json"
-    fit = FitInput()
-    if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            fit = FitInput(
-                crop=_numbers(content.get("crop"), 3),
-                source_size=_numbers(content.get("source_size"), 2),
-                frames=[int(number) for number in content["frames"]] if content.get("frames") else None,
-                times=[float(number) for number in content["times"]] if content.get("times") else None,
-                fovy_deg=_number(content.get("fovy_deg")),
-                distance=_number(content.get("distance")),
-                elevation_deg=_number(content.get("elevation_deg")),
-                unrecorded_crop=content.get("crop") is None and bool(content.get("crops")),  # it moved with the object
-            )
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-            reason = str(error).splitlines()[0]
-            raise UserError(f"{path} is damaged ({reason}): delete it, or run the fit again") from error
-    if fit.times is None and (folder / "input.safetensors").is_file():
-        tensors, _ = load_tensors(folder / "input.safetensors")
-        if "times" in tensors:
-            fit.times = tensors["times"].tolist()
-    if fit.crop is None and _setting(folder, "crop") in ("object", "follow"):
-        fit.unrecorded_crop = True
-    return fit
-
-
-def _numbers(values: Any, count: int) -> Any:
-    if values is None:
-        return None
-    numbers = tuple(float(value) for value in values)
-    if len(numbers) != count or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{values} are not {count} numbers")
-    return numbers
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else _numbers([value], 1)[0]
-
-
-def _setting(folder: Path, name: str) -> Any:
-    """A setting of the run in config.yaml, at its top or one group below; None where there is none."""
-    try:
-        settings = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["settings"]
-        groups = [settings, *(value for value in settings.values() if isinstance(value, dict))]
-        return next((group[name] for group in groups if name in group), None)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
-        return None
 
 
 # ---- framing --------------------------------------------------------------------------------------------------------
@@ -274,7 +224,9 @@ def match_times(truth: Clip, fit: FitInput) -> tuple[list[float], list[bool]]:
 # ---- parts ----------------------------------------------------------------------------------------------------------
 
 
-def _scene_part(folder: Path, scene: Scene, generated: Clip | None, truth: Clip, fit: FitInput) -> Part:
+def _scene_part(
+    folder: Path, scene: Scene, generated: Clip | None, truth: Clip, fit: FitInput, motion: Tensor | None
+) -> Part:
     """The scene as the truth's cameras see it at the truth's times."""
     framing = frame_truth(folder, truth, fit)
     times, fitted = match_times(truth, fit)
@@ -293,18 +245,12 @@ def _scene_part(folder: Path, scene: Scene, generated: Clip | None, truth: Clip,
     size = framing.square[2]
     c2w = truth.c2w.clone()
     c2w[:, :3, 3] *= framing.scale
-    rgb, opacity = render_views(
-        scene,
-        c2w.repeat_interleave(num_frames, dim=0),
-        framing.fovy_deg,
-        torch.tensor(times).repeat(num_views),
-        size,
-        label="render",
-    )
+    rgb, alpha, depth = _render(scene, c2w, framing.fovy_deg, times, size)
+    uncut = framing.square == (0, 0, truth.rgba.shape[-2])
     return Part(
         name="scene",
-        rgb=rgb.unflatten(0, (num_views, num_frames)),
-        alpha=opacity[:, 0].unflatten(0, (num_views, num_frames)),
+        rgb=rgb,
+        alpha=alpha,
         truth=_cut(truth.rgba, framing.square, size),
         views=list(range(num_views)),
         frames=list(range(num_frames)),
@@ -312,10 +258,33 @@ def _scene_part(folder: Path, scene: Scene, generated: Clip | None, truth: Clip,
         roles=view_roles(truth.c2w, _generated_cameras(generated), _input_camera(fit)),
         azimuths_deg=_azimuths(truth.c2w),
         notes=notes,
+        depth=(depth / framing.scale).where(alpha > 0.5, torch.tensor(math.inf)) if uncut else None,
+        truth_depth=truth.depth if uncut else None,
+        motion=motion if uncut else None,
+        c2w=truth.c2w,
+        fovy_deg=framing.fovy_deg,
+        caption=truth.caption,
     )
 
 
-def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput) -> Part:
+@torch.no_grad()
+def _render(scene: Scene, c2w: Tensor, fovy_deg: float, times: list[float], size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Cameras [V, 4, 4] at every time -> rgb [V, F, 3, S, S] on white, alpha and ray distances [V, F, S, S]."""
+    device, pictures = scene.occupancy.density.device, []
+    white = torch.ones(3, device=device)
+    jobs = [(camera, time) for camera in c2w for time in times]
+    for camera, time in tqdm(jobs, desc="render", leave=False):
+        origins, directions = (value.to(device) for value in rays(camera, fovy_deg, size, size))
+        moment = torch.tensor(time, device=device)
+        parts = render_image(
+            scene.field, scene.occupancy, origins, directions, moment, white, scene.renderer, scene.field.density
+        )
+        pictures.append(torch.cat(parts).cpu())
+    rgb, alpha, depth = torch.stack(pictures).unflatten(0, (len(c2w), len(times))).split([3, 1, 1], dim=2)
+    return rgb.clamp(0, 1), alpha[:, :, 0].clamp(0, 1), depth[:, :, 0]
+
+
+def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput, motion: Tensor | None) -> Part:
     """The generated videos beside the truth's views that stand where they do."""
     frames = list(range(truth.rgba.shape[1]))
     num_frames = generated.rgba.shape[1]
@@ -355,6 +324,13 @@ def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput) -> P
         roles=view_roles(truth.c2w[views], generated.c2w, _input_camera(fit)),
         azimuths_deg=_azimuths(truth.c2w[views]),
         notes=notes,
+        truth_depth=truth.depth[views][:, frames] if uncut and truth.depth is not None else None,
+        motion=motion[views][:, frames]
+        if uncut and motion is not None and len(frames) == truth.rgba.shape[1]
+        else None,
+        c2w=truth.c2w[views],
+        fovy_deg=truth.fovy_deg,
+        caption=truth.caption,
     )
 
 

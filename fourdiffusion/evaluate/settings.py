@@ -15,7 +15,11 @@ from fourdiffusion.errors import UserError
 PACKAGE = Path(__file__).resolve().parents[1]
 LPIPS_NETS = ("vgg", "alex", "squeeze")
 IMAGE_METRICS = ("psnr", "ssim", "gmsd", *(f"lpips_{net}" for net in LPIPS_NETS), "clip_i")
-VIDEO_METRICS = ("temporal_error", "clip_c", "clip_c_all", "alpha_iou", "fvd")
+VIDEO_METRICS = (
+    "temporal_error", "warped_error", "clip_c", "clip_c_all", "clip_t", "clip_text", "alpha_iou", "depth_error",
+    "cross_view_error", "fvd",
+)  # fmt: skip
+SURFACE_METRICS = ("chamfer", "f_score", "cd_3d", "cd_4d", "cd_motion")  # of folders of meshes
 OTHER_METRICS = ("fid_vid", "dreamsim")  # named by a source; this evaluator reports them as missing
 CHOICES = {
     "frame_choice": ("number", "index"),
@@ -26,12 +30,14 @@ CHOICES = {
     "alpha": ("composite", "drop", "refuse"),
     "data_range": ("fixed", "extent"),
     "lpips_variant": ("lpips", "torchmetrics"),
+    "flow": ("estimated", "true"),
     "clip_distance": ("cosine", "spherical"),
     "fvd": ("", "set", "consistent4d", "mean_only"),
     "fvd_of_one": ("refuse", "mean_only"),
     "fvd_resize": ("bicubic", "short_side"),
     "clip_tail": ("keep", "drop", "reversed"),
     "averaging": ("objects", "clips"),
+    "mesh_alignment": ("none", "similarity", "axis_scales"),
 }
 FVD_AXES = ("frames", "views", "diagonal", "raster")
 
@@ -56,11 +62,12 @@ class ProtocolConfig:
     bgr: bool = False  # channels reach the networks in the order blue, green, red
     metrics: list[str] = field(
         default_factory=lambda: ["psnr", "ssim", "gmsd", "lpips_alex", "lpips_squeeze", "temporal_error"]
-    )  # psnr, ssim, gmsd, lpips_{vgg,alex,squeeze}, clip_i, clip_c, clip_c_all, alpha_iou, temporal_error, fvd
+    )  # names in docs/evaluate.md: psnr, ssim, lpips_vgg, clip_i, clip_c, temporal_error, fvd, chamfer, and others
     data_range: str = "fixed"  # of PSNR and SSIM: fixed (1) | extent (maximum minus minimum of each picture)
     lpips_variant: str = "lpips"  # lpips | torchmetrics, see metrics.lpips
     lpips_spatial: bool = False  # average LPIPS over maps enlarged to the picture's size
     clip_encoder: str = "openai/clip-vit-base-patch32"  # folder or hub id of the image encoder of clip_i and clip_c
+    flow: str = "estimated"  # of warped_error: estimated (TV-L1 on the reference) | true (motion vectors of a clip)
     clip_distance: str = "cosine"  # cosine (similarity) | spherical (distance, 2 arcsin(|a - b| / 2)^2)
     fvd: str = ""  # formula, see metrics.frechet: set | consistent4d | mean_only; empty: no FVD is taken
     fvd_of_one: str = "refuse"  # a set-level FVD of one clip: refuse | mean_only
@@ -69,6 +76,13 @@ class ProtocolConfig:
     clip_length: int | None = None  # videos are split into clips of so many frames, a rest is dropped; null: one clip
     clip_tail: str = "keep"  # videos shorter than clip_length: keep | drop | reversed (padded by their reversed tail)
     averaging: str = "objects"  # objects (frames, then views, then objects) | clips (all videos alike)
+    mesh_points: int = 100_000  # sampled on every mesh
+    mesh_icp_points: int = 10_000  # of them that the alignment looks at
+    mesh_alignment: str = "similarity"  # none | similarity (one scale) | axis_scales (ActionBench's code), see metrics
+    f_threshold: float = 0.05  # distance below which the F-score counts a point as found, in the meshes' units
+    weights: dict[str, str] = field(
+        default_factory=dict
+    )  # first digits of the SHA-256 that a file of weights must have, by its name; another file is refused
     sources: dict[str, str] = field(
         default_factory=dict
     )  # where each setting comes from: file:lines @commit, thread, or ours
@@ -83,12 +97,11 @@ class EvaluateConfig:
     """
 
     prediction: str = "???"  # run folder, clip folder, or a folder of objects
-    reference: str | None = None  # the ground truth: a clip folder, a folder of clips, or a folder of objects
+    reference: str = "???"  # the ground truth: a clip folder, a folder of clips, or a folder of objects
     output: str | None = None  # folder for metrics.json, tables and pictures; the prediction's folder if not given
     device: str = "auto"  # auto | cpu | cuda: where scenes are rendered and networks run
-    lpips: str | None = None  # another name of weights
-    truth: str | None = None  # another name of reference
     weights: str | None = None  # folder of the networks' weights; null: only the libraries' own caches
+    feature_cache: str = "auto"  # folder in which networks' features are kept by content; auto: the user's cache; off
     compare: list[str] = field(default_factory=list)  # metrics.json of other methods: more rows of the table
     page: bool = False  # also write report.html: videos side by side and curves over frames, in one file
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)  # what is compared, and how
@@ -100,7 +113,7 @@ def check_protocol(protocol: ProtocolConfig) -> None:
         value = getattr(protocol, name)
         if value not in allowed:
             raise UserError(f"protocol.{name}={value!r}: give {', '.join(repr(each) for each in allowed)}")
-    known = (*IMAGE_METRICS, *VIDEO_METRICS, *OTHER_METRICS)
+    known = (*IMAGE_METRICS, *VIDEO_METRICS, *SURFACE_METRICS, *OTHER_METRICS)
     for name, values, allowed in (
         ("metrics", protocol.metrics, known),
         ("fvd_axes", protocol.fvd_axes, FVD_AXES),
@@ -110,7 +123,9 @@ def check_protocol(protocol: ProtocolConfig) -> None:
                 raise UserError(f"protocol.{name} holds {value!r}: give some of {', '.join(allowed)}")
         if not values:
             raise UserError(f"protocol.{name} is empty: give some of {', '.join(allowed)}")
-    for name in ("frames", "size", "clip_length"):
+    if protocol.f_threshold <= 0:
+        raise UserError(f"protocol.f_threshold={protocol.f_threshold}: give a distance above 0")
+    for name in ("frames", "size", "clip_length", "mesh_points", "mesh_icp_points"):
         value = getattr(protocol, name)
         if value is not None and value < 1:
             raise UserError(f"protocol.{name}={value}: give at least 1, or null")

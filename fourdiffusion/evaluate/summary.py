@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fourdiffusion.errors import UserError
-from fourdiffusion.evaluate.measure import VideoResult
+from fourdiffusion.evaluate.measure import Networks, Pictures, VideoResult, measure_video
 from fourdiffusion.evaluate.settings import ProtocolConfig
 from fourdiffusion.metrics.frechet import consistent4d_distance, mean_distance, set_distance
 from fourdiffusion.metrics.statistics import bootstrap_interval
@@ -40,6 +40,24 @@ def add_single_clip_fvd(row: Row, protocol: ProtocolConfig) -> None:
         values = [consistent4d_distance(a, b) for a, b in zip(predicted, true, strict=True)]
         value = math.fsum(values) / len(values)
     row.result.per_view[f"fvd [{protocol.fvd}]"] = value
+
+
+def measure_row(
+    name: str,
+    view: str,
+    prepared: tuple[Pictures, Pictures],
+    protocol: ProtocolConfig,
+    networks: Networks,
+    notes: list[str],
+) -> Row:
+    """Measure one video, [prediction, reference] prepared; UserError names it where it cannot be."""
+    try:
+        row = Row(name, view, measure_video(*prepared, protocol, networks))
+    except (UserError, ValueError) as error:
+        raise UserError(f"{name}, view {view}: {error}") from error
+    add_single_clip_fvd(row, protocol)
+    notes += [note for note in row.result.notes if note not in notes]
+    return row
 
 
 def summarize(rows: list[Row], protocol: ProtocolConfig, matrix: Logits) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from fourdiffusion.evaluate.settings import ProtocolConfig, protocol_hash
 from fourdiffusion.files import write_atomic
 from fourdiffusion.metrics.statistics import paired_difference
 
-HIGHER_IS_BETTER = ("psnr", "ssim", "clip_i", "clip_c", "clip_c_all", "alpha_iou")
+HIGHER_IS_BETTER = ("psnr", "ssim", "clip_i", "clip_c", "clip_c_all", "clip_text", "alpha_iou", "f_score")
 
 
 def read_others(paths: list[Path], protocol: ProtocolConfig) -> dict[str, dict[str, Any]]:
@@ -161,9 +161,13 @@ def run_table(name: str, parts: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def higher_is_better(metric: str) -> bool:
+    """Whether a metric, by its name in a report, grows with quality."""
+    return family(metric) in HIGHER_IS_BETTER and "spherical" not in metric
+
+
 def _arrow(metric: str) -> str:
-    better = family(metric) in HIGHER_IS_BETTER and "spherical" not in metric
-    return "↑" if better else "↓"
+    return "↑" if higher_is_better(metric) else "↓"
 
 
 def _cell(row: dict[str, Any], column: str) -> str:

@@ -1,7 +1,15 @@
-"""Silhouette and depth against ground truth. Letters: H W pixels."""
+"""Silhouette, depth and agreement of views against ground truth. Letters: V views, F frames, H W pixels."""
+
+import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
+
+from fourdiffusion.cameras import rays
+from fourdiffusion.metrics.image import check_pair
+
+OCCLUSION = 0.02  # share of the distance by which a point may lie behind what a view sees and still count as seen
 
 
 def alpha_iou(prediction: Tensor, truth: Tensor, threshold: float = 0.5) -> Tensor:
@@ -27,6 +35,60 @@ def depth_error(prediction: Tensor, truth: Tensor) -> Tensor:
     both = prediction.isfinite() & truth.isfinite() & (prediction > 0) & (truth > 0)
     error = torch.where(both, (prediction - truth).abs(), 0.0).flatten(-2).sum(-1)
     return error / both.flatten(-2).sum(-1)
+
+
+def cross_view_error(pictures: Tensor, depth: Tensor, c2w: Tensor, fovy_deg: float) -> Tensor:
+    """Return how far the views of one moment disagree about the color of the true surface, [V]; NaN: nothing shared.
+
+    Every pixel with a surface is carried by the TRUE depth into every other view that sees the same point, where the
+    color is sampled bilinearly: the mean absolute difference over channels, such pixels, frames and other views. Views
+    of one textured object agree up to shading and resampling; four videos that know nothing of each other do not.
+
+    Args:
+        pictures: [V, F, 3, H, W] in [0, 1], at least 2 views.
+        depth: [V, F, H, W] of the truth, distance along the pixel's unit ray, inf where there is no surface.
+        c2w: [V, 4, 4], OpenGL axes.
+        fovy_deg: vertical field of view of all views.
+    """
+    check_pair(pictures, pictures)
+    views, frames, _, height, width = pictures.shape
+    if views < 2 or depth.shape != (views, frames, height, width) or c2w.shape != (views, 4, 4):
+        raise ValueError(
+            f"depth {list(depth.shape)} and cameras {list(c2w.shape)} do not fit pictures {list(pictures.shape)}: "
+            "give [V, F, H, W] and [V, 4, 4] of at least 2 views"
+        )
+    origins, directions = rays(c2w, fovy_deg, height, width)
+    surface = depth.isfinite() & (depth > 0)
+    total, count = torch.zeros(views, dtype=torch.float64), torch.zeros(views, dtype=torch.float64)
+    for a in range(views):
+        points = origins[a] + directions[a] * depth[a].where(surface[a], torch.ones(()))[..., None]  # [F, H, W, 3]
+        for b in range(views):
+            if a == b:
+                continue
+            grid, distance = _project(points, c2w[b], fovy_deg, height, width)
+            seen = _nearest(depth[b], grid)
+            shared = surface[a] & (grid.abs() < 1).all(-1) & ((seen - distance).abs() < OCCLUSION * distance)
+            there = grid_sample(pictures[b], grid, mode="bilinear", align_corners=False)
+            difference = (there - pictures[a]).abs().mean(dim=1).double()
+            total[a] += (difference * shared).sum()
+            count[a] += shared.sum()
+    return total / count
+
+
+def _project(points: Tensor, c2w: Tensor, fovy_deg: float, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """World points [..., 3] -> places in [-1, 1] as ``grid_sample`` wants them [..., 2], distances to the camera."""
+    offset = points - c2w[:3, 3]
+    local = offset @ c2w[:3, :3]
+    half = math.tan(math.radians(fovy_deg) / 2)
+    depth = (-local[..., 2]).clamp(min=1e-6)
+    place = torch.stack([local[..., 0] / (half * width / height), -local[..., 1] / half], dim=-1) / depth[..., None]
+    behind = (local[..., 2] >= 0)[..., None]
+    return torch.where(behind, torch.full_like(place, 2.0), place), offset.norm(dim=-1)
+
+
+def _nearest(depth: Tensor, grid: Tensor) -> Tensor:
+    """Sample [F, H, W] at [F, H, W, 2] without mixing a surface with what lies behind it."""
+    return grid_sample(depth[:, None], grid, mode="nearest", padding_mode="border", align_corners=False)[:, 0]
 
 
 def _check(prediction: Tensor, truth: Tensor) -> None:

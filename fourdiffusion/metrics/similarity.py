@@ -40,7 +40,7 @@ class ImageEncoder:
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise UserError(f"{folder} is no image encoder that transformers can load ({reason})") from error
-        self.name, self.device = name, device
+        self.name, self.device, self.folder = name, device, folder
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
@@ -65,6 +65,25 @@ class ImageEncoder:
             output = output.pooler_output if output.pooler_output is not None else output.last_hidden_state[:, 0]
         return normalize(output.float().cpu(), dim=-1)
 
+    @torch.no_grad()
+    def text(self, caption: str) -> Tensor:
+        """Return the unit features [D] of a text, cut to the encoder's longest; UserError where it reads no text."""
+        from transformers import AutoTokenizer
+
+        if not hasattr(self.model, "get_text_features"):
+            raise UserError(f"{self.name} reads no text: give a CLIP model, protocol.clip_encoder=...")
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"{self.folder} holds no tokenizer that transformers can load ({reason})") from error
+        longest = int(self.model.config.text_config.max_position_embeddings)
+        tokens = tokenizer([caption], padding="max_length", max_length=longest, truncation=True, return_tensors="pt")
+        output = self.model.get_text_features(**{key: value.to(self.device) for key, value in tokens.items()})
+        if not isinstance(output, Tensor):
+            output = output.pooler_output
+        return normalize(output.float().cpu(), dim=-1)[0]
+
 
 def find_encoder(name: str, folders: list[str]) -> Path | Missing:
     """Return the folder of an encoder, or what is missing and the line that gets it.
@@ -85,6 +104,11 @@ def find_encoder(name: str, folders: list[str]) -> Path | Missing:
         return Path(cached).parent
     remedy = f"hf download {name} --local-dir FOLDER/{last}, then weights=FOLDER"
     return Missing(f"clip [{last}]", f"no encoder {name}", remedy)
+
+
+def spherical_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Return 2 arcsin(|a - b| / 2)^2 of unit features [..., D]: half the squared angle (4DGen, lines 17-21)."""
+    return 2 * ((a - b).norm(dim=-1) / 2).clamp(max=1).arcsin().square()
 
 
 def adjacent_consistency(features: Tensor) -> float:

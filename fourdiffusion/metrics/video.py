@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
+from fourdiffusion.metrics.flow import carry
 from fourdiffusion.metrics.image import check_pair, gmsd, psnr, ssim
 
 
@@ -44,10 +44,8 @@ def warped_temporal_error(prediction: Tensor, flow: Tensor, visible: Tensor) -> 
         )
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     target_x, target_y = x + flow[:, 0], y + flow[:, 1]
-    grid = torch.stack([(target_x + 0.5) / width * 2 - 1, (target_y + 0.5) / height * 2 - 1], dim=-1)
-    carried = grid_sample(prediction[1:].float(), grid.float(), padding_mode="border", align_corners=False)
     inside = (target_x >= 0) & (target_x <= width - 1) & (target_y >= 0) & (target_y <= height - 1) & visible
-    change = (carried - prediction[:-1]).abs().mean(dim=1).double()
+    change = (carry(prediction[1:], flow) - prediction[:-1]).abs().mean(dim=1).double()
     return (change * inside).sum() / inside.sum()
 
 

@@ -13,14 +13,17 @@ import torch
 
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import write_atomic
+from fourdiffusion.metrics.statistics import paired_difference
 
 Line = dict[str, Any]  # one measurement: "row", "object", and a value for each measure that was taken
 MEASURES = {  # heading and decimals
     "psnr": ("PSNR in dB ↑", 2),
     "ssim": ("SSIM ↑", 3),
     "gmsd": ("GMSD ↓", 3),
-    "lpips": ("LPIPS ↓", 3),
+    "lpips_alex": ("LPIPS, Alex ↓", 3),
+    "lpips_squeeze": ("LPIPS, Squeeze ↓", 3),
     "temporal_error": ("temporal error ↓", 4),
+    "fvd [set]": ("FVD of the set ↓", 1),
     "seconds": ("seconds", 0),
 }
 
@@ -63,17 +66,40 @@ def table(lines: list[Line], rows: list[str], measures: list[str]) -> str:
     return "\n".join(text)
 
 
+def paired_table(lines: list[Line], row: str, others: list[str]) -> str:
+    """Return a Markdown table of ``row`` minus each other row: mean ± standard error over the objects of both."""
+    names = [name for name in measures(lines) if not name.startswith(("fvd", "seconds"))]
+    text = ["| | " + " | ".join(MEASURES[name][0] for name in names) + " |", "|---" * (len(names) + 1) + "|"]
+    for other in others:
+        cells = []
+        for name in names:
+            values = [over_objects(lines, each, name) for each in (row, other)]
+            if not all(values) or len(values[0]) != len(values[1]):
+                cells.append("-")
+                continue
+            difference = paired_difference(*values)
+            digits = MEASURES[name][1] + 1
+            cells.append(f"{difference.mean:+.{digits}f} ± {difference.standard_error:.{digits}f}")
+        text.append(f"| {other} | " + " | ".join(cells) + " |")
+    return "\n".join(text)
+
+
 def measures(lines: list[Line]) -> list[str]:
-    """Those of MEASURES that were taken."""
+    """Return those of MEASURES that were taken."""
     return [name for name in MEASURES if any(line.get(name) is not None for line in lines)]
 
 
 def legend(lines: list[Line]) -> str:
     """What the less known measures are."""
-    lpips = "" if "lpips" in measures(lines) else "; LPIPS is not computed: no weights"
+    taken = measures(lines)
+    lpips = "" if "lpips_alex" in taken else "; LPIPS is missing: no weights"
+    fvd = ""
+    if "fvd [set]" in taken:
+        count = len({line["object"] for line in lines} - {"all"})
+        fvd = f" FVD is the Frechet distance of the two sets of I3D logits, {count} objects by views; mean over seeds."
     return (
         f"GMSD is gradient magnitude similarity deviation, a perceptual measure without weights{lpips}. "
-        "The temporal error is the mean absolute error of the differences between neighbouring frames."
+        f"The temporal error is the mean absolute error of the differences between neighboring frames.{fvd}"
     )
 
 

@@ -68,7 +68,7 @@ def measure_kept(
         row = Row("", pipeline, stage == "motion" and step > 0, "", range(0))
         for folder, seed in missing:
             line = {"step": step, "object": folder.name, "seed": seed, "commit": git_commit()}
-            lines.append(line | measure(settings, folder, row, seed, None))
+            lines.append(line | measure(settings, folder, row, seed))
             append_log(run / "curve", lines[-1])
     return lines
 

