@@ -221,6 +221,12 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "background": _FRACTION,
         "clip_length": _FRAMES,
     },
+    "PackConfig": {
+        "quality": (1, 100),
+        "clips_per_shard": _COUNT,
+        "num_readers": _COUNT,
+        "encode_batch": _COUNT,
+    },
     "SynthConfig": {
         "num_clips": (0, 10**7),
         "first_seed": (0, 10**9),

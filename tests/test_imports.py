@@ -40,6 +40,7 @@ HOMES = {
     "imageio": {"media/read.py", "media/write.py"},
     "imageio_ffmpeg": {"media/read.py", "media/write.py"},
     "av": {"media/read.py", "media/write.py", "media/animation.py"},
+    "fsspec": {"datasets/shards/storage.py"},
     "viser": {"view.py"},
     "bpy": {"datasets/rendering/blender_render.py"},  # runs inside Blender and imports nothing of the project
 }

@@ -55,6 +55,18 @@ VERBS = (
         ),
     ),
     Verb(
+        "data pack",
+        "fourdiffusion.prepare.pack",
+        "pack",
+        "fourdiffusion.prepare.settings:PackConfig",
+        "pack clips of any known layout into WebDataset shards, with cached latents and embeddings on request",
+        (
+            "fourdiffusion data pack clips=cache/clips output=cache/shards",
+            "fourdiffusion data pack clips=cache/clips output=cache/shards latents=true model.path=data/models/tiny",
+        ),
+        ("clips", "output", "ids", "frames", "quality", "clips_per_shard", "num_readers", "latents", "model.path"),
+    ),
+    Verb(
         "train",
         "fourdiffusion.train.loop",
         "train",

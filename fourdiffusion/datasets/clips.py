@@ -14,7 +14,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fourdiffusion.datasets.transforms import load_json, read_text, read_transforms, transforms_path
+from fourdiffusion.datasets.pictures import PictureGrid, check_size
+from fourdiffusion.datasets.transforms import Transforms, load_json, read_text, read_transforms, transforms_path
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import printable, user_path
-from fourdiffusion.media.picture import read_gray16, read_picture
+from fourdiffusion.media.picture import read_gray16
 
-MAX_BYTES = 2**33  # of pictures read at once
 DEPTH_UNIT = 0.0001  # scene units a step of the 16-bit depth files: reaches 6.5 scene units
 
 
@@ -47,39 +46,6 @@ class Clip:
     source: str
     depth: Tensor | None = None  # float32 [V, F, H, W], distance along the unit ray in scene units, inf: no surface
     author: str = ""  # whom to name
-
-
-@dataclass(frozen=True)
-class PictureGrid:
-    """Pictures of V views x F frames that are opened when they are indexed: ``grid[view, frame]``.
-
-    Either index is an integer, a slice or a sequence of integers: [4, H, W], [F', 4, H, W], [V', F', 4, H, W], uint8,
-    straight alpha; a picture without alpha is opaque. UserError where one is missing, damaged, or of another size.
-    """
-
-    files: list[list[Path]]  # V rows of F
-    size: tuple[int, int]  # width, height
-
-    @property
-    def shape(self) -> tuple[int, int, int, int, int]:
-        """(V, F, 4, H, W), as that of the whole tensor."""
-        return len(self.files), len(self.files[0]), 4, self.size[1], self.size[0]
-
-    def __getitem__(self, place: tuple[int | slice | Sequence[int], int | slice | Sequence[int]]) -> Tensor:
-        view, frame = place
-        views, frames = _choose(view, self.shape[0]), _choose(frame, self.shape[1])
-        if len(views) * len(frames) * math.prod(self.shape[2:]) > MAX_BYTES:
-            count = f"{len(views)} x {len(frames)} pictures of {self.size[0]} x {self.size[1]}"
-            raise UserError(f"{printable(self.files[0][0].parent)}: {count} do not fit into memory; use a smaller clip")
-        pictures = torch.stack([torch.stack([self._read(self.files[v][f]) for f in frames]) for v in views])
-        if isinstance(frame, int):
-            pictures = pictures[:, 0]
-        return pictures[0] if isinstance(view, int) else pictures
-
-    def _read(self, path: Path) -> Tensor:
-        pixels = read_picture(path)
-        _check_size(path, pixels, self.size)
-        return torch.from_numpy(pixels.copy()).permute(2, 0, 1).contiguous()
 
 
 @dataclass(frozen=True)
@@ -111,7 +77,7 @@ class ClipFiles:
     def _read_depth(self, path: Path) -> Tensor:
         """float32 [H, W], inf where there is no surface."""
         steps = read_gray16(path)
-        _check_size(path, steps, self.pictures.size)
+        check_size(path, steps, self.pictures.size)
         depth = torch.from_numpy(steps.astype(np.float32)) * self.depth_unit
         return torch.where(depth > 0, depth, torch.tensor(math.inf))
 
@@ -194,7 +160,11 @@ def open_clip(folder: Path, allow_outside: bool = False) -> ClipFiles:
     ``folder`` holds transforms.json, or is a JSON file of that form. ``allow_outside`` lets the file's paths leave its
     folder. UserError names the file and the remedy where it is no clip.
     """
-    found = read_transforms(transforms_path(folder), allow_outside)
+    return clip_of(read_transforms(transforms_path(folder), allow_outside))
+
+
+def clip_of(found: Transforms) -> ClipFiles:
+    """Return the clip that a transforms.json describes."""
     return ClipFiles(
         uid=found.path.parent.resolve().name,
         pictures=PictureGrid(found.pictures, found.size),
@@ -213,18 +183,3 @@ def open_clip(folder: Path, allow_outside: bool = False) -> ClipFiles:
 def read_clip(folder: Path, allow_outside: bool = False) -> Clip:
     """Read a clip with all its pictures; arguments and errors as of ``open_clip``."""
     return open_clip(folder, allow_outside).load()
-
-
-def _choose(index: int | slice | Sequence[int], count: int) -> list[int]:
-    if isinstance(index, slice):
-        return list(range(count))[index]
-    chosen = [index] if isinstance(index, int) else [int(i) for i in index]
-    if any(not -count <= i < count for i in chosen):
-        raise IndexError(f"index {index} lies outside 0..{count - 1}")
-    return chosen
-
-
-def _check_size(path: Path, pixels: np.ndarray, size: tuple[int, int]) -> None:
-    if pixels.shape[1::-1] != size:
-        found = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise UserError(f"{printable(path)}: is {found}, transforms.json (or the first) says {size[0]} x {size[1]}")

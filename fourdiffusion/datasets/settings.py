@@ -7,7 +7,8 @@ from dataclasses import dataclass
 class DataConfig:
     """Which clips, and how samples are cut out of them."""
 
-    path: str = "???"  # folder of clips in the interchange format
+    path: str = "???"  # folder of clips, or folder or address (s3://, https://) of shards that `data pack` wrote
+    latents: bool = False  # read the shards' cached latents and embeddings in place of pictures
     num_views: int = 4
     num_frames: int = 8
     frame_stride: int = 1  # between the frames of a sample (the paper: 4)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fourdiffusion.datasets.pictures import MaskedPicture, Place
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import printable, require_file, user_path
 from fourdiffusion.media.picture import MAX_PIXELS, SUFFIXES, picture_size
@@ -43,7 +44,7 @@ class Transforms:
     """What a transforms.json says, checked."""
 
     path: Path
-    pictures: list[list[Path]]  # V rows of F
+    pictures: list[list[Place]]  # V rows of F
     depths: list[list[Path]] | None  # likewise, where every entry names one
     depth_unit: float  # scene units a step of the depth files
     c2w: Tensor  # float32 [V, 4, 4], camera-to-world, OpenGL axes
@@ -58,7 +59,11 @@ class Transforms:
 
 def read_transforms(path: Path, allow_outside: bool = False) -> Transforms:
     """Read a transforms.json; ``allow_outside`` lets its paths leave its folder. UserError names key and remedy."""
-    meta = load_json(path)
+    return parse_transforms(path, load_json(path), allow_outside)
+
+
+def parse_transforms(path: Path, meta: dict[str, Any], allow_outside: bool = False) -> Transforms:
+    """Check the content of a transforms.json whose paths start from the folder of ``path``."""
     entries = meta.get("frames")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{printable(path)}: 'frames' is not a list of at least one object; write the clip again")
@@ -66,6 +71,12 @@ def read_transforms(path: Path, allow_outside: bool = False) -> Transforms:
     grid = _grid(path, entries)
     files = [[_picture(path, entry, "file_path", allow_outside) for entry in row] for row in grid]
     size = _size(path, meta, grid[0][0], files[0][0])
+    pictures: list[list[Place]] = [list(row) for row in files]
+    if any("mask_path" in entry for entry in entries):  # nerfstudio's; without it the background would be the object
+        masks = [[_mask(path, entry, allow_outside) for entry in row] for row in grid]
+        pictures = [
+            [MaskedPicture(*pair) for pair in zip(*rows, strict=True)] for rows in zip(files, masks, strict=True)
+        ]
     depths, unit = None, 0.0
     if all("depth_file_path" in entry for entry in entries):
         depths = [[_picture(path, entry, "depth_file_path", allow_outside) for entry in row] for row in grid]
@@ -74,7 +85,7 @@ def read_transforms(path: Path, allow_outside: bool = False) -> Transforms:
             raise UserError(f"{printable(path)}: 'depth_unit' is {unit:g}; give scene units a step, in (0, 1]")
     return Transforms(
         path=path,
-        pictures=files,
+        pictures=pictures,
         depths=depths,
         depth_unit=unit,
         c2w=_cameras(path, grid),
@@ -358,6 +369,12 @@ def _picture(path: Path, entry: dict[str, Any], key: str, allow_outside: bool) -
         )
     require_file(found, f"{path.name} names it; restore it or write the clip again")
     return found
+
+
+def _mask(path: Path, entry: dict[str, Any], allow_outside: bool) -> Path:
+    if "mask_path" not in entry:
+        raise UserError(f"{printable(path)}: some of its frames have a 'mask_path' and some none; give each its own")
+    return _picture(path, entry, "mask_path", allow_outside)
 
 
 def _is_file(path: Path) -> bool:

@@ -162,7 +162,10 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         Returns:
             One entry a block, None where the block has no attention.
         """
-        tokens = self.resampler(image)
+        return self.project_context(text, self.resampler(image))
+
+    def project_context(self, text: Tensor, tokens: Tensor) -> list[KeysValues | None]:
+        """Return ``encode_context`` of text states and the resampler's tokens [B, F, T, context_dim]."""
         layers = (block.attention for block in self.blocks())
         return [None if layer is None else layer.block.attn2.project(text, tokens) for layer in layers]
 

@@ -4,6 +4,7 @@ Pillow opens named formats only (an EPS would start Ghostscript); pipes and devi
 more pixels than ``MAX_PIXELS``. All readers raise UserError with one line that names the file.
 """
 
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,12 +23,13 @@ MAX_SEQUENCE_PIXELS = 2**31  # of all frames of an animated picture: some 15 s o
 ORIENTATION = 0x0112  # EXIF tag; 5 to 8 exchange width and height
 
 
-def read_picture(path: Path) -> np.ndarray:
+def read_picture(path: Path, content: bytes | None = None) -> np.ndarray:
     """Return uint8 [H, W, 4], straight alpha, upright as the EXIF orientation says; opaque where a file has no alpha.
 
-    8 and 16 bits, gray, palette, CMYK and RGB. Of a file that holds several pictures, the first.
+    8 and 16 bits, gray, palette, CMYK and RGB. Of a file that holds several pictures, the first. ``content`` is that of
+    the file where it was read already, from inside an archive; ``path`` then only names it.
     """
-    with open_picture(path) as image:
+    with open_picture(path, content) as image:
         return to_rgba(ImageOps.exif_transpose(image))
 
 
@@ -63,13 +65,14 @@ def is_picture(path: Path) -> bool:
 
 
 @contextmanager
-def open_picture(path: Path) -> Iterator[Image.Image]:
+def open_picture(path: Path, content: bytes | None = None) -> Iterator[Image.Image]:
     """Open a picture file with Pillow. Whatever goes wrong inside the block is one UserError that names the file."""
-    require_file(path, "restore it")
+    if content is None:
+        require_file(path, "restore it")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters is refused below
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(path if content is None else io.BytesIO(content), formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS} are read")
                 yield image

@@ -1,10 +1,13 @@
 """Settings of the data preparation verbs. This module imports no torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from fourdiffusion.diffusion.settings import ModelConfig
 
 SPLITS = ("train", "test")
 RIGS = ("two_orthogonal", "orbit")
 PLANS = ("seen", "unseen")
+FRAMES = ("png", "webp", "mp4")
 FAULTS = ("static", "turning", "leaving", "broken")
 
 
@@ -25,3 +28,21 @@ class SynthConfig:
     num_faulty: int = 0  # so many clips more, each with a fault that curation would find
     depth: bool = False  # also write 16-bit depth
     num_workers: int = 1  # processes; the files are the same for any number
+
+
+@dataclass
+class PackConfig:
+    """Clips packed into WebDataset shards, with what the frozen networks make of them where that is asked for."""
+
+    clips: str  # folder of clips, each in any layout that is read (docs/data.md)
+    output: str  # folder of the shards; run again, it goes on where it stopped
+    ids: str | None = None  # text file with one clip's folder name a line: only these
+    frames: str = "png"  # png: lossless | webp: lossless unless quality is given | mp4: H.264 on white, no alpha
+    quality: int | None = None  # of frames=webp; null: lossless
+    clips_per_shard: int = 100
+    num_readers: int = 1  # processes x workers that will read the tars in sequence: at least as many shards are made
+    latents: bool = False  # also keep VAE latents, image tokens and text states, made with model.path
+    latents_dtype: str = "float16"  # float16 | float32
+    encode_batch: int = 8  # pictures that the encoders take at a time
+    device: str = "auto"  # of the encoders: auto | cpu | cuda
+    model: ModelConfig = field(default_factory=ModelConfig)

@@ -149,6 +149,7 @@ def update(
     sums: dict[str, Tensor] = {}
     for micro in range(training.accumulation):
         batch = meter.timed(batches)
+        meter.note_skipped(batch.skipped)
         inputs = objective_inputs(config, training.pipeline, batch, step, accelerator.device)
         last = micro == training.accumulation - 1
         with contextlib.nullcontext() if last else accelerator.no_sync(training.model):

@@ -10,9 +10,8 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from fourdiffusion.datasets.clips import list_clips, read_caption
-from fourdiffusion.datasets.sampling import ClipSamples, collate
-from fourdiffusion.diffusion import encoders
+from fourdiffusion.datasets.sampling import ClipSamples, collate, open_clips
+from fourdiffusion.diffusion import encoders, precompute
 from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.lora import add_lora
 from fourdiffusion.diffusion.motion_sources import read_motion
@@ -45,7 +44,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
 def open_data(config: TrainConfig) -> ClipSamples:
     """Return the training samples: item (step, number in the global batch). Stages before motion read single frames."""
-    return ClipSamples(config.data, config.data.num_frames if config.stage == "motion" else 1, config.seed)
+    motion = config.stage == "motion"
+    return ClipSamples(config.data, config.data.num_frames if motion else 1, config.seed, config.batch_size, motion)
 
 
 def make_loader(config: TrainConfig, data: ClipSamples, start: int, rank: int, num_processes: int) -> DataLoader:
@@ -65,14 +65,30 @@ def check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSample
     if config.stage == "motion" and config.data.num_frames > longest:
         raise UserError(f"data.num_frames={config.data.num_frames}: the motion layers know {longest} frames at most")
     if config.validation_every and config.validation_data is not None:
-        list_clips(Path(config.validation_data))
+        open_clips(config.validation_data)
     halvings = len(pipeline.vae.config.block_out_channels) - 1
     halvings += len(pipeline.unet.config.channels) - 1 if config.stage != "vae" else 0
-    height, width = data[0, 0].target.shape[-2:]
+    _ = data[0, 0]  # what is wrong with all clips is known here
+    height, width = data.picture_size
+    if config.data.latents:
+        check_latents(config, pipeline, data)
     if height % 2**halvings or width % 2**halvings:
         raise UserError(
             f"{config.data.path} holds clips of {width} x {height} pixels: this model needs multiples of {2**halvings}"
         )
+
+
+def check_latents(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSamples) -> None:
+    """UserError where cached tensors are of no use to the stage, or were made by other weights."""
+    if config.stage not in ("base", "motion"):
+        raise UserError(f"data.latents=true, and stage={config.stage} trains on pictures: set data.latents=false")
+    names = precompute.NAMES if config.stage == "motion" else (precompute.LATENTS,)
+    for name, digest in precompute.encoder_digests(pipeline, names).items():
+        if data.source.encoders.get(name) != digest:
+            raise UserError(
+                f"data.latents=true: the {name} in {config.data.path} were made by other weights than those in "
+                f"model.path={config.model.path}: pack the clips with this model, or set data.latents=false"
+            )
 
 
 def check_settings(config: TrainConfig, num_processes: int) -> None:
@@ -122,7 +138,7 @@ def make_pipeline(config: TrainConfig, data: ClipSamples) -> FourDiffusionPipeli
         return pipeline
     if config.stage == "motion":
         raise UserError("stage=motion needs a trained base: set model.path to its pipeline folder")
-    captions = [read_caption(folder) for folder in data.folders]
+    captions = [data.source.caption(number) for number in range(len(data.source))]
     if config.stage == "base":
         tqdm.write("model.path=null: VAE and towers are untrained; set it to what the stages vae and clip made")
     try:
@@ -172,9 +188,19 @@ def make_optimizer(
     return torch.optim.AdamW(parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=fused)
 
 
+def idle_encoders(config: TrainConfig, pipeline: FourDiffusionPipeline) -> list[torch.nn.Module]:
+    """Return the encoders that cached tensors stand in for: they stay on the CPU but for validation."""
+    if not config.data.latents:
+        return []
+    return [pipeline.vae, *([pipeline.text_encoder, pipeline.image_encoder] if config.stage == "motion" else [])]
+
+
 def place(config: TrainConfig, pipeline: FourDiffusionPipeline, objective: Objective, device: torch.device) -> None:
     """Move the networks to the device, their frozen parameters to ``frozen_dtype``."""
-    pipeline.to(device)
+    idle = idle_encoders(config, pipeline)
+    for module in pipeline.components.values():
+        if isinstance(module, torch.nn.Module) and not any(module is each for each in idle):
+            module.to(device)
     frozen = DTYPES[config.frozen_dtype]
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder):
         if not any(parameter.requires_grad for parameter in module.parameters()):

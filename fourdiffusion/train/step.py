@@ -101,17 +101,19 @@ def clip_inputs(config: TrainConfig, batch: Batch, step: int) -> tuple[Tensor, l
 
 def diffusion_inputs(
     config: TrainConfig, vae: AutoencoderKL, num_train_timesteps: int, batch: Batch, step: int
-) -> tuple[Tensor, Tensor, Tensor, list[str], Tensor, Tensor, Tensor]:
-    """Return the arguments of DiffusionObjective: the batch and its noise levels, noise and dropout draws."""
+) -> tuple[Tensor | list[str] | None, ...]:
+    """Return the arguments of DiffusionObjective: the batch, its noise levels, noise and dropout draws, its cache."""
     frames, views, _, height, width = batch.target.shape[1:]
-    shape = (frames, views, *latent_shape(vae, height, width))
+    cached = [batch.cached.get(name) for name in ("latents", "given_latents", "image_tokens", "text")]
+    shape = (frames, views, *latent_shape(vae, height, width)) if cached[0] is None else cached[0].shape[1:]
     noise, dropout = [], []
     for sample in batch.samples:
         generator = stream(config.seed + 1, sample, step)
         noise.append(torch.randn(shape, generator=generator))
         dropout.append(torch.rand(2, generator=generator))
     timestep = draw_timesteps(config, step, batch.samples, num_train_timesteps)
-    return batch.target, batch.input, batch.c2w, batch.captions, timestep, torch.stack(noise), torch.stack(dropout)
+    drawn = timestep, torch.stack(noise), torch.stack(dropout)
+    return batch.target, batch.input, batch.c2w, batch.captions, *drawn, *cached
 
 
 def objective_inputs(

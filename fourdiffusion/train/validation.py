@@ -10,9 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fourdiffusion.datasets.clips import list_clips
 from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate
-from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.objectives import DiffusionObjective
@@ -20,6 +18,7 @@ from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.media.write import contact_sheet, write_image, write_video
 from fourdiffusion.randomness import stream
 from fourdiffusion.train.settings import TrainConfig
+from fourdiffusion.train.setup import idle_encoders
 from fourdiffusion.train.state import Training, averaged_weights
 from fourdiffusion.train.step import objective_inputs
 
@@ -32,22 +31,27 @@ def validate(training: Training, step: int) -> dict[str, float]:
 
     Every process measures its share of the clips.
     """
+    config, pipeline, device = training.config, training.pipeline, training.accelerator.device
+    for module in idle_encoders(config, pipeline):
+        module.to(device)
     with averaged_weights(training), torch.no_grad():
         if isinstance(training.objective, DiffusionObjective):
             losses = bucket_losses(training, training.objective)
         else:
             losses = plain_loss(training)
         if training.accelerator.is_main_process:
-            show(training.config, training.pipeline, training.output / f"sample_{step:06d}")
+            show(config, pipeline, training.output / f"sample_{step:06d}")
+    for module in idle_encoders(config, pipeline):
+        module.to("cpu")
     return losses
 
 
 def validation_samples(config: TrainConfig) -> ClipSamples:
-    """Return the samples of ``validation_data``, without augmentation; item (0, i) is clip i of the validation."""
+    """Return the samples of ``validation_data``, without augmentation; items (0, i) take each clip once, then anew."""
     path = config.validation_data or config.data.path
     frames = config.data.num_frames if config.stage == "motion" else 1
-    own = DataConfig(path, config.data.num_views, config.data.num_frames, config.data.frame_stride)
-    return ClipSamples(own, frames, SEED)
+    own = dataclasses.replace(config.data, path=path, latents=False, augment=False)
+    return ClipSamples(own, frames, SEED, config.validation_clips)
 
 
 def _shares(training: Training) -> range:
@@ -90,10 +94,7 @@ def plain_loss(training: Training) -> dict[str, float]:
 
 def show(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) -> None:
     """Write PATH.png of the first clip, truth above model, in stage motion a PATH.mp4 of it as well."""
-    folder = list_clips(Path(config.validation_data or config.data.path))[0]
-    frames = config.data.num_frames if config.stage == "motion" else 1
-    own = DataConfig(str(folder.parent), config.data.num_views, config.data.num_frames, config.data.frame_stride)
-    samples = ClipSamples(own, frames, 0)
+    samples = validation_samples(config)
     batch = collate([samples[0, number] for number in range(1 if config.stage == "motion" else 4)])
     if config.stage == "vae":
         images = batch.target.flatten(0, 2)[:16]

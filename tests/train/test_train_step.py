@@ -71,7 +71,7 @@ def test_the_noise_of_a_sample_is_its_own() -> None:
     config, vae = TrainConfig(batch_size=4), tiny_pipeline().vae
     whole = diffusion_inputs(config, vae, 1000, a_batch([0, 1, 2, 3]), 5)
     part = diffusion_inputs(config, vae, 1000, a_batch([1, 3]), 5)
-    for a, b in zip(whole[4:], part[4:], strict=True):  # timestep, noise, dropout draws
+    for a, b in zip(whole[4:7], part[4:7], strict=True):  # timestep, noise, dropout draws
         assert torch.equal(a[[1, 3]], b)
     assert whole[5].shape == (4, 2, 3, 4, 8, 8) and whole[6].shape == (4, 2)
     assert not torch.equal(whole[5], diffusion_inputs(config, vae, 1000, a_batch([0, 1, 2, 3]), 6)[5])

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fourdiffusion.datasets.rendering.settings import RenderAssetsConfig
+from fourdiffusion.datasets.rendering.settings import RenderAssetsConfig, shard_of
 from fourdiffusion.errors import UserError
 
 GLTF_SUFFIXES = (".glb", ".gltf")
@@ -71,7 +71,8 @@ def list_assets(config: RenderAssetsConfig) -> list[AssetEntry]:
     manifest = read_manifest(Path(config.manifest) if config.manifest else None, root)
     taken: set[str] = set()
     entries = [_entry(path, root, manifest.get(path.resolve(), {}), taken) for path in paths]
-    return entries[: config.limit] if config.limit else entries
+    first, count = shard_of(config.shard)
+    return (entries[: config.limit] if config.limit else entries)[first::count]
 
 
 def _entry(path: Path, root: Path, row: dict[str, str], taken: set[str]) -> AssetEntry:

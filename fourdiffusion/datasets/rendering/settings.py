@@ -41,6 +41,7 @@ class RenderAssetsConfig:
     output: str = "???"  # folder of the clips; made if it is not there
     manifest: str = ""  # table of captions, licenses, authors and sources; empty: MANIFEST.tsv in the assets folder
     limit: int = 0  # render only the first so many assets; 0: all
+    shard: str = "0/1"  # of several machines or jobs, this one renders every n-th asset from k on: k/n
 
     # Engine
     engine: str = "cycles"  # cycles | eevee (Blender: all formats) | opengl (no Blender: glTF and GLB only)
@@ -112,6 +113,14 @@ PIXEL_SETTINGS = (
 )  # fmt: skip
 
 
+def shard_of(text: str) -> tuple[int, int]:
+    """Return (k, n) of "k/n"; UserError unless 0 <= k < n."""
+    first, _, count = text.partition("/")
+    if not (first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+        raise UserError(f"shard={text}: give k/n with k from 0 to n - 1, for example shard=0/4")
+    return int(first), int(count)
+
+
 def validate(config: RenderAssetsConfig) -> None:
     """Raise UserError for the first setting that is out of range."""
     for name in ("assets", "output"):
@@ -120,6 +129,7 @@ def validate(config: RenderAssetsConfig) -> None:
     for name, choices in (("engine", ENGINES), ("part", PARTS)):
         if getattr(config, name) not in choices:
             raise UserError(f"{name}={getattr(config, name)} is unknown; choose one of {', '.join(choices)}")
+    shard_of(config.shard)
     whole = {"width": 8, "height": 8, "num_views": 1, "num_random_views": 0, "num_frames": 2, "stride": 1,
              "samples": 1, "supersampling": 1, "num_workers": 1, "seed": 0, "limit": 0}  # fmt: skip
     for name, low in whole.items():
