@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fourdiffusion.datasets.curation.settings import TEST_SETS
 from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate
-from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.objectives import DiffusionObjective
@@ -49,12 +48,12 @@ def validate(training: Training, step: int) -> dict[str, float]:
 
 
 def validation_samples(config: TrainConfig) -> ClipSamples:
-    """Return the samples of ``validation_data``, without augmentation; item (0, i) is clip i of the validation."""
+    """Return the samples of ``validation_data``, without augmentation; items (0, i) take each clip once, then anew."""
     path = config.validation_data or config.data.path
     frames = config.data.num_frames if config.stage == "motion" else 1
-    data = config.data
-    own = DataConfig(path, data.num_views, data.num_frames, data.frame_stride, allow_test_sets=[*TEST_SETS])
-    return ClipSamples(own, frames, SEED)
+    allowed = [*TEST_SETS]  # measuring on a test set is what it is for
+    own = dataclasses.replace(config.data, path=path, latents=False, augment=False, allow_test_sets=allowed)
+    return ClipSamples(own, frames, SEED, config.validation_clips)
 
 
 def _shares(training: Training) -> range:
@@ -97,11 +96,7 @@ def plain_loss(training: Training) -> dict[str, float]:
 
 def show(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) -> None:
     """Write PATH.png of the first clip, truth above model, in stage motion a PATH.mp4 of it as well."""
-    path_of_clips = config.validation_data or config.data.path
-    frames = config.data.num_frames if config.stage == "motion" else 1
-    data = config.data
-    own = DataConfig(path_of_clips, data.num_views, data.num_frames, data.frame_stride, allow_test_sets=[*TEST_SETS])
-    samples = ClipSamples(own, frames, 0)
+    samples = validation_samples(config)
     batch = collate([samples[0, number] for number in range(1 if config.stage == "motion" else 4)])
     if config.stage == "vae":
         images = batch.target.flatten(0, 2)[:16]
