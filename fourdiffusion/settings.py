@@ -65,8 +65,9 @@ class ConvertConfig:
 
 @dataclass
 class DoctorConfig:
-    """Whose weights to look for."""
+    """Whose weights to look for, and how to say what is found."""
 
+    json: bool = False  # print JSON; also --json
     model: ModelConfig = field(default_factory=ModelConfig)
 
 

@@ -34,11 +34,14 @@ HOMES = {
     "tinycudann": {"ops/hash_grid/tinycudann_backend.py"},
     "nerfacc": {"ops/volume_rendering/nerfacc_backend.py"},
     "transformers": {"diffusion/encoders.py", "metrics/similarity.py"},
-    "onnxruntime": {"media/u2net.py"},
+    "onnxruntime": {"media/u2net.py", "doctor.py"},
     "imageio": {"media/read.py", "media/write.py"},
     "imageio_ffmpeg": {"media/read.py", "media/write.py"},
     "av": {"media/read.py", "media/write.py", "media/animation.py"},
     "viser": {"view.py"},
+    "gradio": {"app.py"},
+    "xatlas": {"scene/export/atlas.py"},
+    "pxr": {"scene/export/usd.py"},
     "bpy": {"datasets/rendering/blender_render.py"},  # runs inside Blender and imports nothing of the project
 }
 HEAVY = {*HOMES, "torch", "numpy", "scipy", "diffusers", "skimage", "PIL"}

@@ -55,6 +55,11 @@ def _run(words: list[str]) -> None:
     if words[0] == "--version":
         print(f"fourdiffusion {__version__}")
         return
+    if words[0] == "doctor":
+        words = ["json=true" if word == "--json" else word for word in words]
+    if words[0] == "demo" or (not HELP & set(words) and is_for_video(words)):
+        _for_video(words)
+        return
     verb, rest = find(words)
     if verb is None:
         print(help_text.overview(tuple(each for each in verbs.VERBS if each.words.startswith(f"{words[0]} "))))
@@ -79,8 +84,8 @@ def find(words: list[str]) -> tuple[Verb | None, list[str]]:
     begun = [verb.words for verb in verbs.VERBS if verb.words.startswith(f"{words[0]} ")]
     if begun and (len(words) == 1 or words[1] in HELP):
         return None, []
-    if not begun and _is_video(words[0]):
-        return _for_video(words)
+    if not begun and _is_video(words[0]):  # its help: it takes the settings of fit
+        return find(["fit", f"video={words[0]}", *words[1:]])
     said = " ".join(words[:2]) if begun else words[0]
     known = [verb.words for verb in verbs.VERBS]
     alike = difflib.get_close_matches(said, known, n=1) or difflib.get_close_matches(" ".join(words[:2]), known, n=1)
@@ -97,6 +102,24 @@ def _is_video(word: str) -> bool:
     return "=" not in word and Path(word).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _for_video(words: list[str]) -> tuple[Verb | None, list[str]]:
-    """`fourdiffusion VIDEO ...` is reserved: here it will become a verb and its words."""
-    raise UserError(f"'{words[0]}' is no verb: say what to do with it, for example fourdiffusion fit video={words[0]}")
+def is_for_video(words: list[str]) -> bool:
+    """Whether the words begin with a video and no verb."""
+    firsts = {verb.words.split()[0] for verb in verbs.VERBS}
+    return words[0] not in firsts and _is_video(words[0])
+
+
+def _for_video(words: list[str]) -> None:
+    """`fourdiffusion VIDEO ...` and `fourdiffusion demo ...`: fit, turntable, GLB and HTML page of one video."""
+    if HELP & set(words):  # of demo
+        print("fourdiffusion demo: the sample video that ships becomes a 4-D scene in runs/demo")
+        print("settings: those of fit (fourdiffusion fit --help), and --explain, which prints the plan and ends")
+        return
+    from fourdiffusion.cli import quick
+
+    def warn(text: str) -> None:
+        _report(f"warning: {text}")
+
+    if words[0] == "demo":
+        quick.run_demo(words[1:], warn)
+    else:
+        quick.run(words[0], words[1:], warn)

@@ -184,7 +184,7 @@ VERBS = (
         "doctor",
         "fourdiffusion.settings:DoctorConfig",
         "say what is installed, what is missing, and the line that installs it",
-        ("fourdiffusion doctor",),
-        ("model.path",),
+        ("fourdiffusion doctor", "fourdiffusion doctor --json"),
+        ("model.path", "json"),
     ),
 )
