@@ -56,6 +56,7 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "seconds": (1e-3, 1e5),
         "turns": (-1000.0, 1000.0),
     },
+    "AppConfig": {"port": (1, 65_535), "jobs": (1, 64)},
     "ExportConfig": {
         "num_frames": _FRAMES,
         "fps": (0.1, 1000.0),

@@ -72,6 +72,16 @@ class DoctorConfig:
 
 
 @dataclass
+class AppConfig:
+    """A page in the browser where videos become scenes."""
+
+    output: str = "runs/app"  # folder of the jobs' runs
+    host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in, without a password
+    port: int = 7860
+    jobs: int = 1  # at a time; the others wait
+
+
+@dataclass
 class ExportConfig:
     """What of a scene to write, and how. Formats:
 

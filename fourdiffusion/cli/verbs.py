@@ -167,6 +167,15 @@ VERBS = (
         ("scene", "port", "size", "html", "output", "device"),
     ),
     Verb(
+        "app",
+        "fourdiffusion.app",
+        "app",
+        "fourdiffusion.settings:AppConfig",
+        "a page in the browser: drop a video, see the matte, fit, turn and download the result",
+        ("fourdiffusion app",),
+        ("output", "host", "port", "jobs"),
+    ),
+    Verb(
         "evaluate",
         "fourdiffusion.evaluate",
         "evaluate",
