@@ -52,7 +52,7 @@ def main() -> None:
         page.screenshot(path=str(out / "app_bad_file.png"))
         page.reload()
         page.locator("#video input[type=file]").set_input_files(arguments.video, timeout=120000)
-        matte = wait_for_status(page, ("[",), 120)[-1]
+        matte = wait_for_status(page, ("frames",), 120)[-1]
         page.screenshot(path=str(out / "app_matte.png"))
         page.locator("#recipe input").click()
         page.get_by_role("option", name=RECIPE).click()

@@ -83,7 +83,7 @@ def look(video: str, alpha: str, crop: str) -> tuple[np.ndarray | None, str]:
         found = load_video(InputVideo(video=video, alpha=alpha, crop=crop), LOOK_SIZE)
     except UserError as error:
         return None, f"error: {error}"
-    return found.matte, found.summary().removeprefix("frames")
+    return found.matte, found.summary()
 
 
 def words_of(video: str, output: Path, recipe: str, prompt: str, alpha: str, crop: str) -> list[str]:
