@@ -63,6 +63,7 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "resolution": (4, 2048),
         "iso_level": (1e-9, 1e9),
         "min_component": _FRACTION,
+        "texture_size": (64, 4096),
         "scale": (1e-9, 1e9),
         "size": (1, 8192),
         "azimuth_deg": _DEGREES,

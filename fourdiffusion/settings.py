@@ -86,17 +86,19 @@ class ExportConfig:
     """What of a scene to write, and how. Formats:
 
     glb: one animated GLB, a mesh a frame | glb_frames, obj, ply: a file a frame | splats: Gaussian PLY sequence |
-    html: one page that shows it offline | images: RGBA, depth and alpha PNGs | nerfstudio: a dataset of renders
+    html: one page that shows it offline | usd: a mesh with time samples | images: RGBA, depth and alpha PNGs |
+    nerfstudio: a dataset of renders
     """
 
     scene: str = "???"  # the run folder of a fit, or its scene/
-    format: str = "glb"  # glb | glb_frames | obj | ply | splats | html | images | nerfstudio
-    output: str | None = None  # file (glb, html) or folder (others); null: under export/ in the run folder
+    format: str = "glb"  # glb | glb_frames | obj | ply | splats | html | usd | images | nerfstudio
+    output: str | None = None  # file (glb, html, usd) or folder (others); null: under export/ in the run folder
     num_frames: int | None = None  # evenly spaced over the clip; null: the run's frames, 8 where it does not say
     fps: float = 8.0  # of the animation
     resolution: int = 96  # grid points along the longest side of the occupied space
     iso_level: float | None = None  # density of the surface; null: the one with the renderer's silhouettes
     min_component: float = 0.05  # smaller loose parts are removed, as a share of the largest part over all frames
+    texture_size: int | None = None  # side of a texture baked for each frame of glb, in texels; null: vertex colors
     scale: float = 1.0  # meters a scene unit, of meshes and splats
     author: str | None = None  # named in the file; null: the run's
     license: str | None = None  # named in the file; null: the run's
