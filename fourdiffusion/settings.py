@@ -114,6 +114,7 @@ class ViewConfig:
     """Show a scene in the browser: live from a fit that runs or has ended, or as one HTML file (html=true)."""
 
     scene: str = "???"  # the run folder of a fit, running or finished, or a scene/
+    beside: list[str] = field(default_factory=list)  # more of them, shown to the right under the same camera and time
     html: bool = False  # write one file that shows the scene offline, and end
     output: str | None = None  # of html=true; null: export/scene.html in the run folder
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in, without a password

@@ -176,7 +176,7 @@ VERBS = (
         "fourdiffusion.settings:ViewConfig",
         "turn a scene and its time in the browser, also while it is being fitted",
         ("fourdiffusion view scene=runs/clip", "fourdiffusion view scene=runs/clip html=true output=clip.html"),
-        ("scene", "port", "size", "html", "output", "device"),
+        ("scene", "beside", "port", "size", "html", "output", "device"),
     ),
     Verb(
         "app",
