@@ -16,7 +16,7 @@ from fourdiffusion.media.animation import write_gif, write_pictures, write_webm
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import write_image, write_video
 from fourdiffusion.scene import pictures
-from fourdiffusion.scene.frames import CHANNELS
+from fourdiffusion.scene.frames import CHANNELS, render_path
 from fourdiffusion.scene.paths import PATHS, CameraPath, camera_path, nearest_times, read_path
 from fourdiffusion.scene.scene import load_scene, scene_folder
 from fourdiffusion.settings import RenderConfig

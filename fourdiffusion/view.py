@@ -279,7 +279,7 @@ def record(recorder: Recorder, clients: list[Any], controls: Controls, session: 
 
 
 def save_recording(path: CameraPath, controls: Controls, session: Session) -> Path:
-    """Write recorded_N.json, which `render path=` reads, and recorded_N.mp4 into the run's render/; return the video."""
+    """Write recorded_N.json, for `render path=`, and recorded_N.mp4 into the run's render/; return the video."""
     folder, number = session.folder / "render", 1
     while (folder / f"recorded_{number}.json").exists():
         number += 1
