@@ -32,7 +32,7 @@ docs: .venv/.installed
 		{ echo "error: $(PYTHON) is missing or older than 3.11: install Python 3.11, or name one: make PYTHON=python3.11"; exit 1; }
 	@echo "installing the pinned packages into .venv: a few minutes, 2 GB (more with a CUDA build of torch)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,viewer]'
 	touch $@
 
 # What the targets above made; runs/ stays.
