@@ -211,6 +211,7 @@ def test_a_running_fit_is_shown_and_followed(running: Path) -> None:
     assert torch.equal(scene.scene.occupancy.occupied, expected.occupancy.occupied)
     time.sleep(0.02)
     checkpoint(running, 2, 40)
+    scene.looked = time.monotonic()
     assert not scene.reload()  # looked a moment ago
     scene.looked -= 10
     assert scene.reload() and scene.status() == "fit at step 40" and scene.version == 1
