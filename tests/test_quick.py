@@ -55,13 +55,19 @@ def test_explain_writes_nothing(video: Path, tmp_path: Path, capsys: pytest.Capt
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_demo_is_the_sample_and_takes_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, list[str]]] = []
-    monkeypatch.setattr(quick, "run", lambda video, words, warn: calls.append((video, words)))
-    quick.run_demo(["output=elsewhere", "seed=3"], print)
-    [(video, words)] = calls
+def test_the_demo_is_the_sample_and_takes_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    video, words = quick.of_demo(["output=elsewhere", "seed=3"])
     assert Path(video).is_file() and Path(video).name == "input.mp4"
     assert words[0] == "crop=frame" and words[1].startswith("prompt=") and words[2:] == ["output=elsewhere", "seed=3"]
+    assert main(["demo", "--explain", "output=elsewhere"]) == 0
+    assert "elsewhere/turntable.mp4" in "".join(capsys.readouterr().out).replace(": ", "/")
+
+
+@pytest.mark.parametrize("words", [["demo", "--help"], ["a.mp4", "max_steps=7", "--help"]])
+def test_help_is_that_of_fit(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 0
+    told = capsys.readouterr().out
+    assert told.startswith("fourdiffusion fit: ") and ("max_steps=7" in told) == ("max_steps=7" in words)
 
 
 def test_the_released_model_is_taken_on_a_gpu_alone(
@@ -104,4 +110,4 @@ def test_names_of_outputs_and_words_that_are_refused() -> None:
     with pytest.raises(UserError, match="given twice"):
         quick.settings_of("a.mp4", ["video=b.mp4"])
     with pytest.raises(UserError, match="fourdiffusion fit -m"):
-        quick.run("a.mp4", ["-m", "seed=0,1"], print)
+        quick.run(["a.mp4", "-m", "seed=0,1"], print)

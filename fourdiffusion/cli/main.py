@@ -8,10 +8,12 @@ from pathlib import Path
 from fourdiffusion import __version__
 from fourdiffusion.cli import verbs
 from fourdiffusion.cli.mistakes import mistake, reader_is_gone, safe_streams
+from fourdiffusion.cli.schema import shipped
 from fourdiffusion.cli.verbs import Verb
 from fourdiffusion.errors import Terminated, UserError
 
 HELP = {"-h", "--help"}
+FIRST_WORDS = {verb.words.split()[0] for verb in verbs.VERBS}
 VIDEO_SUFFIXES = {".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv", ".m4v"}
 
 
@@ -57,8 +59,10 @@ def _run(words: list[str]) -> None:
         return
     if words[0] == "doctor":
         words = ["json=true" if word == "--json" else word for word in words]
-    if words[0] == "demo" or (not HELP & set(words) and is_for_video(words)):
-        _for_video(words)
+    if _is_quick(words) and not HELP & set(words):
+        from fourdiffusion.cli import quick
+
+        quick.run(words, lambda text: _report(f"warning: {text}"))
         return
     verb, rest = find(words)
     if verb is None:
@@ -84,8 +88,9 @@ def find(words: list[str]) -> tuple[Verb | None, list[str]]:
     begun = [verb.words for verb in verbs.VERBS if verb.words.startswith(f"{words[0]} ")]
     if begun and (len(words) == 1 or words[1] in HELP):
         return None, []
-    if not begun and _is_video(words[0]):  # its help: it takes the settings of fit
-        return find(["fit", f"video={words[0]}", *words[1:]])
+    if _is_quick(words):  # for help: it takes the settings of fit
+        video = shipped(verbs.SAMPLE) if words[0] == "demo" else words[0]
+        return find(["fit", f"video={video}", *(word for word in words[1:] if word != "--explain")])
     said = " ".join(words[:2]) if begun else words[0]
     known = [verb.words for verb in verbs.VERBS]
     alike = difflib.get_close_matches(said, known, n=1) or difflib.get_close_matches(" ".join(words[:2]), known, n=1)
@@ -102,24 +107,6 @@ def _is_video(word: str) -> bool:
     return "=" not in word and Path(word).suffix.lower() in VIDEO_SUFFIXES
 
 
-def is_for_video(words: list[str]) -> bool:
-    """Whether the words begin with a video and no verb."""
-    firsts = {verb.words.split()[0] for verb in verbs.VERBS}
-    return words[0] not in firsts and _is_video(words[0])
-
-
-def _for_video(words: list[str]) -> None:
-    """`fourdiffusion VIDEO ...` and `fourdiffusion demo ...`: fit, turntable, GLB and HTML page of one video."""
-    if HELP & set(words):  # of demo
-        print("fourdiffusion demo: the sample video that ships becomes a 4-D scene in runs/demo")
-        print("settings: those of fit (fourdiffusion fit --help), and --explain, which prints the plan and ends")
-        return
-    from fourdiffusion.cli import quick
-
-    def warn(text: str) -> None:
-        _report(f"warning: {text}")
-
-    if words[0] == "demo":
-        quick.run_demo(words[1:], warn)
-    else:
-        quick.run(words[0], words[1:], warn)
+def _is_quick(words: list[str]) -> bool:
+    """Return whether the words begin with `demo`, or with a video in place of a verb."""
+    return words[0] == "demo" or (words[0] not in FIRST_WORDS and _is_video(words[0]))

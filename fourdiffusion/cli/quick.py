@@ -52,22 +52,20 @@ COST = Cost()
 PROBE_SECONDS = 0.05  # of ``probe`` on the machine of ``COST``, one thread
 
 
-def run(video: str, words: list[str], warn: Any) -> None:
+def run(words: list[str], warn: Any) -> None:
     """Say the plan; without --explain, carry it out: fit, then one video, one GLB and one page in the run folder.
 
     Args:
-        video: a path.
-        words: settings of `fit`, and --explain.
+        words: a video's path or demo, then settings of `fit`, and --explain.
         warn: called with a line of text.
     """
     explained = "--explain" in words
     words = [word for word in words if word != "--explain"]
-    if flag := next((word for word in words if word.startswith("-")), None):
+    if flag := next((word for word in words[1:] if word.startswith("-")), None):
         raise UserError(f"{flag}: fourdiffusion VIDEO takes settings and --explain; for sweeps: fourdiffusion fit -m")
-    settings, why = settings_of(video, words)
+    settings, why = settings_of(*of_demo(words[1:])) if words[0] == "demo" else settings_of(words[0], words[1:])
     config = composed(settings)
-    lines = describe(config, why)
-    print("\n".join(lines), flush=True)
+    print("\n".join(describe(config, why)), flush=True)
     if explained:
         print(f"command: fourdiffusion fit {shlex.join(settings)}")
         return
@@ -75,13 +73,11 @@ def run(video: str, words: list[str], warn: Any) -> None:
     export_all(Path(config.output), config.device, warn)
 
 
-def run_demo(words: list[str], warn: Any) -> None:
-    """Run the sample that ships as `fourdiffusion VIDEO` would; other settings may follow."""
-    prompt = "prompt=a pink bird with a purple belly flying"
-    defaults = ["crop=frame", "output=runs/demo", prompt]
+def of_demo(words: list[str]) -> tuple[str, list[str]]:
+    """Return the video that ships and the settings of the demo, under those that the user gave."""
+    defaults = ["crop=frame", "output=runs/demo", "prompt=a pink bird with a purple belly flying"]
     keys = {word.partition("=")[0] for word in words}
-    kept = [word for word in defaults if word.partition("=")[0] not in keys]
-    run(str(shipped("data/sample/input.mp4")), [*kept, *words], warn)
+    return str(shipped(verbs.SAMPLE)), [*(word for word in defaults if word.partition("=")[0] not in keys), *words]
 
 
 def settings_of(video: str, words: list[str]) -> tuple[list[str], str]:

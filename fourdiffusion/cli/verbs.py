@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+SAMPLE = "data/sample/input.mp4"  # the video of `fourdiffusion demo`
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -205,7 +207,7 @@ VERBS = (
         "doctor",
         "fourdiffusion.settings:DoctorConfig",
         "say what is installed, what is missing, and the line that installs it",
-        ("fourdiffusion doctor", "fourdiffusion doctor --json"),
+        ("fourdiffusion doctor", "fourdiffusion doctor json=true"),
         ("model.path", "json"),
     ),
 )
