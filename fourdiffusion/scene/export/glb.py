@@ -96,7 +96,7 @@ def build_glb(
 def _empty(copyright: str, extras: dict | None) -> GLTF2:
     asset = Asset(version="2.0", generator=f"fourdiffusion {__version__}", copyright=copyright or None)
     asset.extras = json.loads(json.dumps(extras or {}))
-    return GLTF2(asset=asset, scene=0, materials=[_material()], extensionsUsed=[UNLIT])
+    return GLTF2(asset=asset, scene=0, extensionsUsed=[UNLIT])
 
 
 def _material(texture: int | None = None) -> Material:
@@ -131,6 +131,8 @@ def _primitive(gltf: GLTF2, blob: bytearray, mesh: Mesh, scale: float) -> Primit
         attributes.TEXCOORD_0 = _accessor(gltf, blob, mesh.uv.astype(np.float32), VEC2, FLOAT, ARRAY_BUFFER)
         material = _textured_material(gltf, blob, mesh.texture)
     else:
+        if not gltf.materials:
+            gltf.materials.append(_material())
         colors = np.ones((len(mesh.colors), 4))
         colors[:, :3] = srgb_to_linear(mesh.colors)
         color = _accessor(gltf, blob, (colors * 65535).round().astype(np.uint16), VEC4, UNSIGNED_SHORT, ARRAY_BUFFER)
