@@ -5,8 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-fast lint typecheck docs clean
 
 demo: .venv/.installed
-	$(BIN)/fourdiffusion fit video=data/sample/input.mp4 crop=frame output=runs/demo \
-		prompt='a pink bird with a purple belly flying'
+	$(BIN)/fourdiffusion demo
 	$(BIN)/fourdiffusion evaluate prediction=runs/demo reference=data/sample/truth
 
 test: .venv/.installed

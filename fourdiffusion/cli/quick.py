@@ -49,7 +49,8 @@ class Cost:
 
 
 COST = Cost()
-PROBE_SECONDS = 0.05  # of ``probe`` on the machine of ``COST``, one thread
+PROBE_SECONDS = 0.05  # of one run of ``probe`` on the machine of ``COST``, one thread
+PROBE_RUNS = 7
 
 
 def run(words: list[str], warn: Any) -> None:
@@ -186,7 +187,7 @@ def probe() -> float:
     table, index = torch.ones(1 << 18, 2), (torch.arange(1 << 19) * 7919) % (1 << 18)
     taken = []
     with torch.no_grad():
-        for _ in range(7):
+        for _ in range(PROBE_RUNS):
             began = time.perf_counter()
             functional.conv2d(images, weight, padding=1)
             table.index_select(0, index).sum()
