@@ -13,7 +13,6 @@ from fourdiffusion.cli.verbs import Verb
 from fourdiffusion.errors import Terminated, UserError
 
 HELP = {"-h", "--help"}
-FIRST_WORDS = {verb.words.split()[0] for verb in verbs.VERBS}
 VIDEO_SUFFIXES = {".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv", ".m4v"}
 
 
@@ -109,4 +108,5 @@ def _is_video(word: str) -> bool:
 
 def _is_quick(words: list[str]) -> bool:
     """Return whether the words begin with `demo`, or with a video in place of a verb."""
-    return words[0] == "demo" or (words[0] not in FIRST_WORDS and _is_video(words[0]))
+    firsts = {verb.words.split()[0] for verb in verbs.VERBS}
+    return words[0] == "demo" or (words[0] not in firsts and _is_video(words[0]))
