@@ -29,7 +29,7 @@ from fourdiffusion.media.read import load_video
 MODELS = ("models/4dm",)  # looked for in the working folder, the best first; the shipped small model after them
 FULL_SIZE_GIB = 16.0  # of GPU memory for a model of 256 pixels; below 24 its encoders wait in the CPU's memory
 NEEDED_GIB = 0.2  # of disk for a run of the small model
-SMALL_SIZE = 128  # pixels: models up to this size take the recipe `tiny`
+SMALLEST = 128  # side of the turntable's pictures in pixels, or the model's where that is larger
 
 
 FIT = next(verb for verb in verbs.VERBS if verb.function == "fit")
@@ -71,7 +71,7 @@ def run(words: list[str], warn: Any) -> None:
         print(f"command: fourdiffusion fit {shlex.join(settings)}")
         return
     launch.run(launch.Task(FIT.module, FIT.function, FIT.settings), settings, warn)
-    export_all(Path(config.output), config.device, warn)
+    export_all(Path(config.output), config.device, max(sampling_settings(config.model).image_size, SMALLEST), warn)
 
 
 def of_demo(words: list[str]) -> tuple[str, list[str]]:
@@ -99,12 +99,12 @@ def composed(settings: list[str]) -> FitConfig:
     return found
 
 
-def export_all(run: Path, device: str, warn: Any) -> None:
-    """Write ``RESULTS`` of a fitted run, and say where they are."""
+def export_all(run: Path, device: str, size: int, warn: Any) -> None:
+    """Write ``RESULTS`` of a fitted run, the turntable with pictures of ``size`` pixels, and say where they are."""
     turntable, glb, page = (run / name for name in RESULTS)
     scene = [f"scene={run}", f"device={device}"]
     steps: tuple[tuple[str, list[str]], ...] = (
-        ("render", ["path=orbit_time", "size=256", f"output={turntable}"]),
+        ("render", ["path=orbit_time", f"size={size}", f"output={turntable}"]),
         ("export", ["format=glb", f"output={glb}"]),
         ("export", ["format=html", f"output={page}"]),
     )
