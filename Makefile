@@ -5,8 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test test-fast lint typecheck docs clean
 
 demo: .venv/.installed
-	$(BIN)/fourdiffusion fit video=data/sample/input.mp4 crop=frame output=runs/demo \
-		prompt='a pink bird with a purple belly flying'
+	$(BIN)/fourdiffusion demo
 	$(BIN)/fourdiffusion evaluate prediction=runs/demo reference=data/sample/truth
 
 test: .venv/.installed
@@ -32,7 +31,7 @@ docs: .venv/.installed
 		{ echo "error: $(PYTHON) is missing or older than 3.11: install Python 3.11, or name one: make PYTHON=python3.11"; exit 1; }
 	@echo "installing the pinned packages into .venv: a few minutes, 2 GB (more with a CUDA build of torch)"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,viewer]'
 	touch $@
 
 # What the targets above made; runs/ stays.

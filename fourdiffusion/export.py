@@ -15,7 +15,7 @@ from fourdiffusion.scene.export.surface import Mesh, scene_meshes
 from fourdiffusion.scene.scene import load_scene, scene_folder
 from fourdiffusion.settings import ExportConfig
 
-FILES = {"glb": "scene.glb", "html": "scene.html"}  # formats that are one file
+FILES = {"glb": "scene.glb", "html": "scene.html", "usd": "scene.usdc"}  # formats that are one file
 FOLDERS = {
     "glb_frames": "glb_frames",
     "obj": "obj",
@@ -24,6 +24,8 @@ FOLDERS = {
     "images": "images",
     "nerfstudio": "nerfstudio",
 }
+SUFFIXES = {"glb": (".glb",), "html": (".html",), "usd": (".usdc", ".usda", ".usd")}  # of FILES
+TEXTURED = ("glb", "glb_frames")  # formats that hold a texture
 POSITIVE = ("num_frames", "fps", "scale", "size", "num_views", "iso_level")
 
 
@@ -51,6 +53,10 @@ def export(config: ExportConfig) -> None:
     else:
         choice = config.resolution, config.iso_level, config.min_component
         meshes, level = scene_meshes(scene, times, *choice, progress=True)
+        if config.texture_size is not None:
+            from fourdiffusion.scene.export.atlas import textured
+
+            meshes = textured(scene, meshes, times, config.texture_size, "textures")
         _write_meshes(output, meshes, config, credit_of(notes), notes | {"iso_level": level}, run.resolve().name)
         counts = [len(mesh.faces) for mesh in meshes]
         print(f"{len(meshes)} meshes of {min(counts)} to {max(counts)} faces at iso_level={level:.4g}")
@@ -73,14 +79,26 @@ def _check(config: ExportConfig) -> None:
         raise UserError(f"min_component={config.min_component}; give a share between 0 (keep all) and 1")
     if not -90 < config.elevation_deg < 90:
         raise UserError(f"elevation_deg={config.elevation_deg}; give degrees between -90 and 90")
+    if config.texture_size is not None:
+        if config.format not in TEXTURED:
+            raise UserError(f"texture_size={config.texture_size}: format={config.format} has colors at its vertices")
+        if not 64 <= config.texture_size <= 4096:
+            raise UserError(f"texture_size={config.texture_size}; give 64 to 4096 texels")
+        from fourdiffusion.scene.export.atlas import require_xatlas
+
+        require_xatlas()
+    if config.format == "usd":
+        from fourdiffusion.scene.export.usd import require_usd
+
+        require_usd()
 
 
 def _check_output(output: Path, format: str) -> None:
     """Raise UserError before the work where the output cannot become what the format is."""
     if format in FILES and output.is_dir():
         raise UserError(f"output={output} is a folder and format={format} writes one file: give a file name")
-    if format in FILES and output.suffix != f".{format}":
-        raise UserError(f"output={output}: the name of a {format} file ends in .{format}")
+    if format in FILES and output.suffix not in SUFFIXES[format]:
+        raise UserError(f"output={output}: the name of a {format} file ends in {' or '.join(SUFFIXES[format])}")
     if format in FOLDERS and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"output={output} is there already: choose another output, or delete it")
 
@@ -94,6 +112,11 @@ def _write_meshes(
 
     if config.format == "glb":
         write_glb(output, meshes, config.fps, config.scale, credit, notes)
+        return
+    if config.format == "usd":
+        from fourdiffusion.scene.export.usd import write_usd
+
+        write_usd(output, meshes, config.fps, config.scale, credit, notes)
         return
     if config.format == "html":
         write_html(output, meshes, config.fps, str(notes.get("prompt", title)), credit, notes)

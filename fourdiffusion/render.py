@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
@@ -17,9 +16,9 @@ from fourdiffusion.media.animation import write_gif, write_pictures, write_webm
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import write_image, write_video
 from fourdiffusion.scene import pictures
-from fourdiffusion.scene.frames import CHANNELS, render_frame, show, with_alpha
+from fourdiffusion.scene.frames import CHANNELS, render_path
 from fourdiffusion.scene.paths import PATHS, CameraPath, camera_path, nearest_times, read_path
-from fourdiffusion.scene.scene import Scene, load_scene, scene_folder
+from fourdiffusion.scene.scene import load_scene, scene_folder
 from fourdiffusion.settings import RenderConfig
 
 FORMATS = ("mp4", "webm", "gif", "png")
@@ -47,30 +46,6 @@ def render(config: RenderConfig) -> None:
     frames = render_path(scene, path, config.size, config.width or config.size, config.channel, background, config.path)
     _write(output, frames, config.fps if path.fps is None else path.fps, format)
     print(f"written: {output}")
-
-
-def render_path(
-    scene: Scene, path: CameraPath, height: int, width: int, channel: str, background: Tensor | None,
-    label: str | None = None,
-) -> np.ndarray:  # fmt: skip
-    """Return the pictures along a path: uint8 RGBA [N, H, W, 4], straight alpha, 255 on a background [3].
-
-    Args:
-        channel: one of CHANNELS.
-        background: RGB in [0, 1]; None: transparent.
-        label: shows a progress bar of this name.
-    """
-    frames = []
-    cameras = zip(path.c2w, path.fovy_deg.tolist(), path.times.tolist(), strict=True)
-    for c2w, fovy_deg, time in tqdm(cameras, total=len(path.times), desc=label, disable=label is None, leave=False):
-        distance = float(c2w[:3, 3].norm())
-        frame = render_frame(scene, c2w, fovy_deg, time, height, width, normals=channel == "normal")
-        if background is None:
-            image = with_alpha(frame, channel, distance)
-        else:
-            image = torch.cat([show(frame, channel, background, distance), torch.ones(1, height, width)])
-        frames.append((image * 255).round().to(torch.uint8).movedim(0, -1).numpy())
-    return np.stack(frames)
 
 
 def parse_background(text: str) -> Tensor | None:

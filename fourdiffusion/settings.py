@@ -66,9 +66,20 @@ class ConvertConfig:
 
 @dataclass
 class DoctorConfig:
-    """Whose weights to look for."""
+    """Whose weights to look for, and how to say what is found."""
 
+    json: bool = False  # print JSON; also --json
     model: ModelConfig = field(default_factory=ModelConfig)
+
+
+@dataclass
+class AppConfig:
+    """A page in the browser where videos become scenes."""
+
+    output: str = "runs/app"  # folder of the jobs' runs
+    host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in, without a password
+    port: int = 7860
+    jobs: int = 1  # at a time; the others wait
 
 
 @dataclass
@@ -76,17 +87,19 @@ class ExportConfig:
     """What of a scene to write, and how. Formats:
 
     glb: one animated GLB, a mesh a frame | glb_frames, obj, ply: a file a frame | splats: Gaussian PLY sequence |
-    html: one page that shows it offline | images: RGBA, depth and alpha PNGs | nerfstudio: a dataset of renders
+    html: one page that shows it offline | usd: a mesh with time samples | images: RGBA, depth and alpha PNGs |
+    nerfstudio: a dataset of renders
     """
 
     scene: str = "???"  # the run folder of a fit, or its scene/
-    format: str = "glb"  # glb | glb_frames | obj | ply | splats | html | images | nerfstudio
-    output: str | None = None  # file (glb, html) or folder (others); null: under export/ in the run folder
+    format: str = "glb"  # glb | glb_frames | obj | ply | splats | html | usd | images | nerfstudio
+    output: str | None = None  # file (glb, html, usd) or folder (others); null: under export/ in the run folder
     num_frames: int | None = None  # evenly spaced over the clip; null: the run's frames, 8 where it does not say
     fps: float = 8.0  # of the animation
     resolution: int = 96  # grid points along the longest side of the occupied space
     iso_level: float | None = None  # density of the surface; null: the one with the renderer's silhouettes
     min_component: float = 0.05  # smaller loose parts are removed, as a share of the largest part over all frames
+    texture_size: int | None = None  # side of a texture baked for each frame of glb, in texels; null: vertex colors
     scale: float = 1.0  # meters a scene unit, of meshes and splats
     author: str | None = None  # named in the file; null: the run's
     license: str | None = None  # named in the file; null: the run's
@@ -102,6 +115,7 @@ class ViewConfig:
     """Show a scene in the browser: live from a fit that runs or has ended, or as one HTML file (html=true)."""
 
     scene: str = "???"  # the run folder of a fit, running or finished, or a scene/
+    beside: list[str] = field(default_factory=list)  # more of them, shown to the right under the same camera and time
     html: bool = False  # write one file that shows the scene offline, and end
     output: str | None = None  # of html=true; null: export/scene.html in the run folder
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in, without a password

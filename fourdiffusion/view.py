@@ -24,11 +24,13 @@ from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors
 from fourdiffusion.media.image import composite
+from fourdiffusion.media.write import write_video
 from fourdiffusion.scene.export.html import write_html
 from fourdiffusion.scene.export.origin import credit_of, frame_times, origin
 from fourdiffusion.scene.export.surface import scene_meshes
-from fourdiffusion.scene.frames import CHANNELS, render_frame, show
+from fourdiffusion.scene.frames import CHANNELS, render_frame, render_path, show
 from fourdiffusion.scene.live import load_newest, newest_file
+from fourdiffusion.scene.paths import CameraPath, write_path
 from fourdiffusion.scene.scene import Scene, load_scene, scene_folder
 from fourdiffusion.settings import ViewConfig
 
@@ -37,6 +39,7 @@ SPEEDS = ("0.25", "0.5", "1", "2", "4")
 INPUT_HEIGHT = 256  # of the input video beside the scene, at least about this many pixels
 SMALLEST = 32  # height of a picture in pixels
 REST_SECONDS = 0.3  # without a change, then the picture is refined
+RECORD_FPS = 12.0  # pictures a second of a recorded camera path
 RELOAD_SECONDS = 1.0  # between looks at the files of a fit that runs
 
 
@@ -49,6 +52,7 @@ def view(config: ViewConfig) -> None:
         return
     device = resolve_device(config.device)
     session = Session(run, config, *load_newest(run, device), device)
+    session.beside = [Session(Path(b), config, *load_newest(Path(b), device), device) for b in config.beside]
     viser = _import_viser()
     # A browser may close while its picture is rendered.
     warnings.filterwarnings("ignore", message="Queued a .* on a closed connection")
@@ -81,9 +85,17 @@ class Session:
         self.read, self.version, self.looked = self._stamp(), 0, time.monotonic()
         self.times = frame_times(self.folder, None if self._input().is_file() else config.num_frames)
         self.images = self._images()
+        self.beside: list[Session] = []  # shown to the right of this one, under its time
+
+    def panels(self) -> list["Session"]:
+        """Return the scenes that are shown, from left to right."""
+        return [self, *self.beside]
 
     def reload(self) -> bool:
-        """Load the scene anew if its files changed; return whether they did."""
+        """Load the scenes anew whose files changed; return whether one did."""
+        return any([panel._reload() for panel in self.panels()])
+
+    def _reload(self) -> bool:
         if time.monotonic() - self.looked < RELOAD_SECONDS:
             return False
         self.looked = time.monotonic()
@@ -99,7 +111,11 @@ class Session:
 
     def status(self) -> str:
         """Return where the scene comes from, in one line."""
-        return "finished scene" if self.step is None else f"fit at step {self.step}"
+        texts = ["finished scene" if each.step is None else f"fit at step {each.step}" for each in self.panels()]
+        if not self.beside:
+            return texts[0]
+        names = [each.folder.resolve().name for each in self.panels()]
+        return " | ".join(f"{name}: {text}" for name, text in zip(names, texts, strict=True))
 
     def frame_at(self, moment: float) -> int:
         """Return the number of the clip's frame that is nearest in time."""
@@ -136,6 +152,7 @@ class Controls:
     size: Any
     status: Any
     image: Any  # the input video's frame, or None
+    recording: Any  # whether the camera path is recorded
     frame: int = -1  # of the input video shown
 
     clock: float = field(default_factory=time.monotonic)  # when a frame was last played
@@ -153,15 +170,17 @@ def add_controls(server: Any, session: Session) -> Controls:
         channel = gui.add_dropdown("channel", CHANNELS, initial_value="rgb")
         background = gui.add_dropdown("background", tuple(BACKGROUNDS), initial_value="white")
         size = gui.add_slider("height", SMALLEST, 1024, 32, session.config.size)
+    recording = gui.add_checkbox("record", False, hint="the camera and the time; unchecked, they become a video")
     status = gui.add_markdown(session.status())
     image = None if session.images is None else gui.add_image(session.images[0], label="input video")
-    return Controls(moment, playing, speed, channel, background, size, status, image)
+    return Controls(moment, playing, speed, channel, background, size, status, image, recording)
 
 
 def serve(server: Any, session: Session, stop: threading.Event) -> None:
     """Draw for every connected browser until ``stop`` is set."""
     controls = add_controls(server, session)
     pictures: dict[int, Picture] = {}
+    recorder = Recorder()
     server.scene.set_up_direction("+z")
     server.on_client_connect(_place_camera)
     while not stop.is_set():
@@ -171,6 +190,7 @@ def serve(server: Any, session: Session, stop: threading.Event) -> None:
         busy = False
         for number, client in server.get_clients().items():
             busy |= draw(client, pictures.setdefault(number, Picture()), controls, session)
+        record(recorder, list(server.get_clients().values()), controls, session)
         for number in pictures.keys() - server.get_clients().keys():
             del pictures[number]
         if not busy:
@@ -198,7 +218,8 @@ def draw(client: Any, picture: Picture, controls: Controls, session: Session) ->
         return False
     choice = (controls.moment.value, controls.channel.value, controls.background.value, controls.size.value)
     pose = (*camera.wxyz, *camera.position, camera.fov, camera.aspect)
-    state, now = (*choice, *(round(float(value), 5) for value in pose), session.version), time.monotonic()
+    versions = [panel.version for panel in session.panels()]
+    state, now = (*choice, *(round(float(value), 5) for value in pose), *versions), time.monotonic()
     moving = state != picture.state
     if moving:
         picture.state = state
@@ -206,14 +227,17 @@ def draw(client: Any, picture: Picture, controls: Controls, session: Session) ->
         return False
     largest = controls.size.value
     height = min(picture.height, largest) if moving else largest
-    width = max(round(height * camera.aspect), 1)
-    frame = render_frame(
-        session.scene, to_c2w(camera.wxyz, camera.position), math.degrees(camera.fov), controls.moment.value,
-        height, width, normals=controls.channel.value == "normal",
-    )  # fmt: skip
+    width = max(round(height * camera.aspect / len(versions)), 1)
     distance = math.dist(camera.position, (0, 0, 0))
     background = torch.full((3,), BACKGROUNDS[controls.background.value])
-    pixels = to_pixels(show(frame, controls.channel.value, background, distance)[None])[0]
+    shown = []
+    for panel in session.panels():
+        frame = render_frame(
+            panel.scene, to_c2w(camera.wxyz, camera.position), math.degrees(camera.fov), controls.moment.value,
+            height, width, normals=controls.channel.value == "normal",
+        )  # fmt: skip
+        shown.append(show(frame, controls.channel.value, background, distance))
+    pixels = to_pixels(torch.cat(shown, dim=-1)[None])[0]
     client.scene.set_background_image(pixels, format="jpeg", jpeg_quality=90)
     client.flush()
     picture.fine = not moving
@@ -221,6 +245,51 @@ def draw(client: Any, picture: Picture, controls: Controls, session: Session) ->
         picture.changed = time.monotonic()
         picture.height = adapted_height(height, picture.changed - now, session.config.moving_seconds, largest)
     return True
+
+
+@dataclass
+class Recorder:
+    """The camera path that is being recorded."""
+
+    poses: list[Tensor] = field(default_factory=list)  # c2w [4, 4] each
+    angles: list[float] = field(default_factory=list)  # vertical fields of view in degrees
+    times: list[float] = field(default_factory=list)
+    due: float = 0.0  # of time.monotonic(), the next sample
+
+
+def record(recorder: Recorder, clients: list[Any], controls: Controls, session: Session) -> None:
+    """Note the first browser's camera when a sample is due; once recording has ended, write the path and its video."""
+    if not controls.recording.value:
+        if recorder.poses:
+            controls.status.content = "rendering what was recorded"
+            path = CameraPath(
+                torch.stack(recorder.poses), torch.tensor(recorder.times), torch.tensor(recorder.angles), RECORD_FPS
+            )
+            recorder.poses, recorder.angles, recorder.times = [], [], []
+            controls.status.content = f"{session.status()}; recorded: {save_recording(path, controls, session)}"
+        return
+    now = time.monotonic()
+    known = [client.camera for client in clients if client.camera.update_timestamp]
+    if not known or now < recorder.due:
+        return
+    recorder.due = now + 1 / RECORD_FPS
+    recorder.poses.append(to_c2w(known[0].wxyz, known[0].position))
+    recorder.angles.append(math.degrees(known[0].fov))
+    recorder.times.append(float(controls.moment.value))
+
+
+def save_recording(path: CameraPath, controls: Controls, session: Session) -> Path:
+    """Write recorded_N.json, for `render path=`, and recorded_N.mp4 into the run's render/; return the video."""
+    folder, number = session.folder / "render", 1
+    while (folder / f"recorded_{number}.json").exists():
+        number += 1
+    write_path(folder / f"recorded_{number}.json", path)
+    background = torch.full((3,), BACKGROUNDS[controls.background.value])
+    size = int(controls.size.value)
+    frames = render_path(session.scene, path, size, size, controls.channel.value, background, "recorded path")
+    video = folder / f"recorded_{number}.mp4"
+    write_video(video, torch.from_numpy(frames[..., :3]).movedim(-1, 1) / 255, RECORD_FPS, min_side=1)
+    return video
 
 
 def adapted_height(height: int, seconds: float, target: float, largest: int) -> int:

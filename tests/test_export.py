@@ -3,19 +3,23 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import trimesh
 import yaml
 from pygltflib import GLTF2
+from scipy.spatial import cKDTree
 
 from fourdiffusion.cli import main
 from fourdiffusion.errors import UserError
 from fourdiffusion.export import export
 from fourdiffusion.files import save_tensors
 from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.scene.export.glb import srgb_to_linear
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
-from fourdiffusion.scene.scene import Scene, save_scene
+from fourdiffusion.scene.scene import Scene, load_scene, save_scene
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 from fourdiffusion.settings import ExportConfig
 
@@ -53,6 +57,7 @@ FRAMES = ["frame_0000", "frame_0001", "frame_0002"]
     [
         ("glb", ["scene.glb"]),
         ("html", ["scene.html"]),
+        ("usd", ["scene.usdc"]),
         ("glb_frames", [f"glb_frames/{name}.glb" for name in FRAMES]),
         ("obj", [f"obj/{name}.obj" for name in FRAMES]),
         ("ply", [f"ply/{name}.ply" for name in FRAMES]),
@@ -66,6 +71,8 @@ FRAMES = ["frame_0000", "frame_0001", "frame_0002"]
     ],
 )  # fmt: skip
 def test_every_format_goes_under_the_run(run: Path, format: str, expected: list[str]) -> None:
+    if format == "usd":
+        pytest.importorskip("pxr")
     export(config(run, format))
     folder = run / "export"
     found = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -81,6 +88,63 @@ def test_the_file_names_its_author_license_and_origin(run: Path, tmp_path: Path)
     export(config(run, "glb", output=str(tmp_path / "b.glb"), license="CC0-1.0", iso_level=20.0))
     gltf = GLTF2().load(str(tmp_path / "b.glb"))
     assert gltf.asset.copyright == "CC0-1.0" and gltf.asset.extras["iso_level"] == 20.0 and len(gltf.meshes) == 3
+
+
+def test_usd_is_read_back_with_a_time_sample_a_frame(run: Path, tmp_path: Path) -> None:
+    pxr_usd = pytest.importorskip("pxr.Usd")
+    from pxr import UsdGeom
+
+    export(config(run, "usd", output=str(tmp_path / "a.usda"), author="Ann", fps=12.0, scale=2.0))
+    export(config(run, "ply", output=str(tmp_path / "ply"), scale=2.0))
+    stage = pxr_usd.Stage.Open(str(tmp_path / "a.usda"))
+    mesh = UsdGeom.Mesh(stage.GetPrimAtPath("/object/surface"))
+    for attribute in (mesh.GetPointsAttr(), mesh.GetFaceVertexIndicesAttr(), mesh.GetNormalsAttr()):
+        assert attribute.GetTimeSamples() == [0.0, 1.0, 2.0]
+    assert (stage.GetStartTimeCode(), stage.GetEndTimeCode(), stage.GetTimeCodesPerSecond()) == (0, 2, 12)
+    assert UsdGeom.GetStageUpAxis(stage) == "Y" and UsdGeom.GetStageMetersPerUnit(stage) == 1.0
+    layer = stage.GetRootLayer()
+    assert layer.comment.startswith("Ann, CC-BY-4.0") and layer.customLayerData["prompt"] == "a ball"
+    for frame in range(3):
+        truth = trimesh.load(tmp_path / "ply" / f"frame_{frame:04d}.ply", process=False)  # z up
+        points = np.array(mesh.GetPointsAttr().Get(frame))
+        np.testing.assert_allclose(points, np.asarray(truth.vertices)[:, [1, 2, 0]], atol=1e-5)
+        assert len(mesh.GetFaceVertexIndicesAttr().Get(frame)) == 3 * len(truth.faces)
+        linear = np.array(UsdGeom.PrimvarsAPI(mesh).GetPrimvar("displayColor").Get(frame))
+        srgb = np.asarray(truth.visual.vertex_colors)[:, :3] / 255
+        np.testing.assert_allclose(linear, srgb_to_linear(srgb), atol=0.01)
+
+
+def test_a_texture_holds_the_colors_of_the_surface(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xatlas")
+    scene = load_scene(run)
+    with torch.no_grad():
+        for name, value in scene.field.named_parameters():
+            if "params" in name:
+                value.mul_(3000)  # colors that differ from place to place
+    save_scene(run / "scene", scene)
+    export(config(run, "glb_frames", output=str(tmp_path / "t"), texture_size=128, num_frames=2))
+    export(config(run, "ply", output=str(tmp_path / "v"), num_frames=2))
+    textured = trimesh.load(tmp_path / "t" / "frame_0001.glb", force="mesh")
+    plain = trimesh.load(tmp_path / "v" / "frame_0001.ply", process=False)  # z up, sRGB at the vertices
+    assert len(textured.faces) == len(plain.faces)
+    distance, nearest = cKDTree(np.asarray(plain.vertices)[:, [1, 2, 0]]).query(textured.vertices)
+    assert distance.max() < 1e-5
+    shown = textured.visual.to_color().vertex_colors[:, :3] / 255
+    expected = np.asarray(plain.visual.vertex_colors)[nearest, :3] / 255
+    assert np.ptp(expected, axis=0).max() > 0.01  # not one gray
+    assert np.abs(shown - expected).mean() < 0.25 * np.ptp(expected, axis=0).max()
+    gltf = GLTF2().load(str(tmp_path / "t" / "frame_0001.glb"))
+    assert gltf.meshes[0].primitives[0].attributes.COLOR_0 is None and gltf.images[0].mimeType == "image/png"
+
+
+def test_texels_lie_where_their_faces_are() -> None:
+    from fourdiffusion.scene.export.atlas import texels
+
+    uv = np.array([[0.125, 0.25], [0.875, 0.25], [0.125, 0.75]])  # u to the right, v down
+    row, column, corners, weights = texels(uv, np.array([[0, 1, 2]]), 64)
+    places = (uv[corners] * weights[..., None]).sum(1)
+    np.testing.assert_allclose(places, (np.stack([column, row], 1) + 0.5) / 64, atol=0.02)
+    assert 0.9 < len(row) / (64 * 64 * 0.75 * 0.5 / 2) < 1.2
 
 
 def test_a_run_without_notes_exports(run: Path) -> None:
@@ -102,6 +166,9 @@ def test_a_run_without_notes_exports(run: Path) -> None:
         ({"scale": -1.0}, "scale=-1.0"),
         ({"num_frames": 0}, "num_frames=0"),
         ({"resolution": 2}, "resolution=2 is too small"),
+        ({"texture_size": 8}, "texture_size=8; give 64 to 4096"),
+        ({"format": "ply", "texture_size": 256}, "texture_size=256: format=ply has colors at its vertices"),
+        ({"format": "usd", "output": "scene.glb"}, "ends in .usdc or .usda or .usd"),
         ({"min_component": 2.0}, "min_component=2.0"),
         ({"format": "images", "elevation_deg": 90.0}, "elevation_deg=90.0"),
         ({"output": "scene.obj"}, "ends in .glb"),

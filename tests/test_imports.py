@@ -38,12 +38,15 @@ HOMES = {
     "transformers": {"diffusion/encoders.py", "metrics/similarity.py", "datasets/curation/captions.py"},
     "pyarrow": {"datasets/curation/manifest.py"},
     "objaverse": {"datasets/curation/objaverse_assets.py"},
-    "onnxruntime": {"media/u2net.py"},
+    "onnxruntime": {"media/u2net.py", "doctor.py"},
     "imageio": {"media/read.py", "media/write.py"},
     "imageio_ffmpeg": {"media/read.py", "media/write.py"},
     "av": {"media/read.py", "media/write.py", "media/animation.py"},
     "fsspec": {"datasets/shards/storage.py"},
     "viser": {"view.py"},
+    "gradio": {"app.py"},
+    "xatlas": {"scene/export/atlas.py"},
+    "pxr": {"scene/export/usd.py"},
     "bpy": {"datasets/rendering/blender_render.py"},  # runs inside Blender and imports nothing of the project
 }
 HEAVY = {*HOMES, "torch", "numpy", "scipy", "diffusers", "skimage", "PIL"}

@@ -19,8 +19,10 @@ from fourdiffusion import view as verb
 from fourdiffusion.cameras import FOVY_DEG, orbit, rays
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import save_tensors
+from fourdiffusion.media.read import video_frames
 from fourdiffusion.scene.frames import render_frame, show
 from fourdiffusion.scene.live import load_newest
+from fourdiffusion.scene.paths import read_path
 from fourdiffusion.scene.renderer import render_image
 from fourdiffusion.scene.scene import load_scene, save_scene
 from fourdiffusion.settings import ViewConfig
@@ -86,6 +88,7 @@ def controls(**values: Any) -> verb.Controls:
         "channel": "rgb",
         "background": "black",
         "size": 48,
+        "recording": False,
     } | values
     widgets = {name: SimpleNamespace(value=value) for name, value in chosen.items()}
     return verb.Controls(**widgets, status=SimpleNamespace(content=""), image=SimpleNamespace(image=None))
@@ -128,6 +131,52 @@ def test_every_change_is_drawn_again(run: Path) -> None:
     assert not verb.draw(page, picture, widgets, scene)  # the browser has not said where it looks from
 
 
+def test_scenes_stand_side_by_side_under_one_camera(run: Path, running: Path) -> None:
+    page, picture, widgets, scene = Page(), verb.Picture(), controls(), session(run)
+    scene.beside = [session(running)]
+    assert scene.status() == "run: finished scene | running: fit at step 20"
+    verb.draw(page, picture, widgets, scene)
+    picture.changed -= 1
+    verb.draw(page, picture, widgets, scene)
+    assert page.shown[-1].shape == (48, 72, 3)
+    for panel, half in ((scene, page.shown[-1][:, :36]), (scene.beside[0], page.shown[-1][:, 36:])):
+        frame = render_frame(panel.scene, orbit(90.0), FOVY_DEG, 0.5, 48, 36)
+        expected = verb.to_pixels(show(frame, "rgb", torch.zeros(3))[None])[0]
+        assert abs(half.astype(int) - expected).max() <= 2
+    assert not np.array_equal(page.shown[-1][:, :36], page.shown[-1][:, 36:])
+    time.sleep(0.02)
+    checkpoint(running, 2, 40)
+    scene.beside[0].looked -= 10
+    assert scene.reload() and "running: fit at step 40" in scene.status()
+    assert verb.draw(page, picture, widgets, scene)
+
+
+def test_a_recorded_camera_path_becomes_a_video_that_render_repeats(run: Path) -> None:
+    page, widgets, scene, recorder = Page(), controls(recording=True), session(run), verb.Recorder()
+    for azimuth, moment in ((90.0, 0.0), (80.0, 0.5), (70.0, 1.0)):
+        widgets.moment.value = moment
+        angle = math.radians(azimuth)
+        page.camera.position = np.array([1.1 * math.cos(angle), 1.1 * math.sin(angle), 0.0])
+        recorder.due = 0.0
+        verb.record(recorder, [page], widgets, scene)
+        verb.record(recorder, [page], widgets, scene)  # not due
+    assert len(recorder.poses) == 3 and not (run / "render").exists()
+    widgets.recording.value = False
+    verb.record(recorder, [page], widgets, scene)
+    path = read_path(run / "render" / "recorded_1.json")
+    torch.testing.assert_close(path.c2w[0], orbit(90.0), atol=1e-5, rtol=0)
+    assert path.times.tolist() == [0.0, 0.5, 1.0] and path.fps == verb.RECORD_FPS
+    assert path.fovy_deg.tolist() == pytest.approx([FOVY_DEG] * 3) and not torch.equal(path.c2w[0], path.c2w[1])
+    frames = [frame for frame in video_frames(run / "render" / "recorded_1.mp4", {0, 1, 2, 3}) if frame is not None]
+    assert len(frames) == 3 and frames[0].shape[:2] == (48, 48)
+    first = render_frame(scene.scene, orbit(90.0), FOVY_DEG, 0.0, 48, 48)
+    expected = verb.to_pixels(show(first, "rgb", torch.zeros(3))[None])[0]
+    assert abs(frames[0][..., :3].astype(int) - expected).mean() < 6  # of the compression
+    assert "recorded_1.mp4" in widgets.status.content and not recorder.poses
+    verb.record(recorder, [page], widgets, scene)
+    assert not (run / "render" / "recorded_2.json").exists()
+
+
 def test_the_height_adapts_to_the_time_a_picture_takes() -> None:
     assert verb.adapted_height(128, 0.6, 0.15, 512) == 64
     assert verb.adapted_height(128, 0.15, 0.15, 512) == 128
@@ -162,6 +211,7 @@ def test_a_running_fit_is_shown_and_followed(running: Path) -> None:
     assert torch.equal(scene.scene.occupancy.occupied, expected.occupancy.occupied)
     time.sleep(0.02)
     checkpoint(running, 2, 40)
+    scene.looked = time.monotonic()
     assert not scene.reload()  # looked a moment ago
     scene.looked -= 10
     assert scene.reload() and scene.status() == "fit at step 40" and scene.version == 1

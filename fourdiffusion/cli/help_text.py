@@ -49,6 +49,8 @@ def overview(verbs: Sequence["Verb"]) -> str:
             "fourdiffusion: video in, 4-D out",
             "",
             "usage:",
+            "  fourdiffusion VIDEO                4-D scene, turntable, GLB, HTML page; --explain: only the plan",
+            "  fourdiffusion demo                 the same with the sample that ships",
             "  fourdiffusion VERB KEY=VALUE ...   do it",
             "  fourdiffusion VERB --help          the settings that people use; --help all: every setting",
             "",

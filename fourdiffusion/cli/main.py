@@ -8,6 +8,7 @@ from pathlib import Path
 from fourdiffusion import __version__
 from fourdiffusion.cli import verbs
 from fourdiffusion.cli.mistakes import mistake, reader_is_gone, safe_streams
+from fourdiffusion.cli.schema import shipped
 from fourdiffusion.cli.verbs import Verb
 from fourdiffusion.errors import Terminated, UserError
 from fourdiffusion.waiting import wait_quietly_when_busy
@@ -57,6 +58,13 @@ def _run(words: list[str]) -> None:
     if words[0] == "--version":
         print(f"fourdiffusion {__version__}")
         return
+    if words[0] == "doctor":
+        words = ["json=true" if word == "--json" else word for word in words]
+    if _is_quick(words) and not HELP & set(words):
+        from fourdiffusion.cli import quick
+
+        quick.run(words, lambda text: _report(f"warning: {text}"))
+        return
     verb, rest = find(words)
     if verb is None:
         print(help_text.overview(tuple(each for each in verbs.VERBS if each.words.startswith(f"{words[0]} "))))
@@ -81,8 +89,9 @@ def find(words: list[str]) -> tuple[Verb | None, list[str]]:
     begun = [verb.words for verb in verbs.VERBS if verb.words.startswith(f"{words[0]} ")]
     if begun and (len(words) == 1 or words[1] in HELP):
         return None, []
-    if not begun and _is_video(words[0]):
-        return _for_video(words)
+    if _is_quick(words):  # for help: it takes the settings of fit
+        video = shipped(verbs.SAMPLE) if words[0] == "demo" else words[0]
+        return find(["fit", f"video={video}", *(word for word in words[1:] if word != "--explain")])
     said = " ".join(words[:2]) if begun else words[0]
     known = [verb.words for verb in verbs.VERBS]
     alike = difflib.get_close_matches(said, known, n=1) or difflib.get_close_matches(" ".join(words[:2]), known, n=1)
@@ -99,6 +108,7 @@ def _is_video(word: str) -> bool:
     return "=" not in word and Path(word).suffix.lower() in VIDEO_SUFFIXES
 
 
-def _for_video(words: list[str]) -> tuple[Verb | None, list[str]]:
-    """`fourdiffusion VIDEO ...` is reserved: here it will become a verb and its words."""
-    raise UserError(f"'{words[0]}' is no verb: say what to do with it, for example fourdiffusion fit video={words[0]}")
+def _is_quick(words: list[str]) -> bool:
+    """Return whether the words begin with `demo`, or with a video in place of a verb."""
+    firsts = {verb.words.split()[0] for verb in verbs.VERBS}
+    return words[0] == "demo" or (words[0] not in firsts and _is_video(words[0]))

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+SAMPLE = "data/sample/input.mp4"  # the video of `fourdiffusion demo`
+
 
 @dataclass(frozen=True)
 class Verb:
@@ -184,12 +186,24 @@ VERBS = (
         "fourdiffusion.export",
         "export",
         "fourdiffusion.settings:ExportConfig",
-        "write a fitted scene as animated GLB, meshes, splats, an HTML page, images or a dataset",
+        "write a fitted scene as animated GLB, USD, meshes, splats, an HTML page, images or a dataset",
         (
             "fourdiffusion export scene=runs/clip",
             "fourdiffusion export scene=runs/clip format=html output=clip.html",
         ),
-        ("scene", "format", "output", "fps", "resolution", "iso_level", "scale", "author", "license", "device"),
+        (
+            "scene",
+            "format",
+            "output",
+            "fps",
+            "resolution",
+            "iso_level",
+            "texture_size",
+            "scale",
+            "author",
+            "license",
+            "device",
+        ),
     ),
     Verb(
         "view",
@@ -198,7 +212,16 @@ VERBS = (
         "fourdiffusion.settings:ViewConfig",
         "turn a scene and its time in the browser, also while it is being fitted",
         ("fourdiffusion view scene=runs/clip", "fourdiffusion view scene=runs/clip html=true output=clip.html"),
-        ("scene", "port", "size", "html", "output", "device"),
+        ("scene", "beside", "port", "size", "html", "output", "device"),
+    ),
+    Verb(
+        "app",
+        "fourdiffusion.app",
+        "app",
+        "fourdiffusion.settings:AppConfig",
+        "a page in the browser: drop a video, see the matte, fit, turn and download the result",
+        ("fourdiffusion app",),
+        ("output", "host", "port", "jobs"),
     ),
     Verb(
         "evaluate",
@@ -218,7 +241,7 @@ VERBS = (
         "doctor",
         "fourdiffusion.settings:DoctorConfig",
         "say what is installed, what is missing, and the line that installs it",
-        ("fourdiffusion doctor",),
-        ("model.path",),
+        ("fourdiffusion doctor", "fourdiffusion doctor json=true"),
+        ("model.path", "json"),
     ),
 )

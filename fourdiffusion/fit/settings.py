@@ -77,6 +77,8 @@ class FitConfig(InputVideo):
 
     output: str = "runs/fit"
     prompt: str = ""  # what the object is
+    author: str | None = None  # named in exported files
+    license: str | None = None  # named in exported files, for example CC-BY-4.0
     num_views: int = 4
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda

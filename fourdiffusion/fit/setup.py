@@ -48,6 +48,7 @@ FREE = {
     "max_steps", "log_every", "checkpoint_minutes", "preview_minutes", "trackers", "device",
     "scene.grid_backend", "scene.ray_backend", "sds.ray_chunk", "sds.image_chunk", "loss.lpips_weights",
     "model.compile", "model.offload", "model.channels_last", "mask",
+    "author", "license",
     "scene.renderer.prune_weight",  # version 0.1.0 did not prune: its runs resume with the value of the preset
 }  # fmt: skip
 

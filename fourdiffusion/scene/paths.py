@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import write_atomic
 
 PATHS = ("still", "fixed", "orbit", "orbit_time", "bullet_time")
 RUNNING = 0.5  # share of bullet time's pictures in which time runs
@@ -113,6 +114,16 @@ def read_path(file: Path) -> CameraPath:
     if not ((path.fovy_deg > 0) & (path.fovy_deg < 180)).all():
         raise UserError(f"path={file}: fields of view must lie between 0 and 180 degrees")
     return path
+
+
+def write_path(file: Path, path: CameraPath) -> None:
+    """Write a path as ``read_path`` reads it, with the cameras as matrices."""
+    frames = [
+        {"transform_matrix": c2w, "time": time, "fovy_deg": fovy_deg}
+        for c2w, time, fovy_deg in zip(path.c2w.tolist(), path.times.tolist(), path.fovy_deg.tolist(), strict=True)
+    ]
+    text = json.dumps({"fps": path.fps, "frames": frames}) + "\n"
+    write_atomic(file, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def _pose(frame: dict[str, Any]) -> Tensor:

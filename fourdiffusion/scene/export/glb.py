@@ -4,10 +4,12 @@ glTF is y up, +z forward, in meters. World +z becomes glTF +y and the input came
 Vertex colors are linear in glTF, and the material is unlit: the light is in the colors.
 """
 
+import io
 import json
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 from pygltflib import (
     ARRAY_BUFFER,
     ELEMENT_ARRAY_BUFFER,
@@ -16,6 +18,7 @@ from pygltflib import (
     SCALAR,
     UNSIGNED_INT,
     UNSIGNED_SHORT,
+    VEC2,
     VEC3,
     VEC4,
     Accessor,
@@ -31,8 +34,12 @@ from pygltflib import (
     Node,
     PbrMetallicRoughness,
     Primitive,
+    Sampler,
     Scene,
+    Texture,
+    TextureInfo,
 )
+from pygltflib import Image as GltfImage
 from pygltflib import Mesh as GltfMesh
 
 from fourdiffusion import __version__
@@ -89,24 +96,51 @@ def build_glb(
 def _empty(copyright: str, extras: dict | None) -> GLTF2:
     asset = Asset(version="2.0", generator=f"fourdiffusion {__version__}", copyright=copyright or None)
     asset.extras = json.loads(json.dumps(extras or {}))
+    return GLTF2(asset=asset, scene=0, extensionsUsed=[UNLIT])
+
+
+def _material(texture: int | None = None) -> Material:
     surface = PbrMetallicRoughness(baseColorFactor=[1.0, 1.0, 1.0, 1.0], metallicFactor=0.0, roughnessFactor=1.0)
-    material = Material(name="radiance", pbrMetallicRoughness=surface, extensions={UNLIT: {}}, alphaCutoff=None)
-    return GLTF2(asset=asset, scene=0, materials=[material], extensionsUsed=[UNLIT])
+    if texture is not None:
+        surface.baseColorTexture = TextureInfo(index=texture)
+    name = "radiance" if texture is None else f"radiance_{texture:04d}"
+    return Material(name=name, pbrMetallicRoughness=surface, extensions={UNLIT: {}}, alphaCutoff=None)
+
+
+def _textured_material(gltf: GLTF2, blob: bytearray, texture: np.ndarray) -> int:
+    """Append a texture as a PNG and a material that shows it; return the material's number."""
+    file = io.BytesIO()
+    Image.fromarray(texture).save(file, format="PNG")
+    view = _buffer_view(gltf, blob, file.getvalue(), None)
+    gltf.images.append(GltfImage(bufferView=view, mimeType="image/png"))
+    if not gltf.samplers:
+        gltf.samplers.append(Sampler())
+    gltf.textures.append(Texture(source=len(gltf.images) - 1, sampler=0))
+    gltf.materials.append(_material(len(gltf.textures) - 1))
+    return len(gltf.materials) - 1
 
 
 def _primitive(gltf: GLTF2, blob: bytearray, mesh: Mesh, scale: float) -> Primitive:
-    colors = np.ones((len(mesh.colors), 4))
-    colors[:, :3] = srgb_to_linear(mesh.colors)
     positions = (mesh.vertices @ TO_GLTF.T * scale).astype(np.float32)
     position = _accessor(gltf, blob, positions, VEC3, FLOAT, ARRAY_BUFFER)
     gltf.accessors[position].min = positions.min(axis=0).tolist()
     gltf.accessors[position].max = positions.max(axis=0).tolist()
     normal = _accessor(gltf, blob, (mesh.normals @ TO_GLTF.T).astype(np.float32), VEC3, FLOAT, ARRAY_BUFFER)
-    color = _accessor(gltf, blob, (colors * 65535).round().astype(np.uint16), VEC4, UNSIGNED_SHORT, ARRAY_BUFFER)
-    gltf.accessors[color].normalized = True
+    attributes, material = Attributes(POSITION=position, NORMAL=normal), 0
+    if mesh.uv is not None and mesh.texture is not None:
+        attributes.TEXCOORD_0 = _accessor(gltf, blob, mesh.uv.astype(np.float32), VEC2, FLOAT, ARRAY_BUFFER)
+        material = _textured_material(gltf, blob, mesh.texture)
+    else:
+        if not gltf.materials:
+            gltf.materials.append(_material())
+        colors = np.ones((len(mesh.colors), 4))
+        colors[:, :3] = srgb_to_linear(mesh.colors)
+        color = _accessor(gltf, blob, (colors * 65535).round().astype(np.uint16), VEC4, UNSIGNED_SHORT, ARRAY_BUFFER)
+        gltf.accessors[color].normalized = True
+        attributes.COLOR_0 = color
     indices = mesh.faces.astype(np.uint32).ravel()
     index = _accessor(gltf, blob, indices, SCALAR, UNSIGNED_INT, ELEMENT_ARRAY_BUFFER)
-    return Primitive(attributes=Attributes(POSITION=position, NORMAL=normal, COLOR_0=color), indices=index, material=0)
+    return Primitive(attributes=attributes, indices=index, material=material)
 
 
 def _animation(gltf: GLTF2, blob: bytearray, num_frames: int, fps: float) -> Animation:
@@ -130,11 +164,15 @@ def _animation(gltf: GLTF2, blob: bytearray, num_frames: int, fps: float) -> Ani
 
 
 def _accessor(gltf: GLTF2, blob: bytearray, array: np.ndarray, kind: str, component: int, target: int | None) -> int:
-    """Append an array to the buffer, at a multiple of four bytes; return the number of its accessor."""
-    blob.extend(b"\0" * (-len(blob) % 4))
-    data = np.ascontiguousarray(array).tobytes()
-    gltf.bufferViews.append(BufferView(buffer=0, byteOffset=len(blob), byteLength=len(data), target=target))
-    blob.extend(data)
-    view = len(gltf.bufferViews) - 1
+    """Append an array to the buffer; return the number of its accessor."""
+    view = _buffer_view(gltf, blob, np.ascontiguousarray(array).tobytes(), target)
     gltf.accessors.append(Accessor(bufferView=view, componentType=component, count=len(array), type=kind))
     return len(gltf.accessors) - 1
+
+
+def _buffer_view(gltf: GLTF2, blob: bytearray, data: bytes, target: int | None) -> int:
+    """Append bytes to the buffer, at a multiple of four; return the number of their view."""
+    blob.extend(b"\0" * (-len(blob) % 4))
+    gltf.bufferViews.append(BufferView(buffer=0, byteOffset=len(blob), byteLength=len(data), target=target))
+    blob.extend(data)
+    return len(gltf.bufferViews) - 1

@@ -31,6 +31,8 @@ class Mesh:
     faces: np.ndarray  # uint32 [M, 3]
     normals: np.ndarray  # float32 [N, 3], unit vectors that point outward
     colors: np.ndarray  # float32 [N, 3] in [0, 1], as rendered (sRGB, not linear)
+    uv: np.ndarray | None = None  # float32 [N, 2] in [0, 1], of the texture
+    texture: np.ndarray | None = None  # uint8 [T, T, 3], sRGB; then the vertices have no colors of their own
 
 
 @dataclass
