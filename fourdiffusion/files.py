@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_file
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
@@ -38,8 +39,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What ``save_tensors`` wrote. UserError where the file is missing or damaged."""
-    if not path.is_file():
-        raise UserError(f"no file {path}: give a folder that a run has written")
+    require_file(path, "give a folder that a run has written")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
@@ -47,6 +47,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, json.JSONDecodeError) as error:
         remedy = "restore a copy, or choose another output"
         raise UserError(f"{path} is damaged or of another kind ({error}): {remedy}") from error
+
+
+def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity; None where all are finite."""
+    for name, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            return name
+    return None
 
 
 WRAPPERS = ("state_dict", "model", "module")  # keys under which training scripts store the weights

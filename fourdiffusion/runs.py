@@ -24,8 +24,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from fourdiffusion.documents import read_yaml
 from fourdiffusion.errors import Terminated, UserError
-from fourdiffusion.files import load_tensors, save_tensors, write_atomic
+from fourdiffusion.files import first_non_finite, load_tensors, save_tensors, write_atomic
 from fourdiffusion.renames import current_name, current_value
 
 try:
@@ -184,12 +185,10 @@ def _check_same(
 
 def _read_record(path: Path) -> dict[str, Any]:
     """Return what a run's ``config.yaml`` holds; UserError where it is damaged or no run wrote it."""
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
-        record = None
+    remedy = "choose another output, or restore a copy of the file"
+    record = read_yaml(path, remedy)
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise UserError(f"{path} is damaged or of another kind: choose another output, or restore a copy of the file")
+        raise UserError(f"{path} is damaged or of another kind: {remedy}")
     return record
 
 
@@ -390,11 +389,3 @@ def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tupl
     if culprit := first_non_finite(tensors):
         raise UserError(f"{path}: {culprit} is not finite")
     return tensors, step
-
-
-def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity; None where all are finite."""
-    for name, value in tensors.items():
-        if not bool(value.isfinite().all()):
-            return name
-    return None

@@ -10,6 +10,7 @@ from fourdiffusion.cli import verbs
 from fourdiffusion.cli.mistakes import mistake, reader_is_gone, safe_streams
 from fourdiffusion.cli.verbs import Verb
 from fourdiffusion.errors import Terminated, UserError
+from fourdiffusion.media.paths import printable
 
 HELP = {"-h", "--help"}
 VIDEO_SUFFIXES = {".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv", ".m4v"}
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(text: str, code: int = 0) -> int:
-    print(" ".join(text.splitlines()), file=sys.stderr)
+    print(printable(" ".join(text.splitlines())), file=sys.stderr)
     return code
 
 
