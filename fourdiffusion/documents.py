@@ -51,5 +51,7 @@ def read_yaml(path: Path, remedy: str) -> Any:
         count += 1
         if count > MAX_YAML_ENTRIES:
             raise UserError(f"{name}: holds more than {MAX_YAML_ENTRIES} entries; {remedy}")
+        if not isinstance(value, (dict, list, str, int, float, bool, type(None))):  # a date, a set, bytes
+            raise UserError(f"{name}: holds a {type(value).__name__}, {printable(value)[:40]}: quote it; {remedy}")
         open_ends += list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     return content

@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and tensors in them."""
 
+import glob
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +22,7 @@ from fourdiffusion.media.paths import require_file
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Lets ``write`` fill a file beside ``path``, then puts it in place: a stop leaves the old or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process alone
+    partial = _partial(path)
     try:
         write(partial)
         with open(partial, "rb") as file:
@@ -28,6 +30,51 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def fill_folder(folder: Path, write: Callable[[Path], object], replace: bool = False) -> None:
+    """Let ``write`` fill a folder beside ``folder``, then put it in place, whole or not at all.
+
+    A folder that is there and not empty is an OSError, or with ``replace`` gives way once everything is written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        write(partial)
+        if replace and folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    """Return the work file of this process beside ``path``; those that killed processes left are removed."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        number = left.name.removeprefix(f"{path.name}.").removesuffix(".partial")
+        if number.isdigit() and not _is_running(int(number)):
+            remove(left)
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from fourdiffusion.documents import read_yaml
 from fourdiffusion.errors import Terminated, UserError
-from fourdiffusion.files import first_non_finite, load_tensors, save_tensors, write_atomic
+from fourdiffusion.files import first_non_finite, load_tensors, remove, save_tensors, write_atomic
 from fourdiffusion.renames import current_name, current_value
 
 try:
@@ -203,17 +203,20 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, keep: str = "config.yaml") -> Iterator[None]:
     """Hold the lock of an output folder, which is made where it is missing.
 
     The system drops the lock with the process, however it ends: the file that stays behind blocks nobody. Where the
-    file system has no locks, there is none. UserError where another process holds it, or the folder cannot be made.
+    file system has no locks, there is none. Without the file ``keep`` at the end, no run came of it, and the lock goes,
+    too. UserError where another process holds it, or the folder cannot be made.
     """
+    made: list[Path] = []
     try:
-        made = not folder.exists()
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+", encoding="utf-8")
     except (OSError, ValueError) as error:
+        _remove_empty(made)
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"output={folder} cannot be made ({reason}): choose another output") from error
     with file:
@@ -232,15 +235,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
         file.write(f"pid {os.getpid()}")
         file.flush()
         for left in folder.glob("*.partial"):  # by a process that was killed
-            if left.is_file():
-                left.unlink()
+            remove(left)
         try:
             yield
         finally:
-            if not (folder / "config.yaml").is_file():  # no run came of it
+            if not (folder / keep).is_file():  # no run came of it
                 (folder / LOCK).unlink(missing_ok=True)
-                if made and not any(folder.iterdir()):
-                    folder.rmdir()
+                _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove empty folders, inner ones first, up to the first that is not empty or not there."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return
 
 
 @contextlib.contextmanager
