@@ -225,6 +225,15 @@ def try_case(case: "bad_cases.Case", base: Path, seed: int, seconds: float) -> V
         shutil.rmtree(place, ignore_errors=True)
 
 
+def run_all(base: Path, cases: "list[bad_cases.Case]", seed: int, seconds: float = 30.0) -> list[str]:
+    """Run some cases on inputs that are made where they are missing; return a line for each that is wrong."""
+    bad_cases.make_inputs(base)
+    bad_cases.import_everything()
+    bad_cases.warm_up(base)
+    verdicts = [try_case(case, base, seed, seconds) for case in cases]
+    return [f"{v.outcome}: {v.name}: {v.said[-300:]}" for v in verdicts if v.outcome != RIGHT]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=1200)
@@ -263,7 +272,8 @@ def main() -> int:
     share = counts[RIGHT] / max(len(verdicts), 1)
     refused = sum(v.code == 2 for v in verdicts)
     print(
-        f"{len(verdicts)} commands, {refused} refused, {100 * share:.2f} % right, {time.monotonic() - began:.0f} s: {dict(counts)}"
+        f"{len(verdicts)} commands, {refused} refused, {100 * share:.2f} % right, "
+        f"{time.monotonic() - began:.0f} s: {dict(counts)}"
     )
     return int(share < GOAL or counts["hang"] > 0)
 

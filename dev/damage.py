@@ -245,6 +245,19 @@ PICTURES: dict[str, Change] = {
 }
 GOOD_PICTURES = {"gray", "16 bit", "palette", "jpeg", "cmyk", "empty alpha"}
 CLIP_PICTURES = {kind: change for kind, change in PICTURES.items() if kind != "folder"}
+
+
+def _alike(name: str, mode: str, color: str | int) -> Change:
+    """Return a change that makes a folder of four frames of one color."""
+
+    def change(folder: Path, rng: Random) -> None:
+        (folder / name).mkdir()
+        for index in range(4):
+            Image.new(mode, (24, 24), color).save(folder / name / f"{index}.png")
+
+    return change
+
+
 VIDEOS: dict[str, tuple[str, Change]] = {
     "corrupt mp4": ("v.mp4", write("v.mp4", b"\0\0\0 ftypisom" + bytes(range(256)) * 8)),
     "playlist": ("v.m3u8", write("v.m3u8", "#EXTM3U\n#EXTINF:1,\n/etc/passwd\n")),
@@ -256,15 +269,16 @@ VIDEOS: dict[str, tuple[str, Change]] = {
     "zip named mp4": ("v.mp4", write("v.mp4", b"PK\3\4" + bytes(200))),
     "wave named mp4": ("v.mp4", write("v.mp4", b"RIFF$\0\0\0WAVEfmt " + bytes(200))),
     "one frame": ("one", lambda f, r: ((f / "one").mkdir(), Image.new("RGB", (24, 24)).save(f / "one/0.png"))),
-    "all white": ("w", lambda f, r: ((f / "w").mkdir(), [Image.new("RGB", (24, 24), "white").save(f / f"w/{i}.png") for i in range(4)])),
-    "all clear": ("c", lambda f, r: ((f / "c").mkdir(), [Image.new("RGBA", (24, 24)).save(f / f"c/{i}.png") for i in range(4)])),
+    "all white": ("w", _alike("w", "RGB", "white")),
+    "all clear": ("c", _alike("c", "RGBA", 0)),
     "only text files": ("t", write("t/a.txt", "x")),
 }  # fmt: skip
 
 
 # ---- JSON -----------------------------------------------------------------------------------------------------------
 
-JUNK: tuple[Any, ...] = (None, -1, 0, float("nan"), float("inf"), -1e300, 1e38, "text", "", [], {}, [[]], True, 2**63, 10**400, "\ud800", "${x}")  # fmt: skip
+JUNK: tuple[Any, ...] = (None, -1, 0, float("nan"), float("inf"), -1e300, 1e38, "text", "", [], {}, [[]], True, 2**63,
+                         10**400, "\ud800", "${x}")  # fmt: skip
 
 
 def _leaves(node: Any) -> list[tuple[Any, Any]]:
@@ -705,7 +719,8 @@ def _where_there(name: str, change: Change) -> Change:
 EYE = np.eye(4).tolist()
 PATH_FILES: dict[str, tuple[Change, bool]] = {
     **{kind: (write("p.json", text), True) for kind, text in (
-        ("empty object", "{}"), ("empty frames", '{"frames": []}'), ("text", "x"), ("number", "3"), ("deep", "[" * 100_000),
+        ("empty object", "{}"), ("empty frames", '{"frames": []}'), ("text", "x"), ("number", "3"),
+        ("deep", "[" * 100_000),
         ("deep object", '{"frames":' * 20_000), ("digits", '{"frames": ' + "9" * 10_000 + "}"), ("binary", "\udcff"),
         ("frames text", '{"frames": "abc"}'), ("frames numbers", '{"frames": [1]}'), ("frames nan", '{"frames": NaN}'),
         ("matrix short", '{"frames": [{"transform_matrix": [1]}]}'),
@@ -718,7 +733,8 @@ PATH_FILES: dict[str, tuple[Change, bool]] = {
         ("time nan", json.dumps({"frames": [{"transform_matrix": EYE, "time": float("nan")}]})),
         ("fov 0", json.dumps({"frames": [{"transform_matrix": EYE, "fovy_deg": 0}]})),
         ("fov nan", json.dumps({"frames": [{"transform_matrix": EYE, "fovy_deg": float("nan")}]})),
-        ("azimuth text", '{"frames": [{"azimuth_deg": "x"}]}'), ("azimuth inf", '{"frames": [{"azimuth_deg": Infinity}]}'),
+        ("azimuth text", '{"frames": [{"azimuth_deg": "x"}]}'),
+        ("azimuth inf", '{"frames": [{"azimuth_deg": Infinity}]}'),
         ("azimuth digits", '{"frames": [{"azimuth_deg": ' + "9" * 400 + "}]}"),
         ("elevation 90", '{"frames": [{"azimuth_deg": 0, "elevation_deg": 90}]}'),
         ("distance 0", '{"frames": [{"azimuth_deg": 0, "distance": 0}]}'),

@@ -175,7 +175,7 @@ def race(base: Path, place: Path, moments: int, rng: Random) -> bool:
 def full(base: Path, place: Path, moments: int, rng: Random) -> bool:
     good = True
     for verb, words in {**VERBS, **OTHERS}.items():
-        for number in range(max(moments // 4, 2)):
+        for _ in range(max(moments // 4, 2)):
             limit = rng.choice((100, 1000, 5000, 20_000, 60_000, 200_000))
 
             def cap(limit: int = limit) -> None:
