@@ -34,6 +34,11 @@ def convert(config: ConvertConfig) -> None:
         raise UserError(
             "give imagedream=FILE for a pipeline folder, or model.path=FOLDER for a file of its motion layers"
         )
+    for name in ("motion", "tokenizer"):
+        if config.imagedream is None and getattr(config, name) is not None:
+            raise UserError(
+                f"{name}={getattr(config, name)} goes with imagedream=, and model.path is given: leave it out"
+            )
     output = Path(config.output)
     if output.exists():
         raise UserError(f"output={output} exists: choose another, or delete it")

@@ -2,14 +2,13 @@
 
 import difflib
 import math
-import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import fill_folder
 from fourdiffusion.scene.export.origin import credit_of, frame_times, origin
 from fourdiffusion.scene.export.surface import Mesh, scene_meshes
 from fourdiffusion.scene.scene import load_scene, scene_folder
@@ -139,11 +138,4 @@ def _write_meshes(
 
 def _fill(folder: Path, write: Callable[[Path], None]) -> None:
     """Let ``write`` fill a folder beside ``folder``, then put it in place."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        write(partial)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    fill_folder(folder, write)

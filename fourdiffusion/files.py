@@ -1,8 +1,10 @@
 """Files that appear whole or not at all, and tensors in them."""
 
+import glob
 import json
 import os
 import pickle
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +16,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_file
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Lets ``write`` fill a file beside ``path``, then puts it in place: a stop leaves the old or the new, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")  # of this process alone
+    partial = _partial(path)
     try:
         write(partial)
         with open(partial, "rb") as file:
@@ -27,6 +30,51 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def fill_folder(folder: Path, write: Callable[[Path], object], replace: bool = False) -> None:
+    """Let ``write`` fill a folder beside ``folder``, then put it in place, whole or not at all.
+
+    A folder that is there and not empty is an OSError, or with ``replace`` gives way once everything is written.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = _partial(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        write(partial)
+        if replace and folder.exists():
+            shutil.rmtree(folder)
+        os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _partial(path: Path) -> Path:
+    """Return the work file of this process beside ``path``; those that killed processes left are removed."""
+    for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
+        number = left.name.removeprefix(f"{path.name}.").removesuffix(".partial")
+        if number.isdigit() and not _is_running(int(number)):
+            remove(left)
+    return path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
@@ -38,8 +86,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What ``save_tensors`` wrote. UserError where the file is missing or damaged."""
-    if not path.is_file():
-        raise UserError(f"no file {path}: give a folder that a run has written")
+    require_file(path, "give a folder that a run has written")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
@@ -47,6 +94,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (SafetensorError, json.JSONDecodeError) as error:
         remedy = "restore a copy, or choose another output"
         raise UserError(f"{path} is damaged or of another kind ({error}): {remedy}") from error
+
+
+def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
+    """Return the name of the first tensor that holds NaN or infinity; None where all are finite."""
+    for name, value in tensors.items():
+        if not bool(value.isfinite().all()):
+            return name
+    return None
 
 
 WRAPPERS = ("state_dict", "model", "module")  # keys under which training scripts store the weights

@@ -6,9 +6,10 @@ refuse more, where settings depend on each other.
 """
 
 import dataclasses
+import typing
 from typing import Any
 
-from fourdiffusion.errors import check_ranges
+from fourdiffusion.errors import UserError, check_ranges
 
 _SEED = (0, 2**62)
 _STEPS = (0, 10**9)
@@ -307,6 +308,24 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
     },
 }
 
+# Settings that are paths, by class: the command line reads them all by the one rule of media.paths.user_path.
+PATHS: dict[str, set[str]] = {
+    "InputVideo": {"video", "mask"},
+    "GenerateConfig": {"output"},
+    "RenderConfig": {"scene", "output"},
+    "ExportConfig": {"scene", "output"},
+    "ViewConfig": {"scene", "output"},
+    "ConvertConfig": {"imagedream", "motion", "output", "tokenizer"},
+    "RenderAssetsConfig": {"assets", "output", "manifest", "hdri"},
+    "SynthConfig": {"output"},
+    "ModelConfig": {"path"},
+    "DataConfig": {"path"},
+    "TrainConfig": {"output", "lpips_weights", "validation_data"},
+    "FitConfig": {"output"},
+    "LossConfig": {"lpips_weights"},
+    "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
+}
+
 
 def check_numbers(settings: Any, prefix: str = "") -> None:
     """UserError for the first number of a settings dataclass, nested ones included, outside its bounds."""
@@ -320,3 +339,33 @@ def check_numbers(settings: Any, prefix: str = "") -> None:
         for number in value if isinstance(value, list) else [value]:
             if bounds is not None and isinstance(number, int | float):
                 check_ranges({key: (number, *bounds)})
+
+
+def from_values(settings: type[Any], values: Any) -> Any:
+    """Return a settings dataclass from the values of a JSON file, nested ones included.
+
+    Raises ValueError for what is no mapping, a key that is unknown, a field without a value (only those with the
+    default "???" must have one), a value of another type, and a number outside its bounds.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"it holds a {type(values).__name__}, not an object")
+    types = typing.get_type_hints(settings)
+    if unknown := sorted(str(key) for key in values if key not in types):
+        raise ValueError(f"there is no setting {unknown[0]}")
+    given: dict[str, Any] = {}
+    for name, value in values.items():
+        of = types[name]
+        if dataclasses.is_dataclass(of):
+            given[name] = from_values(typing.cast(type[Any], of), value)
+            continue
+        kinds = tuple(typing.get_origin(kind) or kind for kind in typing.get_args(of) or (of,))
+        number = float in kinds and type(value) is int and abs(value) < 1e300
+        if type(value) not in kinds and not number:
+            raise ValueError(f"{name}={str(value)[:40]!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
+        given[name] = float(value) if number else value
+    found = settings(**given)
+    try:
+        check_numbers(found)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return found

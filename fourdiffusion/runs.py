@@ -24,8 +24,9 @@ import torch
 import yaml
 from torch import Tensor
 
+from fourdiffusion.documents import read_yaml
 from fourdiffusion.errors import Terminated, UserError
-from fourdiffusion.files import load_tensors, save_tensors, write_atomic
+from fourdiffusion.files import first_non_finite, load_tensors, remove, save_tensors, write_atomic
 from fourdiffusion.renames import current_name, current_value
 
 try:
@@ -184,12 +185,10 @@ def _check_same(
 
 def _read_record(path: Path) -> dict[str, Any]:
     """Return what a run's ``config.yaml`` holds; UserError where it is damaged or no run wrote it."""
-    try:
-        record = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):
-        record = None
+    remedy = "choose another output, or restore a copy of the file"
+    record = read_yaml(path, remedy)
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise UserError(f"{path} is damaged or of another kind: choose another output, or restore a copy of the file")
+        raise UserError(f"{path} is damaged or of another kind: {remedy}")
     return record
 
 
@@ -211,17 +210,20 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path, keep: str = "config.yaml") -> Iterator[None]:
     """Hold the lock of an output folder, which is made where it is missing.
 
     The system drops the lock with the process, however it ends: the file that stays behind blocks nobody. Where the
-    file system has no locks, there is none. UserError where another process holds it, or the folder cannot be made.
+    file system has no locks, there is none. Without the file ``keep`` at the end, no run came of it, and the lock goes,
+    too. UserError where another process holds it, or the folder cannot be made.
     """
+    made: list[Path] = []
     try:
-        made = not folder.exists()
+        made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+", encoding="utf-8")
     except (OSError, ValueError) as error:
+        _remove_empty(made)
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"output={folder} cannot be made ({reason}): choose another output") from error
     with file:
@@ -240,15 +242,24 @@ def lock_folder(folder: Path) -> Iterator[None]:
         file.write(f"pid {os.getpid()}")
         file.flush()
         for left in folder.glob("*.partial"):  # by a process that was killed
-            if left.is_file():
-                left.unlink()
+            remove(left)
         try:
             yield
         finally:
-            if not (folder / "config.yaml").is_file():  # no run came of it
+            if not (folder / keep).is_file():  # no run came of it
                 (folder / LOCK).unlink(missing_ok=True)
-                if made and not any(folder.iterdir()):
-                    folder.rmdir()
+                _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove empty folders, inner ones first, up to the first that is not empty or not there."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return
 
 
 @contextlib.contextmanager
@@ -397,11 +408,3 @@ def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tupl
     if culprit := first_non_finite(tensors):
         raise UserError(f"{path}: {culprit} is not finite")
     return tensors, step
-
-
-def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity; None where all are finite."""
-    for name, value in tensors.items():
-        if not bool(value.isfinite().all()):
-            return name
-    return None

@@ -15,7 +15,18 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fourdiffusion"
 
 # Each layer imports only layers below it, and itself where that is said. Other modules at the top are the verbs.
-FOUNDATION = {"errors", "device", "cameras", "files", "ranges", "renames", "runs", "randomness", "tracking"}
+FOUNDATION = {
+    "documents",
+    "errors",
+    "device",
+    "cameras",
+    "files",
+    "ranges",
+    "renames",
+    "runs",
+    "randomness",
+    "tracking",
+}
 FOUNDATION |= {"media", "ops", "metrics"}
 SETTINGS = {"settings"}
 NOUNS = {"datasets", "diffusion", "scene"}

@@ -64,7 +64,7 @@ def test_render_of_a_bare_scene_folder_into_another_one(run: Path, tmp_path: Pat
         ({"elevation_deg": 90.0}, "elevation_deg=90.0"),
         ({"device": "tpu9"}, "device=tpu9"),
         ({"path": "orbitt"}, "path=orbitt: there is no such path, did you mean orbit"),
-        ({"path": "nowhere.json"}, "nowhere.json cannot be read"),
+        ({"path": "nowhere.json"}, "nowhere.json: missing"),
         ({"path": "still", "time": 1.5}, "time=1.5"),
         ({"path": "still", "channel": "heat"}, "channel=heat: use rgb"),
         ({"path": "still", "background": "pinkish"}, "background=pinkish"),

@@ -113,7 +113,7 @@ def test_damaged_tensors_are_named(tmp_path: Path, damage: str) -> None:
 
 
 def test_missing_tensors_are_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no file .*none.safetensors"):
+    with pytest.raises(UserError, match="none.safetensors: missing"):
         load_tensors(tmp_path / "none.safetensors")
 
 
@@ -211,7 +211,9 @@ def test_open_run_refuses_what_is_not_ours(tmp_path: Path) -> None:
 )
 def test_open_run_refuses_a_foreign_or_damaged_config(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(UserError, match="config.yaml is damaged or of another kind"):
+    with pytest.raises(
+        UserError, match="config.yaml.*(damaged or of another kind|cannot be read as YAML).*choose another output"
+    ):
         open_run(tmp_path, Settings(), free=set())
     assert (tmp_path / "config.yaml").read_text() == content
 

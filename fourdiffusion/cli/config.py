@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
@@ -27,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from fourdiffusion.cli.overrides import literal, translate
 from fourdiffusion.cli.schema import groups, load_settings_class, root, settings, shipped
+from fourdiffusion.documents import read_yaml
 from fourdiffusion.errors import UserError
 from fourdiffusion.renames import current_name
 
@@ -101,12 +101,9 @@ def _run_config(source: Source, path: Path) -> dict[str, Any]:
 
     ``path`` is the config.yaml of a run, whose text is literal, or a file of settings such as `--cfg job` prints.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}: give --config-path RUN, the folder of a run") from error
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as YAML: give --config-path RUN, the folder of a run") from error
+    if not path.exists():
+        raise UserError(f"there is no file {path}: give --config-path RUN, the folder of a run")
+    content = read_yaml(path, "give --config-path RUN, the folder of a run")
     is_run = isinstance(content, dict) and isinstance(content.get("settings"), dict)
     given = content["settings"] if is_run else content
     if not isinstance(given, dict):
@@ -132,7 +129,7 @@ def flat(tree: dict[str, Any], leaves: Iterable[str] = (), prefix: str = "") -> 
     """Return {dotted key: value} of nested settings; a setting among ``leaves`` may itself be a dict."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
-        key = prefix + name
+        key = f"{prefix}{name}"
         is_section = isinstance(value, dict) and key not in leaves
         found |= flat(value, leaves, f"{key}.") if is_section else {key: value}
     return found
@@ -172,6 +169,11 @@ def build(config: DictConfig, settings_class: type[Settings]) -> Settings:
     leaves = {setting.key: setting for setting in settings(settings_class)}
     for key, value in flat(typing.cast(dict[str, Any], tree), leaves).items():
         leaves[key].check(value)
+        *parents, last = key.split(".")
+        section = typing.cast(dict[str, Any], tree)
+        for parent in parents:
+            section = section[parent]
+        section[last] = leaves[key].expanded(value)
     return _instance(settings_class, typing.cast(dict[str, Any], tree))
 
 

@@ -76,8 +76,11 @@ def run(task: Task, words: list[str], warn: Any) -> None:
             logging.raiseExceptions = False  # it is written by the logger, whose reader may leave
             hydra.show_info(flags.info, config_name=primary, overrides=overrides.words())
         elif flags.cfg is not None:
-            with one_line_errors(Exception):
-                hydra.show_cfg(primary, overrides.words(), flags.cfg, flags.package, flags.resolve)
+            try:
+                with one_line_errors(Exception):
+                    hydra.show_cfg(primary, overrides.words(), flags.cfg, flags.package, flags.resolve)
+            except SystemExit as error:  # Hydra has said why
+                raise UserError(f"--package={flags.package}: the config has no such part") from error
         elif is_sweep:
             _run_sweep(hydra, primary, task, schema, overrides)
         else:

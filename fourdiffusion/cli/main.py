@@ -11,6 +11,7 @@ from fourdiffusion.cli.mistakes import mistake, reader_is_gone, safe_streams
 from fourdiffusion.cli.schema import shipped
 from fourdiffusion.cli.verbs import Verb
 from fourdiffusion.errors import Terminated, UserError
+from fourdiffusion.media.paths import printable
 from fourdiffusion.waiting import wait_quietly_when_busy
 
 HELP = {"-h", "--help"}
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _report(text: str, code: int = 0) -> int:
-    print(" ".join(text.splitlines()), file=sys.stderr)
+    print(printable(" ".join(text.splitlines())), file=sys.stderr)
     return code
 
 

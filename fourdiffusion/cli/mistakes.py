@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import select
 import sys
 
@@ -21,14 +22,22 @@ REMEDIES = {
     errno.EEXIST: "it exists: choose another path, or delete it",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n), or take fewer num_workers",
 }
+WORKER = (
+    "a data loading process ended from outside (killed, or out of memory): take fewer num_workers; the same command "
+    "goes on from the last checkpoint"
+)
 NO_MEMORY = "out of memory: take fewer frames, views or workers, or smaller images"
 
 
 def mistake(error: BaseException) -> str | None:
     """Return what to tell the user in place of a traceback; None for a fault of the program."""
-    if isinstance(error, UserError):
-        return " ".join(str(error).split())
     text = str(error)
+    if isinstance(error, UserError):
+        if text.startswith("Caught UserError in DataLoader worker"):  # torch puts the worker's traceback before it
+            text = text.rpartition("UserError: ")[2]
+        return " ".join(text.split())
+    if re.match(r"DataLoader worker \(pid.* (killed|exited)", text):
+        return WORKER
     # torch and safetensors, which are not imported here, have types of their own
     no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if no_memory or "can't allocate memory" in text:

@@ -18,6 +18,7 @@ from omegaconf.errors import GrammarParseError, OmegaConfBaseException
 from omegaconf.grammar_parser import parse
 
 from fourdiffusion.cli.schema import Group, Setting, settings
+from fourdiffusion.documents import read_yaml
 from fourdiffusion.errors import UserError
 from fourdiffusion.renames import current_name
 
@@ -141,6 +142,7 @@ def _option(group: Group, option: str) -> str:
     if option == "null" and group.name == "experiment":
         return "none"
     if option in group.names:
+        read_yaml(group.files[option], "write the recipe again")  # Hydra's own reader has no bounds
         return quoted(group.names[option])  # else a number to Hydra where it looks like one
     known = f"the options are {', '.join(sorted(group.names))}" if group.names else "it has no options yet"
     raise UserError(f"{group.name}={option}: there is no such option, {known}")

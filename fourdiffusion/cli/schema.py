@@ -24,7 +24,8 @@ from typing import Any
 import yaml
 
 from fourdiffusion.errors import UserError, check_ranges
-from fourdiffusion.ranges import RANGES
+from fourdiffusion.media.paths import user_path
+from fourdiffusion.ranges import PATHS, RANGES
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -88,6 +89,27 @@ class Setting:
     def is_number(self) -> bool:
         """Whether the value is a number or a list of numbers."""
         return re.fullmatch(r"(int|float|list\[(int|float)\])( \| None)?", self.kind) is not None
+
+    @property
+    def is_path(self) -> bool:
+        """Whether the value is a path or a list of paths."""
+        return any(self.key.rpartition(".")[2] in PATHS.get(c.__name__, ()) for c in self.owner.__mro__)
+
+    def expanded(self, value: Any) -> Any:
+        """Return a path, or a list of them, with ``~`` expanded; UserError for what is none. Other values stay.
+
+        A path that may be left out is empty by default, and may be empty.
+        """
+        if isinstance(value, list):
+            return [self.expanded(each) for each in value]
+        if (
+            not self.is_path
+            or not isinstance(value, str)
+            or value == getattr(self.owner, self.key.rpartition(".")[2], None)
+        ):
+            return value
+        path = user_path(value, self.key)
+        return str(path) if value.startswith("~") else value
 
     @property
     def range(self) -> tuple[float, float] | None:

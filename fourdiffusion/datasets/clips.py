@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor
 from fourdiffusion.datasets.pictures import PictureGrid, check_size
 from fourdiffusion.datasets.transforms import Transforms, load_json, read_text, read_transforms, transforms_path
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import fill_folder
 from fourdiffusion.media.paths import printable, user_path
 from fourdiffusion.media.picture import read_gray16
 
@@ -117,10 +117,6 @@ def write_clip(folder: Path, clip: Clip) -> None:
         raise ValueError(f"rgba is {tuple(clip.rgba.shape)} {clip.rgba.dtype}: give uint8 [V, F, 4, H, W]")
     if clip.c2w.shape != (views, 4, 4) or clip.times.shape != (frames,):
         raise ValueError(f"c2w {tuple(clip.c2w.shape)} or times {tuple(clip.times.shape)} do not fit {views}, {frames}")
-    partial = folder.with_name(folder.name + ".partial")
-    if partial.exists():  # left by an interrupted run
-        shutil.rmtree(partial)
-    (partial / "rgba").mkdir(parents=True)
     fovx = 2 * math.atan(math.tan(math.radians(clip.fovy_deg) / 2) * width / height)
     meta: dict[str, Any] = {"camera_angle_x": fovx, "w": width, "h": height}
     meta |= {"caption": clip.caption, "license": clip.license, "source": clip.source}
@@ -128,24 +124,31 @@ def write_clip(folder: Path, clip: Clip) -> None:
         meta["author"] = clip.author
     if clip.depth is not None:
         meta["depth_unit"] = DEPTH_UNIT
-        (partial / "depth").mkdir()
+    fill_folder(folder, lambda partial: _write_files(partial, clip, meta))
+
+
+def _write_files(folder: Path, clip: Clip, meta: dict[str, Any]) -> None:
+    """Write the pictures of a clip and its transforms.json, which is ``meta`` and its frames."""
+    views, frames = clip.rgba.shape[:2]
+    (folder / "rgba").mkdir()
+    if clip.depth is not None:
+        (folder / "depth").mkdir()
     entries = []
     for v in range(views):
         matrix = clip.c2w[v].tolist()
         for f in range(frames):
             name = f"v{v:02d}_f{f:02d}.png"
             image = np.ascontiguousarray(clip.rgba[v, f].permute(1, 2, 0).numpy())
-            Image.fromarray(image).save(partial / "rgba" / name, compress_level=1)
-            entry = {"file_path": f"rgba/{name}", "time": float(clip.times[f]), "view": v, "frame": f}
+            Image.fromarray(image).save(folder / "rgba" / name, compress_level=1)
+            entry: dict[str, Any] = {"file_path": f"rgba/{name}", "time": float(clip.times[f]), "view": v, "frame": f}
             if clip.depth is not None:
                 steps = (clip.depth[v, f] / DEPTH_UNIT).round().clamp(max=65535)
                 steps = torch.where(clip.depth[v, f].isfinite(), steps, torch.zeros(()))
-                Image.fromarray(steps.numpy().astype(np.uint16)).save(partial / "depth" / name, compress_level=1)
+                Image.fromarray(steps.numpy().astype(np.uint16)).save(folder / "depth" / name, compress_level=1)
                 entry["depth_file_path"] = f"depth/{name}"
             entries.append(entry | {"transform_matrix": matrix})
-    meta["frames"] = entries
-    (partial / "transforms.json").write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
-    partial.rename(folder)
+    text = json.dumps(meta | {"frames": entries}, indent=1) + "\n"
+    (folder / "transforms.json").write_text(text, encoding="utf-8")
 
 
 def read_caption(folder: Path) -> str:

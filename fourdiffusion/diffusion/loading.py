@@ -1,12 +1,15 @@
 """From settings to a pipeline: opened as the verbs run it, loaded from disk, or made from nothing."""
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.hooks import apply_layerwise_casting
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
 from fourdiffusion.diffusion import encoders
@@ -79,14 +82,33 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
         raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
     folder = Path(path)
     try:
-        pipeline = FourDiffusionPipeline.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        # without use_safetensors, weights that are missing would be looked for in pickles
+        with _quiet("diffusers", "transformers"):
+            pipeline = FourDiffusionPipeline.from_pretrained(
+                folder, local_files_only=True, dtype=dtype, use_safetensors=True
+            )
         _check_whole(folder, pipeline)
-    except (AttributeError, OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # the libraries have kinds of their own for each file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another"
         ) from error
     return pipeline
+
+
+@contextlib.contextmanager
+def _quiet(*libraries: str) -> Iterator[None]:
+    """Keep what libraries log of a folder off the terminal: what is wrong with it is told in one line."""
+    before = {name: logging.getLogger(name).level for name in libraries}
+    for name in libraries:
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        for name, level in before.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:

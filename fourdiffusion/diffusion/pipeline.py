@@ -3,7 +3,6 @@
 Letters: F frames, V views without the extra view, C h w latent channels and pixels, H W image pixels.
 """
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.schedulers import set_scheduler
 from fourdiffusion.diffusion.settings import GenerationConfig
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import fill_folder
 
 __all__ = ["Denoiser", "FourDiffusionPipeline", "unconditional"]
 OUTPUT_TYPES = ("pt", "np", "pil", "latent")
@@ -227,10 +227,4 @@ class FourDiffusionPipeline(DiffusionPipeline):
 
     def save_whole(self, folder: Path) -> None:
         """Write the pipeline; ``folder`` is replaced only once everything is written."""
-        partial = folder.with_name(folder.name + ".partial")
-        if partial.exists():  # left by an interrupted run
-            shutil.rmtree(partial)
-        self.save_pretrained(partial)
-        if folder.exists():
-            shutil.rmtree(folder)
-        partial.rename(folder)
+        fill_folder(folder, self.save_pretrained, replace=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from fourdiffusion.errors import UserError
 from fourdiffusion.renames import VALUES
 
 NEGATIVE_PROMPT = (  # the sampler's, method.md section 5
@@ -126,14 +127,49 @@ class Architecture:
 
 
 def architecture(config: ModelConfig) -> Architecture:
-    """Return the sizes of a model made from nothing: the settings', the release's where they are None."""
+    """Return the sizes of a model made from nothing: the settings', the release's where they are None.
+
+    UserError for sizes that do not go together.
+    """
     given: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(Architecture)}
     if config.prediction_type is not None:
         given["prediction_type"] = VALUES.get(config.prediction_type, config.prediction_type)
     sizes: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in given.items() if value is not None
     }
-    return Architecture(**sizes)
+    found = Architecture(**sizes)
+    _check_sizes(found)
+    return found
+
+
+def _check_sizes(sizes: Architecture) -> None:
+    if sizes.prediction_type not in PREDICTION_TYPES:
+        raise UserError(f"model.prediction_type={sizes.prediction_type} is none of {', '.join(PREDICTION_TYPES)}")
+    for name in ("channels", "vae_channels"):
+        if not getattr(sizes, name):
+            raise UserError(f"model.{name}=[]: give at least one level")
+    if len(sizes.attention_levels) != len(sizes.channels):
+        raise UserError(
+            f"model.attention_levels={list(sizes.attention_levels)} and model.channels={list(sizes.channels)} differ "
+            "in length"
+        )
+    divisors = (
+        ("channels", "norm_groups"),
+        ("channels", "motion_heads"),
+        ("vae_channels", "vae_norm_groups"),
+        ("context_dim", "text_heads"),
+        ("image_dim", "image_heads"),
+        ("image_encoder_size", "image_patch"),
+    )
+    last = len(sizes.channels) - 1
+    for level, width in enumerate(sizes.channels):
+        if (sizes.attention_levels[level] or level == last) and width % sizes.head_dim:
+            raise UserError(f"model.channels={width} is no multiple of model.head_dim={sizes.head_dim}: choose another")
+    for name, divisor in divisors:
+        value, by = getattr(sizes, name), getattr(sizes, divisor)
+        for number in value if isinstance(value, tuple) else [value]:
+            if number % by:
+                raise UserError(f"model.{name}={number} is no multiple of model.{divisor}={by}: choose another of both")
 
 
 def override(own: GenerationConfig, config: ModelConfig) -> GenerationConfig:

@@ -3,8 +3,6 @@
 Frames are uint8 RGBA, straight alpha: [T, H, W, 4].
 """
 
-import os
-import shutil
 from fractions import Fraction
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from fourdiffusion.files import write_atomic
+from fourdiffusion.files import fill_folder, write_atomic
 
 
 def write_webm(path: Path, frames: np.ndarray, fps: float) -> None:
@@ -47,13 +45,10 @@ def write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
 
 def write_pictures(folder: Path, frames: np.ndarray) -> None:
     """Write frame_0000.png and so on; the folder, which may not exist yet, appears whole or not at all."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+
+    def write(partial: Path) -> None:
         for index, frame in enumerate(frames):
             picture = Image.fromarray(frame if (frame[..., 3] < 255).any() else frame[..., :3])
             picture.save(partial / f"frame_{index:04d}.png")
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    fill_folder(folder, write)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +16,25 @@ from tqdm import tqdm
 from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit, orthogonal_azimuths
 from fourdiffusion.datasets.clips import Clip, write_clip
 from fourdiffusion.datasets.synthetic import TEST_SEED_START, make_creature, render
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import write_atomic
 from fourdiffusion.prepare.settings import FAULTS, PLANS, RIGS, SPLITS, SynthConfig
+from fourdiffusion.runs import lock_folder, terminable
 
 
 def synth(config: SynthConfig) -> None:
     """Writes the clips that are not there yet, so an interrupted run goes on where it stopped."""
     _validate(config)
     output = Path(config.output)
-    _claim(output, config)
+    if output.exists() and not output.is_dir():
+        raise UserError(f"output={output} is a file; give a folder")
+    with terminable(), lock_folder(output, keep="synth.json"):
+        _claim(output, config)
+        _write_missing(config, output)
+
+
+def _write_missing(config: SynthConfig, output: Path) -> None:
     base = config.first_seed + (TEST_SEED_START if config.split == "test" else 0)
     seeds = range(base, base + config.num_clips + config.num_faulty)
     jobs = [(config, seed, seed >= base + config.num_clips) for seed in seeds]
@@ -38,11 +50,23 @@ def synth(config: SynthConfig) -> None:
             finally:
                 torch.set_num_threads(threads)
         elif todo:
-            # Fresh processes: torch's thread pool does not survive a fork.
+            # Fresh processes: torch's thread pool does not survive a fork. An executor, unlike a Pool, notices that one
+            # of them was killed.
             context = multiprocessing.get_context("spawn")
-            with context.Pool(config.num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                for _ in pool.imap_unordered(_write_one, todo):
-                    bar.update()
+            with ProcessPoolExecutor(config.num_workers, context, torch.set_num_threads, (1,)) as pool:
+                futures = [pool.submit(_write_one, job) for job in todo]
+                try:
+                    for future in as_completed(futures):
+                        future.result()
+                        bar.update()
+                except BrokenProcessPool as error:
+                    raise UserError(
+                        f"a worker process ended from outside (killed, or out of memory): take fewer num_workers than "
+                        f"{config.num_workers}, and run the same command again, which goes on"
+                    ) from error
+                except BaseException:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise
 
 
 def make_clip(config: SynthConfig, seed: int, faulty: bool = False) -> Clip:
@@ -140,22 +164,16 @@ def _validate(config: SynthConfig) -> None:
 
 def _claim(output: Path, config: SynthConfig) -> None:
     """Notes in synth.json what the folder is made of, so that a second run cannot mix other clips in."""
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output={output} is a file; give a folder")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={output} cannot be made ({error.strerror}); give another folder") from error
     kept = ("split", "num_views", "num_frames", "size", "rig", "elevation_deg", "plans", "depth")
     wanted = {name: getattr(config, name) for name in kept}
     note = output / "synth.json"
     if not note.exists():
-        note.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(wanted, indent=1) + "\n"
+        write_atomic(note, lambda partial: partial.write_text(text, encoding="utf-8"))
         return
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{note}: not valid JSON ({error}); delete it to start this folder again") from error
+    found = read_json(note, "restore it, or give another folder")
+    if not isinstance(found, dict):
+        raise UserError(f"{note}: holds a {type(found).__name__}, not an object; restore it, or give another folder")
     found = {"plans": "seen"} | found  # what folders were made of before there were others
     differs = [f"{name}={found.get(name)}" for name in kept if found.get(name) != wanted[name]]
     if differs:

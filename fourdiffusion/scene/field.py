@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import save_tensors, write_atomic
+from fourdiffusion.files import first_non_finite, save_tensors, write_atomic
 from fourdiffusion.ops.fused_field import FieldShape, fused_field
 from fourdiffusion.ops.hash_grid import HashGrid, summed_encodings
-from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.ops.hash_grid.layout import levels
+from fourdiffusion.ranges import from_values
 from fourdiffusion.scene.settings import FieldConfig
 
 CONFIG_FILE = "config.json"
@@ -106,21 +108,28 @@ class DynamicField(nn.Module):
     @classmethod
     def load(cls, folder: Path, backend: str = "auto") -> "DynamicField":
         """The field that ``save`` wrote. Raises UserError for a folder that holds none."""
-        path = folder / CONFIG_FILE
+        path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         if not path.is_file():
             raise UserError(f"{folder} is no scene: {path.name} is missing; give the scene/ folder of a fitted run")
-        try:
-            scene = cls(_parse_config(path.read_text(encoding="utf-8")), backend=backend)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # bad JSON is a ValueError
-            raise UserError(f"{path} is not a scene's configuration ({error}); fit the scene again") from error
-        path = folder / WEIGHTS_FILE
-        if not path.is_file():
+        if not weights.is_file():
             raise UserError(f"{folder} is no complete scene: {WEIGHTS_FILE} is missing; fit it again")
         try:
-            scene.load_state_dict(load_file(path))
-        except (SafetensorError, RuntimeError) as error:
+            config = _parse_config(read_json(path, "fit the scene again"))
+            sizes = _table_sizes(config)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} is not a scene's configuration ({error}); fit the scene again") from error
+        try:
+            tensors = load_file(weights)
+            for name, size in sizes.items():  # before anything of such a size is made
+                if name in tensors and size not in (tensors[name].shape[0], tensors[name].numel()):
+                    raise RuntimeError(f"{name} is {list(tensors[name].shape)}, {path.name} asks for {size}")
+            scene = cls(config, backend=backend)
+            scene.load_state_dict(tensors)
+        except (SafetensorError, RuntimeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
-            raise UserError(f"{path} does not hold the weights of this scene ({reason}); fit it again") from error
+            raise UserError(f"{weights} does not hold the weights of this scene ({reason}); fit it again") from error
+        if culprit := first_non_finite(scene.state_dict()):
+            raise UserError(f"{weights}: {culprit} holds numbers that are NaN or infinite; fit the scene again")
         return scene
 
 
@@ -142,14 +151,21 @@ class _Perceptron(nn.Module):
         return self.hidden, self.output
 
 
-def _parse_config(text: str) -> FieldConfig:
-    """The configuration in the text of a config.json; one of several kinds of error where it holds none."""
-    values = json.loads(text)
+def _parse_config(values: Any) -> FieldConfig:
+    """The configuration in the content of a config.json; one of several kinds of error where it holds none."""
     name = values.pop("_class_name")
     if name != CLASS_NAME:
         raise ValueError(f"it describes a {name}, not a {CLASS_NAME}")
     if missing := {field.name for field in fields(FieldConfig)} - set(values):
         raise ValueError(f"{', '.join(sorted(missing))} missing")
-    for key in ("space", "spacetime"):
-        values[key] = HashGridConfig(**values[key])
-    return FieldConfig(**values)
+    return from_values(FieldConfig, values)
+
+
+def _table_sizes(config: FieldConfig) -> dict[str, int]:
+    """Return the number of a table's numbers, and the MLPs' widths, by the names of the weights."""
+    grids = {"space": (3, config.space), "spacetime": (4, config.spacetime)}
+    sizes = {
+        f"{name}.params": int(levels(dims, grid).offset[-1]) * grid.features_per_level
+        for name, (dims, grid) in grids.items()
+    }
+    return sizes | {f"{name}.hidden": config.hidden_width for name in ("density_mlp", "colour_mlp")}

@@ -3,7 +3,6 @@
 Letters: N pictures.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import torch
 from torch import Tensor
 
 from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import write_atomic
+from fourdiffusion.media.paths import printable
 
 PATHS = ("still", "fixed", "orbit", "orbit_time", "bullet_time")
 RUNNING = 0.5  # share of bullet time's pictures in which time runs
@@ -92,8 +93,8 @@ def read_path(file: Path) -> CameraPath:
     Raises:
         UserError: the file is missing or is none of these.
     """
+    content = read_json(file, f"give path={printable(file)} a JSON file of cameras")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
         frames = content["camera_path"] if "camera_path" in content else content["frames"]
         angle = content.get("camera_angle_y")
         fovy_deg = FOVY_DEG if angle is None else float(torch.rad2deg(torch.tensor(angle)))
@@ -104,9 +105,7 @@ def read_path(file: Path) -> CameraPath:
         running = torch.linspace(0, 1, len(frames)).tolist()
         moments = torch.tensor([float(run if time is None else time) for run, time in zip(running, times, strict=True)])
         path = CameraPath(torch.stack(poses), moments, torch.tensor(fovs), fps)
-    except OSError as error:
-        raise UserError(f"path={file} cannot be read ({error.strerror}): give a JSON file of cameras") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OverflowError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"path={file} is no camera path ({reason}): it needs frames with transform_matrix") from error
     if not path.c2w.isfinite().all() or not ((path.times >= 0) & (path.times <= 1)).all():
@@ -133,7 +132,11 @@ def _pose(frame: dict[str, Any]) -> Tensor:
         return orbit(
             float(frame["azimuth_deg"]), float(frame.get("elevation_deg", 0.0)), float(frame.get("distance", DISTANCE))
         )
-    return torch.tensor(values, dtype=torch.float32).reshape(4, 4)
+    pose = torch.tensor(values, dtype=torch.float32).reshape(4, 4)
+    turn = pose[:3, :3]
+    if not torch.allclose(turn @ turn.T, torch.eye(3), atol=1e-3) or torch.linalg.det(turn) < 0:
+        raise ValueError("a matrix scales, shears or mirrors")
+    return pose
 
 
 def nearest_times(times: Tensor, known: Tensor) -> Tensor:

@@ -16,8 +16,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fourdiffusion.cameras import rays
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors, save_tensors, write_atomic
+from fourdiffusion.files import first_non_finite, load_tensors, save_tensors, write_atomic
+from fourdiffusion.ranges import from_values
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid, render_image
 from fourdiffusion.scene.settings import RendererConfig
@@ -25,11 +27,18 @@ from fourdiffusion.scene.settings import RendererConfig
 
 @dataclass
 class Scene:
-    """What it takes to draw a picture."""
+    """What it takes to draw a picture. ValueError where the renderer samples another cube than the field fills."""
 
     field: DynamicField
     occupancy: OccupancyGrid
     renderer: RendererConfig
+
+    def __post_init__(self) -> None:
+        if self.field.config.radius != self.renderer.radius:
+            raise ValueError(
+                f"field.radius={self.field.config.radius:g} and renderer.radius={self.renderer.radius:g} differ: give "
+                "both the same"
+            )
 
 
 def save_scene(folder: Path, scene: Scene) -> None:
@@ -48,14 +57,17 @@ def load_scene(folder: Path, device: torch.device | None = None) -> Scene:
     if not path.is_file():
         raise UserError(f"{folder} is no complete scene: {path.name} is missing; fit it again")
     try:
-        renderer = RendererConfig(**json.loads(path.read_text(encoding="utf-8")))
+        renderer = from_values(RendererConfig, read_json(path, "fit it again"))
+        tensors = load_tensors(folder / "occupancy.safetensors")[0]
+        if culprit := first_non_finite(tensors):
+            raise ValueError(f"{culprit} holds numbers that are NaN or infinite")
         occupancy = OccupancyGrid(renderer)
-        occupancy.load_state_dict(load_tensors(folder / "occupancy.safetensors")[0])
-    except (UnicodeDecodeError, json.JSONDecodeError, TypeError, ValueError, RuntimeError) as error:
+        occupancy.load_state_dict(tensors)
+        return Scene(field, occupancy.to(device), renderer)
+    except (TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         message = f"{folder}: renderer.json and occupancy.safetensors do not fit together ({reason}); fit it again"
         raise UserError(message) from error
-    return Scene(field, occupancy.to(device), renderer)
 
 
 def scene_folder(folder: Path) -> Path:

@@ -242,7 +242,8 @@ def config(folder: Path, **changes: object) -> SynthConfig:
 
 
 def files(root: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+    found = (p for p in sorted(root.rglob("*")) if p.is_file() and p.name != ".lock")
+    return {str(p.relative_to(root)): p.read_bytes() for p in found}
 
 
 def test_two_workers_write_what_one_writes(tmp_path: Path) -> None:
@@ -262,7 +263,7 @@ def test_an_interrupted_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     def stop_at_the_second(folder: Path, clip: Clip) -> None:
         if written:
-            (folder.with_name(folder.name + ".partial") / "rgba").mkdir(parents=True)
+            (folder.with_name(f"{folder.name}.{2**22 + 1}.partial") / "rgba").mkdir(parents=True)
             raise KeyboardInterrupt
         written.append(clip.uid)
         write_clip(folder, clip)

@@ -89,7 +89,7 @@ def test_files_are_safetensors_and_small_text(saved: Path) -> None:
 
 def test_save_whole_replaces(copy: Path) -> None:
     (copy / "left_over.txt").write_text("old")
-    partial = copy.with_name("model.partial")
+    partial = copy.with_name(f"model.{2**22 + 1}.partial")  # a number that no process has
     partial.mkdir()  # as a killed run leaves it
     (partial / "left_over.txt").write_text("old")
     fresh = tiny_pipeline()

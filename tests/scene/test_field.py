@@ -97,7 +97,7 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         (CONFIG_FILE, None, "no scene"),
-        (CONFIG_FILE, "{", "not a scene's configuration"),
+        (CONFIG_FILE, "{", "not valid JSON"),
         (CONFIG_FILE, "[]", "not a scene's configuration"),
         (CONFIG_FILE, '{"_class_name": "AutoencoderKL"}', "AutoencoderKL"),
         (CONFIG_FILE, '{"_class_name": "DynamicField", "radius": 1.0}', "not a scene's configuration"),

@@ -45,13 +45,14 @@ def render_batch(config: RenderAssetsConfig) -> Summary:
     """
     entries = plan.list_assets(config)
     output = Path(config.output)
+    command = [] if (output / SETTINGS).exists() else engine_command(config)  # before a new folder is claimed
     with _claimed(output, config), tempfile.TemporaryDirectory(prefix="fourdiffusion-") as scratch:
         log = RenderLog(output / LOG)
         before = len(log.done)
         waiting = [entry for entry in entries if not _is_finished(entry, log, config)]
-        batch = Batch(config, [], log, Path(scratch))
+        batch = Batch(config, command, log, Path(scratch))
         if waiting:
-            batch.command = engine_command(config)
+            batch.command = command or engine_command(config)
             _probe(batch)
             _render_all(waiting, len(entries), batch)
         shutil.rmtree(output / PARTIAL, ignore_errors=True)

@@ -1,0 +1,294 @@
+"""Kill, fill, lock and race the verbs that write folders, and see that nothing is lost.
+
+    python dev/kills.py [terminate | race | full | vanish | workers | cut] [--moments 10] [--seed 0]
+
+Commands are forks of this process, which has imported the package and made tiny inputs (see ``bad_cases.py``).
+
+terminate  SIGTERM at random moments of fit, train and generate; the exit code is 143, the same command goes on and ends
+           with the files of a run that nobody stopped, bit for bit.
+race       two processes at once on one output: one ends well, the other says in one line that the folder is in use.
+full       writing fails at the n-th kilobyte (RLIMIT_FSIZE) or the n-th write with "No space left": one line, exit code
+           2; what was there stays whole; the same command then ends well.
+vanish     the output folder is removed while a fit and a training run: one line.
+workers    a worker of `data synth` or of the data loader is killed: one line, and the same command ends well.
+cut        a fit is killed between generated/ and its pictures: the same command writes them.
+"""
+
+import argparse
+import hashlib
+import os
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "dev"), str(ROOT / "tests"), str(ROOT / "tests" / "datasets")]
+
+import bad_cases  # noqa: E402
+
+VERBS = {
+    "fit": bad_cases.command("fit", "max_steps=12", "checkpoint_minutes=0", "output=out"),
+    "train": bad_cases.command("train", "max_steps=12", "checkpoint_every=3", "output=out"),
+    "generate": bad_cases.command("generate", "model.num_inference_steps=12", "output=out"),
+}
+OTHERS = {
+    "data synth": bad_cases.command("data synth", "num_clips=6"),
+    "render": bad_cases.command("render"),
+    "export": bad_cases.command("export"),
+    "export images": bad_cases.command("export images"),
+    "convert": bad_cases.command("convert"),
+}
+# what a stop may change: the log's times, who ran it, the name of the process that held the lock
+VOLATILE = (".lock", "log.jsonl", "checkpoint.previous.safetensors", "render.json")
+
+
+class Child:
+    """One command in a fork."""
+
+    def __init__(self, words: list[str], folder: Path, before: Callable[[], object] = lambda: None):
+        self.log = folder.with_name(f"{folder.name}.{time.monotonic_ns()}.txt")
+        self.pid = os.fork()
+        if self.pid == 0:
+            code = 99
+            try:
+                os.setsid()
+                os.chdir(folder)
+                file = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+                os.dup2(file, 1)
+                os.dup2(file, 2)
+                sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+                before()
+                from fourdiffusion.cli import main as command
+
+                code = command(list(words))
+                sys.stdout.flush()
+                sys.stderr.flush()
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                code = 1
+            finally:
+                os._exit(code)
+
+    def end(self, seconds: float = 300) -> tuple[int, str]:
+        """Return the exit code and the last line that it said; -9 where it had to be killed."""
+        limit = time.monotonic() + seconds
+        while time.monotonic() < limit:
+            done, status = os.waitpid(self.pid, os.WNOHANG)
+            if done:
+                return os.waitstatus_to_exitcode(status), self.said()
+            time.sleep(0.02)
+        os.killpg(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        return -9, "hang: " + self.said()
+
+    def said(self) -> str:
+        text = self.log.read_text(errors="replace")
+        if "Traceback" in text:
+            return "TRACEBACK " + text[-1500:]
+        return (text.strip().splitlines() or [""])[-1].split("\r")[-1][:300]
+
+
+def inputs(base: Path, place: Path) -> Path:
+    """Return a fresh folder with links to the inputs, and a copy of the run, which verbs write into."""
+    folder = Path(tempfile.mkdtemp(dir=place)) / "work"
+    folder.mkdir()
+    for name in bad_cases.INPUTS:
+        if name == "run":
+            shutil.copytree(base / name, folder / name)
+        else:
+            os.symlink(base / name, folder / name)
+    return folder
+
+
+def content(folder: Path) -> dict[str, str]:
+    """Return {file: digest} of an output folder, volatile files left out."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name not in VOLATILE
+    }
+
+
+def told(ok: bool, what: str, said: str = "") -> bool:
+    print(f"{'ok   ' if ok else 'WRONG'} {what}  {said[:200]!r}", flush=True)
+    return ok
+
+
+def whole(base: Path, place: Path, words: list[str]) -> tuple[dict[str, str], float]:
+    """Return the content of a run that nobody stops, and how long it takes."""
+    folder, began = inputs(base, place), time.monotonic()
+    code, said = Child(words, folder).end()
+    if code:
+        raise SystemExit(f"{words[0]}: {said}")
+    return content(folder / "out"), time.monotonic() - began
+
+
+def terminate(base: Path, place: Path, moments: int, rng: Random) -> bool:
+    good = True
+    for verb, words in VERBS.items():
+        expected, seconds = whole(base, place, words)
+        for number in range(moments):
+            folder, moment = inputs(base, place), rng.uniform(0.02, 1.0) * seconds
+            stops, codes = 0, []
+            child = Child(words, folder)
+            time.sleep(moment)
+            try:
+                os.kill(child.pid, signal.SIGTERM)
+                stops += 1
+            except ProcessLookupError:
+                pass
+            code, said = child.end()
+            codes.append(code)
+            again, said_again = Child(words, folder).end()
+            same = content(folder / "out") == expected
+            ok = code in (0, 143, -15) and again == 0 and same and "TRACEBACK" not in said + said_again
+            good &= told(ok, f"terminate {verb} {number} after {moment:.1f} of {seconds:.1f} s: {codes}, then {again}, "
+                         f"{'the same' if same else 'OTHER'} files", said if ok else said + said_again)  # fmt: skip
+    return good
+
+
+def race(base: Path, place: Path, moments: int, rng: Random) -> bool:
+    good = True
+    for verb, words in {**VERBS, **OTHERS}.items():
+        for number in range(moments):
+            folder = inputs(base, place)
+            first = Child(words, folder)
+            time.sleep(rng.uniform(0, 0.5) if number else 0)
+            second = Child(words, folder)
+            results = [first.end(), second.end()]
+            codes = [code for code, _ in results]
+            ok = 0 in codes and all(code in (0, 2) and "TRACEBACK" not in said for code, said in results)
+            ok = ok and not list(folder.rglob("*.partial"))
+            loser = next((said for code, said in results if code), "both ended well")
+            good &= told(ok, f"race {verb} {number}: {codes}", loser)
+    return good
+
+
+def full(base: Path, place: Path, moments: int, rng: Random) -> bool:
+    good = True
+    for verb, words in {**VERBS, **OTHERS}.items():
+        for _ in range(max(moments // 4, 2)):
+            limit = rng.choice((100, 1000, 5000, 20_000, 60_000, 200_000))
+
+            def cap(limit: int = limit) -> None:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+            folder = inputs(base, place)
+            code, said = Child(words, folder, cap).end()
+            left = list((folder / "out").rglob("*.partial")) if (folder / "out").is_dir() else []
+            again, said_again = Child(words, folder).end()
+            ok = code in (0, 2) and again == 0 and "TRACEBACK" not in said + said_again and not left
+            good &= told(
+                ok, f"full {verb} at {limit} bytes a file: {code}, then {again}", said if ok else said + said_again
+            )
+    return good
+
+
+def vanish(base: Path, place: Path, moments: int, rng: Random) -> bool:
+    good = True
+    for verb in ("fit", "train"):
+        words = [w for w in VERBS[verb] if "max_steps" not in w and "log_every" not in w] + [
+            "max_steps=3000",
+            "log_every=1",
+        ]
+        for number in range(max(moments // 4, 1)):
+            folder = inputs(base, place)
+            child = Child(words, folder)
+            while not (folder / "out" / "log.jsonl").exists() and time.monotonic():
+                time.sleep(0.02)
+            shutil.rmtree(folder / "out", ignore_errors=True)
+            code, said = child.end(120)
+            good &= told(code == 2 and "TRACEBACK" not in said, f"vanish {verb} {number}: {code}", said)
+    return good
+
+
+def children(process: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def workers(base: Path, place: Path, moments: int, rng: Random) -> bool:
+    good = True
+    tries = {
+        "data synth": bad_cases.command("data synth", "num_clips=40", "num_workers=2"),
+        "train": [*VERBS["train"], "num_workers=2"],
+    }
+    for verb, words in tries.items():
+        folder = inputs(base, place)
+        child, killed = Child([w.replace("max_steps=12", "max_steps=4000") for w in words], folder), None
+        limit = time.monotonic() + 120
+        while killed is None and time.monotonic() < limit:
+            time.sleep(0.05)
+            busy = (
+                verb != "train"
+                or (folder / "out" / "log.jsonl").exists()
+                or (folder / "out" / "checkpoint.safetensors").exists()
+            )
+            found = [each for each in children(child.pid) if _is_worker(each)]
+            if busy and len(found) > 1 and (verb == "train" or any((folder / "out").glob("synthetic-*"))):
+                killed = found[-1]
+                os.kill(killed, signal.SIGKILL)
+        code, said = child.end(120)
+        good &= told(code == 2 and "TRACEBACK" not in said, f"killed worker of {verb}: {code}", said)
+        again, said = Child(words, folder).end(300) if verb != "train" else (0, "")
+        good &= told(again == 0, f"killed worker of {verb}, again: {again}", said)
+    return good
+
+
+def _is_worker(process: int) -> bool:
+    try:
+        return b"resource_tracker" not in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def cut(base: Path, place: Path, moments: int, rng: Random) -> bool:
+    expected, _ = whole(base, place, VERBS["fit"])
+    good = True
+    for number in range(max(moments // 4, 1)):
+        folder = inputs(base, place)
+        child = Child(VERBS["fit"], folder)
+        while not (folder / "out" / "generated").is_dir():
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.05))
+        os.kill(child.pid, signal.SIGKILL)
+        child.end()
+        missing = not (folder / "out" / "generated" / "contact_sheet.png").exists()
+        code, said = Child(VERBS["fit"], folder).end()
+        same = content(folder / "out") == expected
+        good &= told(
+            code == 0 and same, f"cut {number}: {'without' if missing else 'with'} pictures, then {code}, {same}", said
+        )
+    return good
+
+
+TRIES = {"terminate": terminate, "race": race, "full": full, "vanish": vanish, "workers": workers, "cut": cut}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("tries", nargs="*", choices=[[], *TRIES], default=[])
+    parser.add_argument("--moments", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path)
+    options = parser.parse_args()
+    place = Path(tempfile.mkdtemp(prefix="kills-"))
+    base = (options.keep or place / "base").resolve()
+    bad_cases.make_inputs(base)
+    bad_cases.import_everything()
+    bad_cases.warm_up(base)
+    results = [TRIES[name](base, place, options.moments, Random(options.seed)) for name in options.tries or TRIES]
+    shutil.rmtree(place)
+    return not all(results)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

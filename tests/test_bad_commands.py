@@ -1,0 +1,51 @@
+"""A sample of the bad commands of dev/bad_commands.py, each in a fork: one line and exit code 2, or a right result."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+sys.path.insert(0, str(ROOT / "dev"))
+
+import bad_cases
+import bad_commands
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")]
+
+COUNT, SEED = 150, 7
+
+
+def test_150_bad_commands_end_right(tmp_path: Path) -> None:
+    assert bad_commands.run_all(tmp_path / "base", bad_cases.choose(COUNT, SEED), SEED) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "out", "err", "refused", "wrong"),
+    [
+        (2, "", "error: in=x: give y\n", True, "right"),
+        (2, "", "warning: a is now b\nerror: in=x: give y\n", True, "right"),
+        (2, "", "error: in=x\nerror: y\n", True, "not one line"),
+        (2, "", "Some library says hello\nerror: in=x\n", True, "further lines: Some library says hello"),
+        (2, "", "error: in=\x1b[31mx\n", True, "control characters"),
+        (2, "", "", True, "not one line"),
+        (1, "", "Traceback (most recent call last)\n", True, "traceback"),
+        (1, "", "error: x\n", True, "exit 1"),
+        (0, "done", "", True, "silent"),
+        (0, "done", "", False, "right"),
+        (None, "", "", True, "hang"),
+    ],
+)
+def test_the_judge(tmp_path: Path, code: int | None, out: str, err: str, refused: bool, wrong: str) -> None:
+    case = bad_cases.Case("name", ["fit"], refused=refused)
+    assert bad_commands.judge(case, code, out, err, bad_commands.snapshot(tmp_path), tmp_path) == wrong
+
+
+def test_the_judge_sees_what_was_left_or_changed(tmp_path: Path) -> None:
+    case = bad_cases.Case("name", ["fit"])
+    (tmp_path / "old").write_text("a")
+    before = bad_commands.snapshot(tmp_path)
+    (tmp_path / "old").write_text("b")
+    assert bad_commands.judge(case, 2, "", "error: x\n", before, tmp_path) == "changed: old"
+    (tmp_path / "x.1.partial").touch()
+    assert bad_commands.judge(case, 2, "", "error: x\n", before, tmp_path) == "left behind: x.1.partial"
