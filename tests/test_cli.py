@@ -542,19 +542,83 @@ def test_a_terminal_that_knows_only_ascii_gets_escapes(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr == b"error: there is no setting 'w\\xe4rme': --help all lists them\n"
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_two_jobs_run_through_a_launcher(tmp_path: Path, launcher: str) -> None:
-    if launcher == "joblib":
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = (
-        f"hydra/launcher={launcher} output=clips first_seed=0,1 num_clips=1 num_views=4 num_frames=2 size=16 rig=orbit"
-    )
-    done = processes(f"$F data synth -m {words}", tmp_path)
+# ---- a real fit -----------------------------------------------------------------------------------------------------
+
+TINY_FIT = """
+num_frames: 4
+crop: frame
+device: cpu
+max_steps: 2
+preview_minutes: 0
+trackers: []
+sds: {source: "off", resolutions: [8], resolution_milestones: [0]}
+loss: {anchor: false, lambda_rgb: 10, rgb_rays: 64}
+scene:
+  renderer: {num_samples: 16, occupancy_resolution: 8}
+  field:
+    hidden_width: 8
+    space: {num_levels: 2, log2_hashmap_size: 8, base_resolution: 4}
+    spacetime: {num_levels: 2, log2_hashmap_size: 8, base_resolution: 4}
+"""
+
+
+@pytest.fixture
+def fit_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words that fit a scene to four frames in a second, by a user's own recipe; run in an empty folder."""
+    import torch
+    from tiny_model import FRAMES, picture, write_model
+
+    from fourdiffusion import cameras
+    from fourdiffusion.media.write import write_image
+
+    write_model(tmp_path / "model")
+    centers = torch.tensor([[0.2, 0.1, 0.1], [0.0, 0.2, 0.0], [0.1, -0.1, 0.2]]).expand(FRAMES, 3, 3)
+    for number, frame in enumerate(picture(cameras.orbit(torch.zeros(FRAMES)), centers)):
+        write_image(tmp_path / f"frames/{number}.png", frame)
+    (tmp_path / "mine/experiment").mkdir(parents=True)
+    (tmp_path / "mine/experiment/my_recipe.yaml").write_text(f"# @package _global_\n# my own\n{TINY_FIT}")
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    places = [f"video={tmp_path}/frames", f"model.path={tmp_path}/model", "output=runs/cat"]
+    return ["fit", "--config-dir", f"{tmp_path}/mine", "experiment=my_recipe", *places]
+
+
+def runs_under(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return {path of a finished run: (its seed, its last step)}."""
+    found = {}
+    for path in folder.rglob("config.yaml"):
+        assert (path.parent / "scene/renderer.json").is_file() and (path.parent / "orbit.mp4").is_file()
+        seed = OmegaConf.load(path).settings.seed
+        last = json.loads((path.parent / "log.jsonl").read_text().splitlines()[-1])
+        found[path.parent.relative_to(folder).as_posix()] = (seed, last["step"])
+    return found
+
+
+def test_a_fit_follows_the_users_own_recipe(fit_words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*fit_words, "--cfg", "job"]) == 0
+    printed = OmegaConf.create(capsys.readouterr().out)
+    assert (printed.max_steps, printed.sds.source, printed.loss.rgb_rays) == (2, "off", 64)
+    assert list(Path().iterdir()) == []
+    assert cli.main([*fit_words, "max_steps=1"]) == 0, capsys.readouterr().err
+    assert runs_under(Path()) == {"runs/cat": (0, 1)}
+    settings = OmegaConf.load("runs/cat/config.yaml").settings
+    for key in ("sds", "loss", "scene"):  # as printed before
+        assert settings[key] == printed[key], key
+
+
+def test_a_sweep_of_fits_runs_through_the_basic_launcher(fit_words: list[str], capfd) -> None:
+    assert cli.main([*fit_words, "-m", "seed=0,1", "max_steps=1"]) == 0, capfd.readouterr().err
+    assert runs_under(Path()) == {"runs/cat/0": (0, 1), "runs/cat/1": (1, 1)}
+    assert [path.name for path in Path().iterdir()] == ["runs"]  # nothing of Hydra's own beside them
+
+
+def test_a_sweep_of_fits_runs_through_the_joblib_launcher(fit_words: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = " ".join([*fit_words, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1"])
+    done = processes(f"$F {words}", tmp_path / "cwd", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout == b""
-    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("clips/*/synthetic-*")}
-    assert made == {"clips/0/synthetic-0000000", "clips/1/synthetic-0000001"}
-    assert [path.name for path in tmp_path.iterdir()] == ["clips"]
+    assert runs_under(Path()) == {"runs/cat/0": (0, 2), "runs/cat/1": (1, 2)}
+    assert [path.name for path in Path().iterdir()] == ["runs"]
 
 
 # ---- the real verbs -------------------------------------------------------------------------------------------------
