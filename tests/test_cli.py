@@ -544,43 +544,19 @@ def test_a_terminal_that_knows_only_ascii_gets_escapes(tmp_path: Path) -> None:
 
 # ---- a real fit -----------------------------------------------------------------------------------------------------
 
-TINY_FIT = """
-num_frames: 4
-crop: frame
-device: cpu
-max_steps: 2
-preview_minutes: 0
-trackers: []
-sds: {source: "off", resolutions: [8], resolution_milestones: [0]}
-loss: {anchor: false, lambda_rgb: 10, rgb_rays: 64}
-scene:
-  renderer: {num_samples: 16, occupancy_resolution: 8}
-  field:
-    hidden_width: 8
-    space: {num_levels: 2, log2_hashmap_size: 8, base_resolution: 4}
-    spacetime: {num_levels: 2, log2_hashmap_size: 8, base_resolution: 4}
-"""
-
 
 @pytest.fixture
 def fit_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Words that fit a scene to four frames in a second, by a user's own recipe; run in an empty folder."""
-    import torch
-    from tiny_model import FRAMES, picture, write_model
+    from tiny_model import write_model  # torch is imported where a fit runs
+    from tiny_verbs import write_frames, write_recipe
 
-    from fourdiffusion import cameras
-    from fourdiffusion.media.write import write_image
-
-    write_model(tmp_path / "model")
-    centers = torch.tensor([[0.2, 0.1, 0.1], [0.0, 0.2, 0.0], [0.1, -0.1, 0.2]]).expand(FRAMES, 3, 3)
-    for number, frame in enumerate(picture(cameras.orbit(torch.zeros(FRAMES)), centers)):
-        write_image(tmp_path / f"frames/{number}.png", frame)
-    (tmp_path / "mine/experiment").mkdir(parents=True)
-    (tmp_path / "mine/experiment/my_recipe.yaml").write_text(f"# @package _global_\n# my own\n{TINY_FIT}")
+    model, frames, mine = write_model(tmp_path / "model"), write_frames(tmp_path / "frames"), tmp_path / "mine"
+    write_recipe(mine)
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
-    places = [f"video={tmp_path}/frames", f"model.path={tmp_path}/model", "output=runs/cat"]
-    return ["fit", "--config-dir", f"{tmp_path}/mine", "experiment=my_recipe", *places]
+    words = [f"video={frames}", f"model.path={model}", "output=runs/cat"]
+    return ["fit", "--config-dir", str(mine), "experiment=my_recipe", *words]
 
 
 def runs_under(folder: Path) -> dict[str, tuple[int, int]]:

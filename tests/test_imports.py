@@ -19,7 +19,7 @@ FOUNDATION = {"errors", "device", "cameras", "files", "ranges", "renames", "runs
 FOUNDATION |= {"media", "ops", "metrics"}
 SETTINGS = {"settings"}
 NOUNS = {"datasets", "diffusion", "scene"}
-COMMAND = {"cli", "__main__"}
+COMMAND = {"cli", "api", "__main__"}
 STRANGERS = {frozenset({"diffusion", "scene"})}  # only a verb knows both
 LAYERS = ["foundation", "noun", "settings", "verb", "command"]
 
