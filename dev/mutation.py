@@ -34,14 +34,17 @@ RESULTS = ROOT / "runs" / "mutation"
 
 # {group: (files of the package, test files)}
 GROUPS: dict[str, tuple[list[str], list[str]]] = {
-    "cameras": (["cameras.py"], ["test_cameras.py"]),
-    "distillation": (["diffusion/distillation.py"], ["diffusion/test_distillation.py"]),
+    "cameras": (["cameras.py"], ["test_cameras.py", "datasets/test_sampling.py"]),
+    "distillation": (
+        ["diffusion/distillation.py"],
+        ["diffusion/test_distillation.py", "diffusion/test_sds_formulas.py", "diffusion/test_reference.py"],
+    ),
     "fit_step": (["fit/step.py"], ["fit/test_step.py"]),
     "train_step": (["train/step.py"], ["train/test_train_step.py"]),
-    "objectives": (["diffusion/objectives.py"], ["diffusion/test_objectives.py"]),
-    "motion": (["diffusion/motion.py"], ["diffusion/test_motion.py"]),
+    "objectives": (["diffusion/objectives.py"], ["diffusion/test_objectives.py", "train/test_train_step.py"]),
+    "motion": (["diffusion/motion.py"], ["diffusion/test_motion.py", "diffusion/test_reference.py"]),
     "renderer": (["scene/renderer.py"], ["scene/test_renderer.py", "scene/test_render_pass.py"]),
-    "long_video": (["diffusion/long_video.py"], ["diffusion/test_pipeline.py", "diffusion/test_generation.py"]),
+    "long_video": (["diffusion/long_video.py"], ["diffusion/test_generation.py", "diffusion/test_pipeline.py"]),
     "pipeline": (
         ["diffusion/pipeline.py", "diffusion/generation.py"],
         ["diffusion/test_pipeline.py", "diffusion/test_generation.py"],
