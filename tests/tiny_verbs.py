@@ -64,8 +64,9 @@ def write_everything(folder: Path) -> Path:
     for name in ("CLIP", "data/sample/truth"):
         write_clip(folder / name, tiny_clip(0))
     for name in ("c4d/gt", "c4d/pred", "c4d/other"):
-        for number in range(FRAMES):
-            write_image(folder / name / f"cat/view_0/{number:03}.png", rgb[number])
+        for view in range(4):
+            for number in range(FRAMES):
+                write_image(folder / name / f"cat/view_{view}/{number:03}.png", rgb[number].roll(view, -1))
     fit_scene(folder / "cat.mp4", folder / "runs/cat", **tiny_fit(str(model)))
     shutil.copytree(folder / "runs/cat", folder / "runs/clip")
     (folder / "cache/weights").mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Composition: Hydra makes one typed dataclass of a verb's schema, its config files and the words of a command line.
+"""Compose one typed dataclass of a verb's schema, its config files and the words of a command line.
 
 Only this module, overrides.py and launch.py import Hydra.
 """
@@ -51,13 +51,13 @@ class VerbRepository(ConfigRepository):
 
 
 def register_resolvers() -> None:
-    """Make ${shipped:PATH} known; each process that resolves a config does this once."""
+    """Register ${shipped:PATH}; each process that resolves a config does this once."""
     OmegaConf.register_new_resolver("shipped", lambda path: str(shipped(path)), replace=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where composition begins: a verb's root file, or the settings of a run over it."""
+    """The start of a composition: a verb's root file, or the settings of a run over it."""
 
     name: str  # of the verb's root file
     schema: type
@@ -67,7 +67,7 @@ class Source:
 
 @contextlib.contextmanager
 def hydra_of(source: Source) -> Iterator[tuple[Hydra, str]]:
-    """Give Hydra's application object for one verb, and the name of its primary config.
+    """Yield Hydra's application object for one verb, and the name of its primary config.
 
     Hydra's own entry point, hydra.main, reports mistakes as several lines and exits; this is what it calls.
     """
@@ -236,7 +236,7 @@ def _instance(settings_class: type[Settings], tree: dict[str, Any]) -> Settings:
 
 @contextlib.contextmanager
 def one_line_errors(*others: type[BaseException]) -> Iterator[None]:
-    """Turn the errors of Hydra and OmegaConf into UserErrors of one line, without what only we need to know.
+    """Turn the errors of Hydra and OmegaConf into UserErrors of one line, without their internal details.
 
     Hydra raises plain exceptions, too, for some mistakes in its own settings: ``others`` are these, where nothing else
     can raise them.
