@@ -132,8 +132,8 @@ def measure(files: list[str], tests: list[str], log: Path) -> Baseline:
 
         cover = coverage.Coverage(data_file=None, include=[str(ROOT / "fourdiffusion" / name) for name in files])
         recorder = Recorder(cover)
-        hook = pytest.hookimpl(wrapper=True)(recorder.wrapped_fixture_setup)
-        recorder.pytest_fixture_setup = hook  # type: ignore[attr-defined]
+        hook = pytest.hookimpl(wrapper=True)(Recorder.wrapped_fixture_setup)
+        Recorder.pytest_fixture_setup = hook  # type: ignore[attr-defined]
         cover.start()
         code = int(pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[recorder]))
         cover.stop()

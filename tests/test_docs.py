@@ -90,7 +90,7 @@ SMALL = {
     "fit": "model.path=data/models/tiny",
     "render": "size=16 orbit_pictures=2 num_azimuths=2 seconds=0.1 device=cpu",
     "export": "resolution=16 device=cpu",
-    "view": "size=16 device=cpu",
+    "view": "size=32 device=cpu",
     "evaluate": "device=cpu",
     "doctor": "",
 }

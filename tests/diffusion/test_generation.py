@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,7 +122,7 @@ def test_the_shipped_model_loads_without_a_dtype_and_samples_as_the_command_does
 
 def test_call_returns_the_asked_type(pipeline: FourDiffusionPipeline) -> None:
     """Large pictures are brought to the model's size."""
-    arguments = {"num_views": 2, "num_inference_steps": 1}
+    arguments: dict[str, Any] = {"num_views": 2, "num_inference_steps": 1}
     views = pipeline(images(2, 40), "a ball", **arguments)
     assert views.shape == (2, 2, 3, SIZE, SIZE) and views.dtype == torch.float32
     array = pipeline(images(2, 40), "a ball", **arguments, output_type="np")

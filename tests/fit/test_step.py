@@ -16,7 +16,7 @@ from fourdiffusion.fit import loop
 from fourdiffusion.fit.loop import make_optimizer, update
 from fourdiffusion.fit.step import Problem, distill, draw_pixels, draw_side, plan_step
 from fourdiffusion.randomness import stream
-from fourdiffusion.scene.render_pass import RenderPass
+from fourdiffusion.scene.render_pass import RenderPass, view_rays
 
 STEPS, RAMP = 40, 20
 
@@ -111,7 +111,7 @@ def test_regularizers_pull_the_way_they_say() -> None:
 
     def opacity(problem: Problem) -> Tensor:
         draw = draw_side(problem, plan_step(problem.config, 0), stream(0, 0, 0))
-        rays = loop.view_rays(draw.c2w, TIMES[draw.frames], 8, stream(0, 0, 0))
+        rays = view_rays(draw.c2w, TIMES[draw.frames], 8, stream(0, 0, 0))
         return RenderPass(problem.scene, rays).opacity.detach()
 
     for weight in ("lambda_sparsity", "lambda_opacity"):
