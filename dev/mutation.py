@@ -39,11 +39,14 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         ["diffusion/distillation.py"],
         ["diffusion/test_distillation.py", "diffusion/test_sds_formulas.py", "diffusion/test_reference.py"],
     ),
-    "fit_step": (["fit/step.py"], ["fit/test_step.py"]),
+    "fit_step": (["fit/step.py"], ["fit/test_plan.py", "fit/test_step.py"]),
     "train_step": (["train/step.py"], ["train/test_step_by_hand.py", "train/test_train_step.py"]),
-    "objectives": (["diffusion/objectives.py"], ["diffusion/test_objectives.py", "train/test_train_step.py"]),
+    "objectives": (
+        ["diffusion/objectives.py"],
+        ["diffusion/test_objectives_by_hand.py", "diffusion/test_objectives.py"],
+    ),
     "motion": (["diffusion/motion.py"], ["diffusion/test_motion.py", "diffusion/test_reference.py"]),
-    "renderer": (["scene/renderer.py"], ["scene/test_renderer.py", "scene/test_render_pass.py"]),
+    "renderer": (["scene/renderer.py"], ["scene/test_renderer_bounds.py", "scene/test_renderer.py"]),
     "long_video": (["diffusion/long_video.py"], ["diffusion/test_long_video.py", "diffusion/test_generation.py"]),
     "pipeline": (
         ["diffusion/pipeline.py", "diffusion/generation.py"],

@@ -39,10 +39,12 @@ _COMPONENTS = {
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _COMPONENTS:
-        raise AttributeError(f"module 'fourdiffusion' has no attribute {name!r}")
-    return getattr(importlib.import_module(_COMPONENTS[name]), name)
+if not TYPE_CHECKING:  # a type checker sees the imports above, and that any other name is wrong
+
+    def __getattr__(name: str) -> Any:
+        if name not in _COMPONENTS:
+            raise AttributeError(f"module 'fourdiffusion' has no attribute {name!r}")
+        return getattr(importlib.import_module(_COMPONENTS[name]), name)
 
 
 def __dir__() -> list[str]:

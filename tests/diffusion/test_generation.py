@@ -17,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from tiny_model import FRAMES, SIZE, tiny_config, tiny_pipeline
 from torch import Tensor
 
-from fourdiffusion import cameras, config
+from fourdiffusion import cameras
+from fourdiffusion.cli import config
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.distillation import add_noise, guide
 from fourdiffusion.diffusion.generation import generate_views, sample_latents
