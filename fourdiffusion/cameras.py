@@ -47,7 +47,7 @@ def orbit(
 
 
 def orthogonal_azimuths(num_views: int, offset_deg: float = 0.0) -> Tensor:
-    """Return the azimuths [V] in degrees of ``num_views`` evenly spaced views from ``offset_deg`` on; V = 4 is orthogonal."""
+    """Return the azimuths [V] of evenly spaced views from ``offset_deg`` on, degrees; V = 4 is orthogonal."""
     return torch.arange(num_views) * (360.0 / num_views) + offset_deg
 
 

@@ -18,7 +18,8 @@ VIDEO_SUFFIXES = {".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv", ".m4v"}
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    0; 2 for a mistake of the user's; 130 when interrupted; 141 when the reader of the output has closed it, as `head` does.
+    0; 2 for a mistake of the user's; 130 when interrupted; 141 when the reader of the output has closed it, as `head`
+    does.
     With HYDRA_FULL_ERROR=1 in the environment a mistake keeps its traceback.
     """
     words = sys.argv[1:] if arguments is None else arguments

@@ -91,7 +91,7 @@ class Setting:
 
     @property
     def range(self) -> tuple[float, float] | None:
-        """Return the least and the greatest value in the table of the class that defines the field; None without one."""
+        """Return the least and the greatest value, from the table of the class that defines the field; None without."""
         field = self.key.rpartition(".")[2]
         return next(
             (RANGES[c.__name__][field] for c in self.owner.__mro__ if field in RANGES.get(c.__name__, {})), None
