@@ -267,4 +267,4 @@ def test_components_load_on_demand() -> None:
     assert fourdiffusion.MultiviewUNet is MultiviewUNet
     assert fourdiffusion.MotionModules is MotionModules
     with pytest.raises(AttributeError, match="Nothing"):
-        _ = fourdiffusion.Nothing
+        _ = fourdiffusion.Nothing  # type: ignore[attr-defined]

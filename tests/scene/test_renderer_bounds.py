@@ -1,5 +1,7 @@
 """Where samples and cells count: the thresholds themselves, and shapes that do not fit."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -98,7 +100,7 @@ def empty(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 )
 def test_arguments_that_do_not_fit_are_named(changes: dict, message: str) -> None:
     directions = torch.tensor([[0.0, 0.0, -1.0]]).expand(2, 3)
-    values = {
+    values: dict[str, Any] = {
         "origins": torch.tensor([[0.0, 0.0, 2.0]]).expand(2, 3), "directions": directions, "times": torch.zeros(2),
         "background": torch.ones(3),
     }  # fmt: skip
