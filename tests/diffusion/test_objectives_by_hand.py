@@ -39,16 +39,19 @@ def test_the_terms_of_the_autoencoder() -> None:
     vae: Any = FlatVae()
     pipeline: Any = SimpleNamespace(vae=vae)
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    noise = torch.full((2, 4, 2, 2), 4.0)  # decoded: 0.25 + 0.5 * 4 = 2.25, as a picture 1.625
+    noise = torch.tensor([4.0, -4.0])[:, None, None, None].expand(
+        2, 4, 2, 2
+    )  # decoded: 0.25 + 0.5 * 4 = 2.25, or -1.75
+    pictures = torch.tensor([1.625, -0.375])[:, None, None, None]
     terms = AutoencoderObjective(pipeline, 1e-2, 0.5, Distance())(images, noise)
     torch.testing.assert_close(vae.seen, images * 2 - 1)
-    torch.testing.assert_close(vae.z, torch.full((2, 4, 2, 2), 2.25))
-    assert float(terms["l1"]) == pytest.approx(float((1.625 - images).abs().mean()))
-    assert float(terms["l2"]) == pytest.approx(10 * float((1.625 - images).square().mean()), rel=1e-5)
+    assert vae.z[0].eq(2.25).all() and vae.z[1].eq(-1.75).all()
+    assert float(terms["l1"]) == pytest.approx(float((pictures - images).abs().mean()))
+    assert float(terms["l2"]) == pytest.approx(10 * float((pictures - images).square().mean()), rel=1e-5)
     assert float(terms["kl"]) == pytest.approx(1e-2 * 2 * KL / 32)
     small = images.unflatten(2, (2, 2)).unflatten(4, (2, 2)).mean((3, 5)) * 2 - 1
     assert float(terms["low_pass"]) == pytest.approx(float((0.25 - small).square().mean()), rel=1e-5)
-    assert float(terms["lpips"]) == pytest.approx(0.5 * float((1 - images).abs().mean()), rel=1e-5)
+    assert float(terms["lpips"]) == pytest.approx(0.5 * float((pictures.clamp(0, 1) - images).abs().mean()), rel=1e-5)
     assert "lpips" not in AutoencoderObjective(pipeline, 1e-2)(images, noise)
 
 
