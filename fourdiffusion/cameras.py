@@ -1,13 +1,13 @@
-"""Cameras, rays and the vectors that tell the UNet where a view stands.
+"""Cameras, rays, and the camera vectors that condition the UNet.
 
-THE conventions of the whole project:
+The conventions of the whole project:
 
 * World: z is up; azimuth turns from +x towards +y; elevation rises towards +z. Degrees at every public boundary.
 * Camera (OpenGL): x right, y up, z back, so a camera looks along its own -z. ``c2w`` is the 4x4 camera-to-world matrix.
 * The input video is seen from azimuth 0; the four generated views stand at azimuth 0, 90, 180 and 270, in this order.
 * The scene lives in the cube [-1, 1]^3; the default camera stands 1.1 from the origin with a 45 degree field of view.
 * Images are square unless stated; the field of view is the same in x and y; row 0 is the top; rays pass through pixel
-  centres.
+  centers.
 """
 
 import math
@@ -22,7 +22,7 @@ DISTANCE = 1.1
 def orbit(
     azimuth_deg: Tensor | float, elevation_deg: Tensor | float = 0.0, distance: Tensor | float = DISTANCE
 ) -> Tensor:
-    """Cameras on a sphere that look at the origin.
+    """Return cameras on a sphere that look at the origin.
 
     Args:
         azimuth_deg, elevation_deg: degrees, broadcast against each other to [...]. Elevation inside (-90, 90).
@@ -47,12 +47,12 @@ def orbit(
 
 
 def orthogonal_azimuths(num_views: int, offset_deg: float = 0.0) -> Tensor:
-    """Azimuths [V] in degrees of ``num_views`` evenly spaced views from ``offset_deg`` on; V = 4 is orthogonal."""
+    """Return the azimuths [V] of evenly spaced views from ``offset_deg`` on, degrees; V = 4 is orthogonal."""
     return torch.arange(num_views) * (360.0 / num_views) + offset_deg
 
 
 def rays(c2w: Tensor, fovy_deg: Tensor | float, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """One ray through the centre of each pixel.
+    """Return one ray through the center of each pixel.
 
     Args:
         c2w: [..., 4, 4].
@@ -75,7 +75,7 @@ def rays(c2w: Tensor, fovy_deg: Tensor | float, height: int, width: int) -> tupl
 
 
 def conditioning(c2w: Tensor) -> Tensor:
-    """The camera as the UNet sees it: the matrix flattened by rows, its translation scaled to length 1.
+    """Return the camera vector of the UNet: the matrix flattened by rows, its translation scaled to length 1.
 
     [..., 4, 4] -> [..., 16]
     """
@@ -85,12 +85,12 @@ def conditioning(c2w: Tensor) -> Tensor:
 
 
 def azimuth_deg(c2w: Tensor) -> Tensor:
-    """Azimuth of the camera's position in degrees, (-180, 180]; [..., 4, 4] -> [...]."""
+    """Return the azimuth of the camera's position in degrees, in [-180, 180]; [..., 4, 4] -> [...]."""
     return torch.atan2(c2w[..., 1, 3], c2w[..., 0, 3]) * (180 / math.pi)
 
 
 def turn(c2w: Tensor, angle_deg: Tensor | float) -> Tensor:
-    """Cameras turned about the z axis by an angle in degrees: every azimuth grows by it. [..., 4, 4] -> [..., 4, 4]."""
+    """Rotate cameras about the z axis: every azimuth grows by ``angle_deg``. [..., 4, 4] -> [..., 4, 4]."""
     angle = torch.as_tensor(angle_deg, dtype=c2w.dtype, device=c2w.device) * (math.pi / 180)
     rotation = torch.eye(4, dtype=c2w.dtype, device=c2w.device).repeat(*angle.shape, 1, 1)
     rotation[..., 0, 0] = rotation[..., 1, 1] = angle.cos()
@@ -99,13 +99,13 @@ def turn(c2w: Tensor, angle_deg: Tensor | float) -> Tensor:
 
 
 def mirror(c2w: Tensor) -> Tensor:
-    """The cameras of the left-right mirrored images, in a world mirrored in y. [..., 4, 4] -> [..., 4, 4]."""
+    """Return the cameras of the left-right mirrored images, in a world mirrored in y. [..., 4, 4] -> [..., 4, 4]."""
     signs = torch.tensor([1.0, -1.0, 1.0, 1.0], dtype=c2w.dtype, device=c2w.device)
     flip = torch.tensor([-1.0, 1.0, 1.0, 1.0], dtype=c2w.dtype, device=c2w.device)
     return signs[:, None] * c2w * flip
 
 
 def find(c2w: Tensor, camera: Tensor) -> int | None:
-    """Number of the camera among [N, 4, 4] that stands where ``camera`` [4, 4] does, to 1e-2; None where none does."""
+    """Return the index of the camera among [N, 4, 4] that equals ``camera`` [4, 4] to 1e-2; None where none does."""
     distances = (c2w - camera).abs().amax(dim=(1, 2))
     return int(distances.argmin()) if distances.min() <= 1e-2 else None

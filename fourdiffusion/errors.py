@@ -1,4 +1,4 @@
-"""What a user may see: mistakes in one line, and the end of a run by a signal."""
+"""Errors that are shown to the user as one line, and the end of a run by a signal."""
 
 import signal
 
@@ -25,7 +25,7 @@ class Terminated(SystemExit):
 
 
 def check_ranges(ranges: dict[str, tuple[float, float, float]]) -> None:
-    """UserError for the first of {setting: (value, low, high)} that lies outside its range, ends included."""
+    """Raise UserError for the first of {setting: (value, low, high)} outside its range, ends included."""
     for name, (value, low, high) in ranges.items():
         if not low <= value <= high:
             raise UserError(f"{name}={value}: give {low} to {high}")

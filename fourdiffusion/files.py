@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and tensors in them."""
+"""Atomic writing of files; reading and writing of tensors."""
 
 import glob
 import json
@@ -20,7 +20,7 @@ from fourdiffusion.media.paths import require_file
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Lets ``write`` fill a file beside ``path``, then puts it in place: a stop leaves the old or the new, whole."""
+    """Let ``write`` fill a file beside ``path``, then rename it: an interruption leaves the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
@@ -78,14 +78,14 @@ def remove(path: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """Tensors of any device and small JSON values, atomically, as one safetensors file."""
+    """Write tensors of any device and small JSON values atomically as one safetensors file."""
     content = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
     text = {key: json.dumps(value) for key, value in metadata.items()}
     write_atomic(path, lambda partial: save_file(content, partial, metadata=text))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What ``save_tensors`` wrote. UserError where the file is missing or damaged."""
+    """Read a file of ``save_tensors``: tensors and metadata. UserError where it is missing or damaged."""
     require_file(path, "give a folder that a run has written")
     try:
         with safe_open(path, framework="pt") as file:
@@ -109,7 +109,7 @@ FOREIGN = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # what checkpoints o
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
-    """The tensors of another project's checkpoint; of a pickle only tensors are read, never code.
+    """Read the tensors of another project's checkpoint; of a pickle only tensors are read, never code.
 
     Weights may lie under keys of WRAPPERS. UserError where the file is missing, damaged, or holds more than tensors.
     """
@@ -136,7 +136,7 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
 
 
 def write_foreign(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Tensors as ``read_foreign`` reads them, in the format that the name asks for; whole or not at all."""
+    """Write tensors atomically as ``read_foreign`` reads them; the suffix of ``path`` chooses the format."""
     if path.suffix == ".safetensors":
         write_atomic(path, lambda partial: save_file(tensors, partial))
     else:

@@ -1,4 +1,4 @@
-"""Bounds of the numeric settings, both ends included: what `KEY=VALUE` refuses before a verb begins.
+"""Bounds of the numeric settings, both ends included, checked before a verb begins.
 
 One table for each settings class, by field; a class inherits its bases' bounds, and a list's bounds are those of its
 entries. They keep out what cannot mean anything (a negative count, NaN, an infinity), not what is unwise. A verb may
@@ -328,7 +328,7 @@ PATHS: dict[str, set[str]] = {
 
 
 def check_numbers(settings: Any, prefix: str = "") -> None:
-    """UserError for the first number of a settings dataclass, nested ones included, outside its bounds."""
+    """Raise UserError for the first number of a settings dataclass, nested ones included, outside its bounds."""
     for field in dataclasses.fields(settings):
         key, value = prefix + field.name, getattr(settings, field.name)
         if dataclasses.is_dataclass(value):

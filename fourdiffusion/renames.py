@@ -1,4 +1,4 @@
-"""Former names of settings and of keys in files, so that old command lines, run folders and clips still open.
+"""Former names of settings and of keys in files, with which old command lines, run folders and clips still open.
 
 One table for each settings class that had other names in version 0.1.0. The keys are dotted, as the command line
 writes them.

@@ -158,7 +158,7 @@ def open_run(
 def _check_same(
     folder: Path, record: dict[str, Any], config: Any, free: set[str], content: dict[str, str], fixed: dict[str, str]
 ) -> None:
-    """UserError where a run's record differs from this start in a setting, a digest or a fixed fact."""
+    """Raise UserError where a run's record differs from this start in a setting, a digest or a fixed fact."""
     remedy = "choose another output"
     known = record.get("content")
     known = known if isinstance(known, dict) else {}
@@ -184,7 +184,7 @@ def _check_same(
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """Return what a run's ``config.yaml`` holds; UserError where it is damaged or no run wrote it."""
+    """Return the content of a run's ``config.yaml``; UserError where it is damaged or no run wrote it."""
     remedy = "choose another output, or restore a copy of the file"
     record = read_yaml(path, remedy)
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
@@ -264,7 +264,7 @@ def _remove_empty(folders: list[Path]) -> None:
 
 @contextlib.contextmanager
 def _handlers(handler: Callable[[int, FrameType | None], None], numbers: list[int]) -> Iterator[None]:
-    """Set a handler of some signals for the block, where they are not ignored (nohup ignores SIGHUP)."""
+    """Install a handler of some signals for the block, unless they are ignored (nohup ignores SIGHUP)."""
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
@@ -290,23 +290,23 @@ def terminable() -> Iterator[None]:
 
 @dataclasses.dataclass
 class Interruption:
-    """Whether a signal has asked the block of ``deferred_signals`` to end."""
+    """The signal, if any, that arrived in a block of ``deferred_signals``."""
 
     signal_number: int | None = None
 
     def __call__(self) -> bool:
-        """Return whether a signal came."""
+        """Return whether a signal arrived."""
         return self.signal_number is not None
 
     def leave(self) -> None:
-        """Raise KeyboardInterrupt after Ctrl-C, Terminated after another signal; nothing where none came."""
+        """Raise KeyboardInterrupt after Ctrl-C, Terminated after another signal; do nothing where none arrived."""
         if self.signal_number is not None:
             _raise(self.signal_number)
 
 
 @contextlib.contextmanager
 def deferred_signals() -> Iterator[Interruption]:
-    """Let Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 wait: the block asks for them at the end of each step, saves and leaves.
+    """Defer Ctrl-C, SIGTERM, SIGHUP and SIGUSR1: the block polls for them after each step, saves and leaves.
 
     A second signal raises at once. Outside the main thread nothing changes.
     """
@@ -352,7 +352,7 @@ def _step_of(line: str) -> int | None:
 
 
 def save_checkpoint(folder: Path, verb: str, tensors: dict[str, Tensor], step: int) -> None:
-    """Write the newest checkpoint and keep the one before. At any moment one of the two is whole."""
+    """Write the newest checkpoint and keep the one before; at any moment one of the two is whole."""
     path, following = folder / CHECKPOINT, folder / "checkpoint.next.safetensors"
     save_tensors(following, tensors, {"step": step, "verb": verb})
     if path.is_file():

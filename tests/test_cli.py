@@ -10,9 +10,11 @@ import shlex
 import subprocess
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from omegaconf import OmegaConf
 
 import fourdiffusion
@@ -116,7 +118,7 @@ rate: 0.25
 
 
 @pytest.fixture
-def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> verbs.Verb:
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[verbs.Verb]:
     """A package folder with one small verb; the working directory is an empty folder."""
     for name, text in TOY_PACKAGE.items():
         path = tmp_path / "home" / name
@@ -542,19 +544,59 @@ def test_a_terminal_that_knows_only_ascii_gets_escapes(tmp_path: Path) -> None:
     assert done.returncode == 2 and done.stderr == b"error: there is no setting 'w\\xe4rme': --help all lists them\n"
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
-def test_two_jobs_run_through_a_launcher(tmp_path: Path, launcher: str) -> None:
-    if launcher == "joblib":
-        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = (
-        f"hydra/launcher={launcher} output=clips first_seed=0,1 num_clips=1 num_views=4 num_frames=2 size=16 rig=orbit"
-    )
-    done = processes(f"$F data synth -m {words}", tmp_path)
+# ---- a real fit -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fit_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Words that fit a scene to four frames in a second, by a user's own recipe; run in an empty folder."""
+    from tiny_model import write_model  # torch is imported where a fit runs
+    from tiny_verbs import write_frames, write_recipe
+
+    model, frames, mine = write_model(tmp_path / "model"), write_frames(tmp_path / "frames"), tmp_path / "mine"
+    write_recipe(mine)
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    words = [f"video={frames}", f"model.path={model}", "output=runs/cat"]
+    return ["fit", "--config-dir", str(mine), "experiment=my_recipe", *words]
+
+
+def runs_under(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return {path of a finished run: (its seed, its last step)}."""
+    found = {}
+    for path in folder.rglob("config.yaml"):
+        assert (path.parent / "scene/renderer.json").is_file() and (path.parent / "orbit.mp4").is_file()
+        seed = OmegaConf.load(path).settings.seed
+        last = json.loads((path.parent / "log.jsonl").read_text().splitlines()[-1])
+        found[path.parent.relative_to(folder).as_posix()] = (seed, last["step"])
+    return found
+
+
+def test_a_fit_follows_the_users_own_recipe(fit_words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*fit_words, "--cfg", "job"]) == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert (printed["max_steps"], printed["sds"]["source"], printed["loss"]["rgb_rays"]) == (2, "off", 64)
+    assert list(Path().iterdir()) == []
+    assert cli.main([*fit_words, "max_steps=1"]) == 0, capsys.readouterr().err
+    assert runs_under(Path()) == {"runs/cat": (0, 1)}
+    settings = yaml.safe_load(Path("runs/cat/config.yaml").read_text())["settings"]
+    for key in ("sds", "loss", "scene"):  # as printed before
+        assert settings[key] == printed[key], key
+
+
+def test_a_sweep_of_fits_runs_through_the_basic_launcher(fit_words: list[str], capfd) -> None:
+    assert cli.main([*fit_words, "-m", "seed=0,1", "max_steps=1"]) == 0, capfd.readouterr().err
+    assert runs_under(Path()) == {"runs/cat/0": (0, 1), "runs/cat/1": (1, 1)}
+    assert [path.name for path in Path().iterdir()] == ["runs"]  # nothing of Hydra's own beside them
+
+
+def test_a_sweep_of_fits_runs_through_the_joblib_launcher(fit_words: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = " ".join([*fit_words, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1"])
+    done = processes(f"$F {words}", tmp_path / "cwd", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr.decode()
-    assert done.stdout == b""
-    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("clips/*/synthetic-*")}
-    assert made == {"clips/0/synthetic-0000000", "clips/1/synthetic-0000001"}
-    assert [path.name for path in tmp_path.iterdir()] == ["clips"]
+    assert runs_under(Path()) == {"runs/cat/0": (0, 2), "runs/cat/1": (1, 2)}
+    assert [path.name for path in Path().iterdir()] == ["runs"]
 
 
 # ---- the real verbs -------------------------------------------------------------------------------------------------
@@ -570,7 +612,7 @@ def test_every_option_of_every_group_fits_and_every_number_has_a_range(verb: ver
     options = [(group.name, option) for group in schema.groups(verb.function) for option in group.options()]
     for words in [[], *([f"{name}={option}"] for name, option in options)]:
         composed = config.compose(verb.function, settings_class, words)
-        tree = config.flat(OmegaConf.to_container(composed), {setting.key for setting in leaves})
+        tree = config.flat(typing.cast(dict, OmegaConf.to_container(composed)), {setting.key for setting in leaves})
         assert list(tree) == [setting.key for setting in leaves]
         for setting in leaves:
             if setting.is_number:
@@ -634,7 +676,7 @@ def test_every_range_belongs_to_a_number() -> None:
     known = set()
     for path in (ROOT / "fourdiffusion").rglob("settings.py"):
         module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-        classes = [each for each in vars(module).values() if dataclasses.is_dataclass(each)]
+        classes = [each for each in vars(module).values() if isinstance(each, type) and dataclasses.is_dataclass(each)]
         known |= {(each.owner.__name__, each.key) for one in classes for each in schema.settings(one) if each.is_number}
     stale = {(name, field) for name, fields in RANGES.items() for field in fields} - known
     assert not stale
@@ -650,8 +692,8 @@ def test_nan_and_infinity_are_refused_by_name_for_every_number(verb: verbs.Verb)
                 overrides.translate([f"{setting.key}={value}"], settings_class, groups=[], sweep=False)
         if setting.is_number and setting.range is not None:
             low, high = setting.range
-            for value in (low - 1, high * 1.01 + 1):
-                number = f"[{value:.0f}]" if "list" in setting.kind else f"{value:.0f}"
+            for outside in (low - 1, high * 1.01 + 1):
+                number = f"[{outside:.0f}]" if "list" in setting.kind else f"{outside:.0f}"
                 with pytest.raises(UserError, match=f"^{setting.key}="):
                     overrides.translate([f"{setting.key}={number}"], settings_class, groups=[], sweep=False)
 

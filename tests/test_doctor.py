@@ -11,6 +11,7 @@ from fourdiffusion import doctor
 from fourdiffusion.cli import main
 from fourdiffusion.media import u2net
 from fourdiffusion.ops import hash_grid
+from fourdiffusion.settings import DoctorConfig
 
 
 def test_every_line_is_ok_or_names_a_remedy(
@@ -20,7 +21,7 @@ def test_every_line_is_ok_or_names_a_remedy(
     monkeypatch.setattr(doctor, "EXTRAS", entries)
     monkeypatch.chdir(tmp_path)
     model = write_model(tmp_path / "model")
-    doctor.doctor(doctor.DoctorConfig(model=tiny_config(str(model))))
+    doctor.doctor(DoctorConfig(model=tiny_config(str(model))))
     lines = capsys.readouterr().out.splitlines()
     assert all(line.startswith(("ok      ", "missing ")) for line in lines)
     assert all(": " in line.partition(": ")[2] for line in lines if line.startswith("missing"))

@@ -19,6 +19,7 @@ from PIL import Image
 from tiny_model import FRAMES, SIZE, balls, picture, tiny_pipeline
 
 from fourdiffusion import cameras
+from fourdiffusion.cli import config
 from fourdiffusion.datasets.clips import Clip, opaque_clip, write_clip
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion.loading import load_pipeline, open_pipeline
@@ -194,9 +195,9 @@ def test_a_sheet_has_two_rows_an_object(
 
 
 def test_the_ablations_words_are_settings_of_fit() -> None:
-    schema = held_out.config.load_settings_class("fourdiffusion.fit.settings:FitConfig")
+    schema = config.load_settings_class("fourdiffusion.fit.settings:FitConfig")
     for words in ablation.VARIANTS.values():
-        settings = held_out.config.compose("fit", schema, words)
+        settings = config.compose("fit", schema, words)
         for key, value in (word.split("=") for word in words):
             assert OmegaConf.select(settings, key) in (yaml.safe_load(value), value)
 

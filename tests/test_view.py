@@ -90,7 +90,7 @@ def controls(**values: Any) -> verb.Controls:
         "size": 48,
         "recording": False,
     } | values
-    widgets = {name: SimpleNamespace(value=value) for name, value in chosen.items()}
+    widgets: dict[str, Any] = {name: SimpleNamespace(value=value) for name, value in chosen.items()}
     return verb.Controls(**widgets, status=SimpleNamespace(content=""), image=SimpleNamespace(image=None))
 
 

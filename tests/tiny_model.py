@@ -59,6 +59,7 @@ def tiny_config(path: str | None = None) -> ModelConfig:
 def tiny_pipeline(moving: bool = False) -> FourDiffusionPipeline:
     """A fresh model; with ``moving`` its motion layers do something, as trained ones do."""
     config = tiny_config()
+    assert config.vocab_size is not None and config.text_length is not None
     tokenizer = encoders.train_tokenizer(CAPTIONS, config.vocab_size, config.text_length)
     pipeline = fresh_pipeline(config, tokenizer, seed=0)
     if moving:

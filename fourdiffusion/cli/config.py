@@ -1,4 +1,4 @@
-"""Composition: Hydra makes one typed dataclass of a verb's schema, its config files and the words of a command line.
+"""Compose one typed dataclass of a verb's schema, its config files and the words of a command line.
 
 Only this module, overrides.py and launch.py import Hydra.
 """
@@ -24,13 +24,13 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from fourdiffusion.cli.overrides import literal, translate
+from fourdiffusion.cli.overrides import literal, remedy, translate
 from fourdiffusion.cli.schema import groups, load_settings_class, root, settings, shipped
 from fourdiffusion.documents import read_yaml
 from fourdiffusion.errors import UserError
 from fourdiffusion.renames import current_name
 
-__all__ = ["Source", "build", "compose", "composed_job", "hydra_of", "load_settings_class", "shipped"]
+__all__ = ["Source", "build", "compose", "composed_job", "from_values", "hydra_of", "load_settings_class", "shipped"]
 
 INSTALL = {"joblib": "pip install hydra-joblib-launcher", "submitit_local": "pip install hydra-submitit-launcher"}
 INSTALL["submitit_slurm"] = INSTALL["submitit_local"]
@@ -51,13 +51,13 @@ class VerbRepository(ConfigRepository):
 
 
 def register_resolvers() -> None:
-    """Make ${shipped:PATH} known; each process that resolves a config does this once."""
+    """Register ${shipped:PATH}; each process that resolves a config does this once."""
     OmegaConf.register_new_resolver("shipped", lambda path: str(shipped(path)), replace=True)
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Where composition begins: a verb's root file, or the settings of a run over it."""
+    """The start of a composition: a verb's root file, or the settings of a run over it."""
 
     name: str  # of the verb's root file
     schema: type
@@ -67,7 +67,7 @@ class Source:
 
 @contextlib.contextmanager
 def hydra_of(source: Source) -> Iterator[tuple[Hydra, str]]:
-    """Give Hydra's application object for one verb, and the name of its primary config.
+    """Yield Hydra's application object for one verb, and the name of its primary config.
 
     Hydra's own entry point, hydra.main, reports mistakes as several lines and exits; this is what it calls.
     """
@@ -89,11 +89,13 @@ def hydra_of(source: Source) -> Iterator[tuple[Hydra, str]]:
     chosen = {group.name for group in groups(source.name, source.config_dir)}
     loader.repository = VerbRepository(search_path, {each.key for each in settings(source.schema)} - chosen)
     hydra = Hydra(task_name=source.name, config_loader=loader)
-    GlobalHydra.instance().initialize(hydra)
+    instance = GlobalHydra.instance()
+    outer, instance.hydra = instance.hydra, None  # of a program that uses Hydra and calls the API
+    instance.initialize(hydra)
     try:
         yield hydra, primary
     finally:
-        GlobalHydra.instance().clear()
+        instance.hydra = outer
 
 
 def _run_config(source: Source, path: Path) -> dict[str, Any]:
@@ -177,6 +179,38 @@ def build(config: DictConfig, settings_class: type[Settings]) -> Settings:
     return _instance(settings_class, typing.cast(dict[str, Any], tree))
 
 
+def from_values(name: str, settings_class: type[Settings], values: dict[str, Any]) -> Settings:
+    """Return a verb's settings: Python values over its config files, as `compose` lays words over them.
+
+    Args:
+        values: by name. A section of the settings is a dict, or its settings have dotted names; a group takes the name
+            of an option (``experiment="paper"``).
+
+    Raises ValueError for an unknown name, and a value of the wrong type or outside its range.
+    """
+    leaves = {each.key: each for each in settings(settings_class)}
+    known = [*leaves, *(group.name for group in groups(name))]
+    options = {key: value for key, value in values.items() if key in known and key not in leaves and _is_option(value)}
+    given = flat({key: value for key, value in values.items() if key not in options}, leaves)
+    if unknown := next((key for key in given if key not in leaves), None):
+        raise ValueError(f"there is no setting '{unknown}': {remedy(unknown, known)}")
+    try:
+        composed = compose(name, settings_class, [f"{key}={value or 'null'}" for key, value in options.items()])
+        for key, value in given.items():
+            value = str(value) if isinstance(value, Path) else value
+            try:
+                OmegaConf.update(composed, key, literal(value, None) if isinstance(value, str) else value, merge=False)
+            except OmegaConfBaseException as error:
+                raise ValueError(f"{key}={value!r}: expected {leaves[key].kind}") from error
+        return build(composed, settings_class)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+def _is_option(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
 def missing_keys(config: DictConfig) -> set[str]:
     """Return the keys whose values the user must still give."""
     tree = OmegaConf.to_container(config, resolve=False)  # OmegaConf's own function resolves what may be missing
@@ -204,7 +238,7 @@ def _instance(settings_class: type[Settings], tree: dict[str, Any]) -> Settings:
 
 @contextlib.contextmanager
 def one_line_errors(*others: type[BaseException]) -> Iterator[None]:
-    """Turn the errors of Hydra and OmegaConf into UserErrors of one line, without what only we need to know.
+    """Turn the errors of Hydra and OmegaConf into UserErrors of one line, without their internal details.
 
     Hydra raises plain exceptions, too, for some mistakes in its own settings: ``others`` are these, where nothing else
     can raise them.

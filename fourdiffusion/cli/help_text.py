@@ -114,7 +114,7 @@ def network_sizes(schema: type) -> set[str]:
 
 
 def _written(value: object) -> str:
-    """A value as the command line takes it."""
+    """Return a value as the command line takes it."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -123,7 +123,7 @@ def _written(value: object) -> str:
 
 
 def _table(rows: list[tuple[str, str]]) -> list[str]:
-    """Two columns, the second one wrapped to the terminal; a long first column gets a line of its own."""
+    """Return rows as two columns, the second one wrapped to the terminal; a long first entry gets its own line."""
     left = min(max(len(name) for name, _ in rows), 32)
     room = max(shutil.get_terminal_size((110, 24)).columns - left - 6, 30)
     lines = []

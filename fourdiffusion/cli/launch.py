@@ -1,4 +1,4 @@
-"""Hydra runs a verb: one job, a sweep of jobs through a launcher, or a look at the config instead."""
+"""Run a verb through Hydra: one job, a sweep of jobs through a launcher, or print the config instead."""
 
 import argparse
 import importlib
@@ -23,13 +23,13 @@ from fourdiffusion.cli.overrides import Overrides, quoted, translate
 from fourdiffusion.cli.schema import groups, load_settings_class, settings
 from fourdiffusion.errors import UserError
 
-# What makes the outputs of a sweep's jobs differ whatever is swept.
+# Makes the outputs of a sweep's jobs differ whatever is swept.
 OWN_TO_A_JOB = re.compile(r"\$\{hydra:(job\.(num|id)|runtime\.output_dir)\}")
 
 
 @dataclass(frozen=True)
 class Task:
-    """A verb's function and settings, by name: what a launcher sends to other processes."""
+    """A verb's function and settings by name, which a launcher can send to other processes."""
 
     module: str
     function: str
@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Failure:
-    """What a job gives back in place of its result, so that Hydra adds no lines of its own to the error's."""
+    """The return value of a job that failed: Hydra would print lines of its own for an exception."""
 
     error: Exception
 
@@ -84,7 +84,7 @@ def run(task: Task, words: list[str], warn: Any) -> None:
         elif is_sweep:
             _run_sweep(hydra, primary, task, schema, overrides)
         else:
-            with one_line_errors(Exception):  # of Hydra's own: the job gives its error back
+            with one_line_errors(Exception):  # of Hydra's own: the job returns its error
                 job = hydra.run(primary, task, ["hydra.mode=RUN", *overrides.words()])
             if isinstance(job.return_value, Failure):
                 raise job.return_value.error
@@ -165,7 +165,7 @@ def _separate_outputs(hydra: Hydra, primary: str, name: str, schema: type, overr
 
 
 def _differ(outputs: list[str], overrides: Overrides, schema: type) -> bool:
-    """Whether no two jobs of a sweep share an output: it is all that is swept, or names all that is.
+    """Return whether no two jobs share an output: nothing else is swept, or the output names everything that is.
 
     Where no output is given, it is the folder of the input, the verb's first setting.
     """

@@ -1,4 +1,4 @@
-"""The command `fourdiffusion VERB KEY=VALUE ...`: finds the verb, has it explained or run, reports mistakes."""
+"""The command `fourdiffusion VERB KEY=VALUE ...`: find the verb, explain it or run it, report mistakes."""
 
 import difflib
 import os
@@ -21,7 +21,8 @@ VIDEO_SUFFIXES = {".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv", ".m4v"}
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line and return its exit code.
 
-    0; 2 for a mistake of the user's; 130 when interrupted; 141 when the reader of the output has left, as `head` does.
+    0; 2 for a mistake of the user's; 130 when interrupted; 141 when the reader of the output has closed it, as `head`
+    does.
     With HYDRA_FULL_ERROR=1 in the environment a mistake keeps its traceback.
     """
     words = sys.argv[1:] if arguments is None else arguments
@@ -82,7 +83,7 @@ def _run(words: list[str]) -> None:
 
 
 def find(words: list[str]) -> tuple[Verb | None, list[str]]:
-    """The verb and the words after it; None where the words are the beginning of several verbs."""
+    """Return the verb and the words after it; None where the words are the beginning of several verbs."""
     for verb in verbs.VERBS:
         length = len(verb.words.split())
         if words[:length] == verb.words.split():
@@ -100,7 +101,7 @@ def find(words: list[str]) -> tuple[Verb | None, list[str]]:
 
 
 def _is_video(word: str) -> bool:
-    """Whether a first word is no verb but a file, a folder, or the name of a video."""
+    """Return whether a first word is no verb but a file, a folder, or the name of a video."""
     try:
         if Path(word).exists():
             return True

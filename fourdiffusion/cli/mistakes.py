@@ -1,4 +1,4 @@
-"""What stops a command and is no fault of the program: one line instead of a traceback."""
+"""Errors that are no fault of the program: one line instead of a traceback."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ NO_MEMORY = "out of memory: take fewer frames, views or workers, or smaller imag
 
 
 def mistake(error: BaseException) -> str | None:
-    """Return what to tell the user in place of a traceback; None for a fault of the program."""
+    """Return the one line to print in place of a traceback; None for a fault of the program."""
     text = str(error)
     if isinstance(error, UserError):
         if text.startswith("Caught UserError in DataLoader worker"):  # torch puts the worker's traceback before it
@@ -53,14 +53,14 @@ def mistake(error: BaseException) -> str | None:
 
 
 def safe_streams() -> None:
-    """Let no character stop a command: what a terminal cannot write is written as an escape."""
+    """Make the standard streams write characters that they cannot encode as escapes."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def reader_is_gone() -> bool:
-    """Whether nobody reads the standard output any more, as behind `head`; what is left of it goes nowhere then."""
+    """Return whether the reader of the standard output has closed it, as `head` does; then redirect it to /dev/null."""
     try:
         number = sys.stdout.fileno()
         sys.stdout.flush()

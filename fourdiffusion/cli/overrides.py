@@ -78,7 +78,7 @@ def translate(words: list[str], schema: type, groups: Iterable[Group], sweep: bo
             pieces = _pieces(text) if sweep else [text]
             result.entries.append(Word(key, [_option(sections[key], piece) for piece in pieces]))
         elif key not in leaves:
-            raise UserError(f"there is no setting '{key}': {_remedy(key, [*leaves, *sections])}")
+            raise UserError(f"there is no setting '{key}': {remedy(key, [*leaves, *sections])}")
         elif leaves[key].is_text:
             result.entries.append(_text_word(leaves[key], text, set(leaves), sweep))
         else:
@@ -129,7 +129,8 @@ def _not_a_setting(words: list[str], number: int, leaves: dict[str, Setting]) ->
     return f"'{words[number]}' is not a setting: write KEY=VALUE, for example {example}"
 
 
-def _remedy(key: str, known: list[str]) -> str:
+def remedy(key: str, known: list[str]) -> str:
+    """Say what to do about a key that is none of the known ones."""
     inside = [each for each in known if each.startswith(f"{key}.")]
     if inside:
         return f"it is a section, set one of {', '.join(inside)}"

@@ -1,4 +1,4 @@
-"""What a verb's settings are: the schema, its ranges and documentation, and the config groups over it.
+"""A verb's settings: the schema, its ranges and documentation, and the config groups over it.
 
 A verb's settings are a dataclass in a module that imports no torch: the schema. configs/<verb>.yaml and the files of
 its groups hold differences from it, and the words of the command line come last (overrides.py). Hydra composes them
@@ -31,7 +31,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def shipped(path: str) -> Path:
-    """Where `configs/...` or `data/...` lies: inside the package in a wheel, beside it in a clone."""
+    """Return the path of `configs/...` or `data/...`: inside the package in a wheel, beside it in a clone."""
     inside = PACKAGE / "shipped" / path
     return inside if inside.exists() else PACKAGE.parent / path
 
@@ -87,7 +87,7 @@ class Setting:
 
     @property
     def is_number(self) -> bool:
-        """Whether the value is a number or a list of numbers."""
+        """Return whether the value is a number or a list of numbers."""
         return re.fullmatch(r"(int|float|list\[(int|float)\])( \| None)?", self.kind) is not None
 
     @property
@@ -113,14 +113,14 @@ class Setting:
 
     @property
     def range(self) -> tuple[float, float] | None:
-        """The least and the greatest value, as the table of the class that defines the field says."""
+        """Return the least and the greatest value, from the table of the class that defines the field; None without."""
         field = self.key.rpartition(".")[2]
         return next(
             (RANGES[c.__name__][field] for c in self.owner.__mro__ if field in RANGES.get(c.__name__, {})), None
         )
 
     def check(self, value: object) -> None:
-        """UserError for a number outside the setting's range; NaN and infinities lie outside every range."""
+        """Raise UserError for a number outside the setting's range; NaN and infinities lie outside every range."""
         if not self.is_number:
             return
         for number in value if isinstance(value, list) else [value]:
@@ -131,7 +131,7 @@ class Setting:
 
 
 def settings(schema: type, prefix: str = "") -> Iterator[Setting]:
-    """The leaves of a schema in the order of its source, nested dataclasses opened."""
+    """Yield the leaves of a schema in the order of its source, those of nested dataclasses among them."""
     types = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         key, of = prefix + field.name, types[field.name]

@@ -3,6 +3,7 @@
 Letters: N pictures.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -40,6 +40,11 @@ class Scene:
                 "both the same"
             )
 
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str | None = None) -> "Scene":
+        """Read a scene folder, or the run folder that has one in scene/. UserError where it is none."""
+        return load_scene(Path(folder), torch.device(device) if device is not None else None)
+
 
 def save_scene(folder: Path, scene: Scene) -> None:
     """Writes a scene folder; each file appears whole or not at all."""

@@ -180,8 +180,8 @@ def test_the_front_is_at_azimuth_0_and_up_is_up(swung: Path) -> None:
         color = image[image.shape[0] // 2, image.shape[1] // 2, :3].astype(float)
         wanted = np.array(FACES[face]) * (0.9 ** (1 / 2.2))  # the light's strength, in sRGB
         assert np.abs(color - wanted).max() < 40, (view, color)  # Blender adds a gray reflection
-    image = [np.array(Image.open(swung / f"rgba/v00_f0{f}.png"))[..., 3] for f in (0, 2)]
-    top = [np.flatnonzero(alpha.any(axis=1))[0] for alpha in image]
+    alphas = [np.array(Image.open(swung / f"rgba/v00_f0{f}.png"))[..., 3] for f in (0, 2)]
+    top = [np.flatnonzero(alpha.any(axis=1))[0] for alpha in alphas]
     assert top[1] < top[0]  # the box rises
 
 

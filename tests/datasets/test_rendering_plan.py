@@ -74,16 +74,16 @@ def test_the_object_fills_the_frame_and_never_leaves_it(wide: bool) -> None:
     config = settings(num_views=36, num_random_views=6, random_elevation_deg=[-20.0, 50.0], width=96 if wide else 64,
                       height=64, frame_margin=0.0, cube_side=2.0, num_frames=2)  # fmt: skip
     rng = np.random.default_rng(3)
+    everywhere = np.stack([plan.orbit(a, e, 1.1) for a in range(0, 360, 2) for e in np.linspace(-20, 50, 9)])
+    parts = np.array_split(rng.permutation(everywhere), 60)  # one camera that sees too little is enough
     for number in range(8):
         rig = plan.make_rig(config, f"clip-{number}")
         frames = [rng.normal(size=(200, 3)) * rng.uniform(0.1, 3, 3) + rng.normal(size=3) for _ in range(4)]
         matrix = plan.normalization(frames, plan.SCENE_FROM_GLTF, config, rig)
         assert plan.share_outside(frames, matrix, config, rig) == 0
-        everywhere = [plan.orbit(a, e, 1.1) for a in range(0, 360, 2) for e in np.linspace(-20, 50, 9)]
-        dense = plan.Rig(np.stack(everywhere), [], rig.fovy_deg)
         larger = matrix.copy()
         larger[:3] *= 1.01
-        assert plan.share_outside(frames, larger, config, dense) > 0
+        assert any(plan.share_outside(frames, larger, config, plan.Rig(part, [], rig.fovy_deg)) > 0 for part in parts)
 
 
 def test_the_cube_holds_all_frames_not_the_first() -> None:

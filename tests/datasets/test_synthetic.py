@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fourdiffusion.cameras import FOVY_DEG, orbit, rays
-from fourdiffusion.datasets.synthetic import PLANS, TEST_SEED_START, make_creature, pose, render
+from fourdiffusion.datasets.synthetic import TEST_SEED_START, make_creature, pose, render
+from fourdiffusion.datasets.synthetic.body_plans import PLANS
 
 SEEDS = range(12)
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -238,6 +239,10 @@ def test_keys_that_repeat_others_pass(folder: Path) -> None:
 # ---- paths ----------------------------------------------------------------------------------------------------------
 
 
+def first_frame_is(name: str, meta: dict) -> None:
+    meta["frames"][0].update(file_path=name)
+
+
 def test_pictures_outside_the_folder_are_read_only_where_that_is_allowed(folder: Path) -> None:
     outside = folder.with_name("outside.png")
     Image.open(folder / "rgba" / "v00_f00.png").save(outside)
@@ -245,12 +250,12 @@ def test_pictures_outside_the_folder_are_read_only_where_that_is_allowed(folder:
     (folder / "way").symlink_to(folder.parent)
     (folder / "inside.png").symlink_to(folder / "rgba" / "v00_f00.png")
     for name in ("../outside.png", str(outside), "link.png", "rgba/../../outside", "way/outside.png"):
-        edit(folder, lambda meta, name=name: meta["frames"][0].update(file_path=name))
+        edit(folder, partial(first_frame_is, name))
         with pytest.raises(UserError, match="lies outside the clip's folder.*copy the pictures"):
             read_clip(folder)
         assert torch.equal(read_clip(folder, allow_outside=True).rgba, truth().rgba)
     for name in ("inside.png", "rgba/../rgba/v00_f00.png", "./rgba/v00_f00"):
-        edit(folder, lambda meta, name=name: meta["frames"][0].update(file_path=name))
+        edit(folder, partial(first_frame_is, name))
         assert torch.equal(read_clip(folder).rgba, truth().rgba)
     linked = folder.with_name("linked")
     linked.symlink_to(folder)

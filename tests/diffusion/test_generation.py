@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from tiny_model import FRAMES, SIZE, tiny_config, tiny_pipeline
 from torch import Tensor
 
-from fourdiffusion import cameras, config
+from fourdiffusion import cameras
+from fourdiffusion.cli import config
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.distillation import add_noise, guide
 from fourdiffusion.diffusion.generation import generate_views, sample_latents
@@ -121,7 +123,7 @@ def test_the_shipped_model_loads_without_a_dtype_and_samples_as_the_command_does
 
 def test_call_returns_the_asked_type(pipeline: FourDiffusionPipeline) -> None:
     """Large pictures are brought to the model's size."""
-    arguments = {"num_views": 2, "num_inference_steps": 1}
+    arguments: dict[str, Any] = {"num_views": 2, "num_inference_steps": 1}
     views = pipeline(images(2, 40), "a ball", **arguments)
     assert views.shape == (2, 2, 3, SIZE, SIZE) and views.dtype == torch.float32
     array = pipeline(images(2, 40), "a ball", **arguments, output_type="np")

@@ -1,5 +1,7 @@
 """What each stage trains, what dropping removes, how steps are weighed."""
 
+from typing import Literal
+
 import pytest
 import torch
 from tiny_model import CAPTIONS, SIZE, tiny_pipeline
@@ -129,7 +131,9 @@ def test_a_perfect_prediction_costs_nothing(pipeline: FourDiffusionPipeline, mon
 
 
 @pytest.mark.parametrize("stage, names", [("base", {"unet", "text_encoder", "image_encoder"}), ("motion", {"motion"})])
-def test_what_a_stage_trains(pipeline: FourDiffusionPipeline, stage: str, names: set[str]) -> None:
+def test_what_a_stage_trains(
+    pipeline: FourDiffusionPipeline, stage: Literal["base", "motion"], names: set[str]
+) -> None:
     objective = DiffusionObjective(pipeline, stage, 0.0, 0.0, True, None)
     assert set(objective.trainable) == names
     torch.stack(list(objective(**arguments()).values())).sum().backward()

@@ -274,7 +274,7 @@ def write_generated(config, size=SIZE, pipeline=None):
 
 def target_of(config):
     rgba = load_video(config.video, FRAMES, SIZE, crop="frame").rgba
-    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES), rgba)
+    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES), rgba)  # type: ignore[arg-type]
 
 
 def test_the_anchor_is_the_view_most_like_the_input_and_can_be_set(config):
@@ -349,7 +349,7 @@ def test_gradients_in_chunks_are_the_whole_gradient(config, pixel_space):
     config.sds = dataclasses.replace(config.sds, pixel_space=pixel_space)
     inputs = read_inputs(config)
     write_generated(config, pipeline=inputs.pipeline)
-    found = []
+    found: list[tuple[dict[str, float], torch.Tensor]] = []
     for rays, images in ((0, 0), (777, 3)):
         config.sds = dataclasses.replace(config.sds, ray_chunk=rays, image_chunk=images)
         problem = open_problem(config, inputs)
@@ -357,9 +357,9 @@ def test_gradients_in_chunks_are_the_whole_gradient(config, pixel_space):
         before = parameters(problem)
         terms = update(problem, optimizer, plan_step(config, 0), stream(0, 0, 0))
         found.append(({name: float(value) for name, value in terms.items()}, before - parameters(problem)))
-    (terms, gradient), (chunked_terms, chunked) = found
-    assert {"sds", "orientation", "opacity", "sparsity"} <= terms.keys() and gradient.norm() > 0
-    assert chunked_terms == {name: pytest.approx(value, rel=1e-5) for name, value in terms.items()}
+    (whole_terms, gradient), (chunked_terms, chunked) = found
+    assert {"sds", "orientation", "opacity", "sparsity"} <= whole_terms.keys() and gradient.norm() > 0
+    assert chunked_terms == {name: pytest.approx(value, rel=1e-5) for name, value in whole_terms.items()}
     assert (chunked - gradient).norm() < 1e-5 * gradient.norm()
 
 

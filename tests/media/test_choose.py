@@ -1,6 +1,7 @@
 """Which frames are chosen: evenly in time, a part, a rate, a stride, and the warnings."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from fourdiffusion.media.choose import check_choice, choose_frames, normalized
 from fourdiffusion.media.settings import InputVideo
 
 
-def choose(count: int, span_s: float, **settings: float) -> list[int]:
+def choose(count: int, span_s: float, **settings: Any) -> list[int]:
     """The choice from frames evenly spaced in time."""
     return choose_frames(np.arange(count) * span_s / count, span_s, InputVideo(**settings)).indices
 
@@ -58,13 +59,14 @@ def test_a_rate_and_a_stride() -> None:
     assert choose(100, 10, num_frames=4, fps=2, start=1.0) == [10, 15, 20, 25]
     assert choose(100, 10, num_frames=4, stride=7, start=0.5) == [5, 12, 19, 26]
     assert choose(10, 1, num_frames=4, stride=3) == [0, 3, 6, 9]
-    for settings in ({"stride": 4}, {"stride": 3, "end": 0.8}, {"fps": 2.9}):
+    longer: tuple[dict[str, Any], ...] = ({"stride": 4}, {"stride": 3, "end": 0.8}, {"fps": 2.9})
+    for settings in longer:
         with pytest.raises(UserError, match="num_frames=4 (with stride|at fps)=.* need .* there are .* from 0.00 s to"):
             choose(10, 1, num_frames=4, **settings)
 
 
 def test_warnings_have_the_figures() -> None:
-    def warnings(count: int, span_s: float, **settings: float) -> list[str]:
+    def warnings(count: int, span_s: float, **settings: Any) -> list[str]:
         return choose_frames(np.arange(count) * span_s / count, span_s, InputVideo(**settings)).warnings
 
     assert warnings(1440, 60, num_frames=64) == []

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import imageio_ffmpeg
@@ -61,6 +62,7 @@ def save_webm(path: Path, frames: np.ndarray, codec: str = "libvpx-vp9") -> str:
     """[n, H, W, 3 or 4]; four channels give a webm with transparency."""
     with av.open(str(path), "w", format="webm") as container:
         stream = container.add_stream(codec, rate=8, options={"crf": "10", "b": "4M", "auto-alt-ref": "0"})
+        assert isinstance(stream, av.VideoStream)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuva420p" if frames.shape[-1] == 4 else "yuv420p"
         for frame in frames:
@@ -322,7 +324,7 @@ def test_durations_of_a_gif_count(tmp_path: Path) -> None:
 
 def test_the_still_of_an_animated_png_is_no_frame_and_short_durations_are_a_tenth(tmp_path: Path) -> None:
     images = [Image.fromarray(frame) for frame in numbered(4)]
-    later = {"save_all": True, "append_images": images[1:]}
+    later: dict[str, Any] = {"save_all": True, "append_images": images[1:]}
     images[0].save(tmp_path / "still.png", default_image=True, duration=[100] * 4, **later)
     video = load_video(str(tmp_path / "still.png"), 3, 16)
     assert video.num_source_frames == 3 and numbers(video.rgba) == [1, 2, 3]
@@ -337,7 +339,7 @@ def test_the_still_of_an_animated_png_is_no_frame_and_short_durations_are_a_tent
 def test_a_part_of_a_video(tmp_path: Path) -> None:
     source = save_timed_mp4(tmp_path / "in.mp4", [0.1 * i for i in range(24)])
 
-    def part(**settings: float) -> list[int]:
+    def part(**settings: Any) -> list[int]:
         video = load_video(InputVideo(source, num_frames=4, **settings), 16)
         assert numbers(video.rgba) == video.frame_indices
         return video.frame_indices
@@ -588,8 +590,8 @@ def test_bad_input_is_one_line_with_the_file_and_the_remedy(tmp_path: Path, case
         path.write_bytes(data)
     elif case == "cut gif":
         source = save_gif(tmp_path / "in.gif", rgba_frames(6))
-        data = Path(source).read_bytes()
-        Path(source).write_bytes(data[: int(len(data) * 0.6)])
+        whole = Path(source).read_bytes()
+        Path(source).write_bytes(whole[: int(len(whole) * 0.6)])
     elif case == "sound only":
         source = str(path)
         with av.open(source, "w") as container:

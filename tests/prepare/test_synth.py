@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from fourdiffusion.datasets.clips import list_clips, read_clip
-from fourdiffusion.datasets.synthetic import PLANS, TEST_SEED_START, UNSEEN_PLANS, make_creature
+from fourdiffusion.datasets.synthetic import TEST_SEED_START, make_creature
+from fourdiffusion.datasets.synthetic.body_plans import PLANS, UNSEEN_PLANS
 from fourdiffusion.errors import UserError
 from fourdiffusion.prepare.settings import FAULTS, SynthConfig
 from fourdiffusion.prepare.synth import fault, make_clip, synth

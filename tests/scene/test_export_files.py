@@ -33,7 +33,7 @@ COLORS = np.array([[0, 0, 0], [1, 0, 0], [0.5, 0.5, 0.5], [0, 0, 1]], dtype=np.f
 def tetrahedron(shift: float = 0.0) -> Mesh:
     normals = np.array([[-1, -1, -1], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32)
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return Mesh(CORNERS + np.float32([0, 0, shift]), FACES, normals, COLORS)
+    return Mesh(CORNERS + np.array([0, 0, shift], np.float32), FACES, normals, COLORS)
 
 
 def accessor(gltf: GLTF2, number: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_the_near_hides_the_far_and_the_background_shows_through() -> None:
     [{"prune_alpha": 0.05}, {"early_stop": 0.02}, {"prune_weight": 0.01}, {"prune_alpha": 0.02, "early_stop": 0.1}],
     ids=str,
 )
-def test_pruning_keeps_what_a_loop_over_samples_keeps(settings: dict[str, float]) -> None:
+def test_pruning_keeps_what_a_loop_over_samples_keeps(settings: dict[str, Any]) -> None:
     origins, directions, times = view(8)
     occupancy = grid_of()
     whole = render(ball, occupancy, origins, directions, times, WHITE, CONFIG)
