@@ -84,6 +84,8 @@ def _run(words: list[str]) -> None:
 
 def find(words: list[str]) -> tuple[Verb | None, list[str]]:
     """Return the verb and the words after it; None where the words are the beginning of several verbs."""
+    if words[0] == "fit" and any(word.startswith("views=") for word in words):
+        words = ["fit", "views", *words[1:]]  # `fit views=FOLDER` is a verb of its own
     for verb in verbs.VERBS:
         length = len(verb.words.split())
         if words[:length] == verb.words.split():

@@ -1,0 +1,146 @@
+"""`fit views=`: a scene from known cameras, without a model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import tiny_clip
+
+from fourdiffusion import cameras
+from fourdiffusion.cli import main
+from fourdiffusion.datasets.clips import write_clip
+from fourdiffusion.files import load_tensors
+from fourdiffusion.fit_views import loop
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["num_rays=512", "trackers=[]", "log_every=20", "device=cpu"]
+SMALL += ["scene.renderer.num_samples=32", "scene.renderer.occupancy_resolution=16"]
+SMALL += [f"scene.field.{grid}.num_levels=4" for grid in ("space", "spacetime")]
+SMALL += [f"scene.field.{grid}.log2_hashmap_size=11" for grid in ("space", "spacetime")]
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "write_pictures", lambda *args, **kwargs: [])
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clips") / "balls"
+    write_clip(folder, tiny_clip(0))
+    return folder
+
+
+def fit(clip: Path, output: Path, *words: str, steps: int = 200) -> int:
+    return main(["fit", f"views={clip}", f"output={output}", f"max_steps={steps}", *SMALL, *words])
+
+
+def score(output: Path) -> float:
+    return json.loads((output / "held_out.json").read_text())["psnr"]
+
+
+def test_held_out_views_are_met_and_wrong_cameras_are_not(clip: Path, tmp_path: Path) -> None:
+    assert fit(clip, tmp_path / "right", "held_out=[5]") == 0
+    turned = tmp_path / "turned"
+    shutil.copytree(clip, turned)
+    meta = json.loads((turned / "transforms.json").read_text())
+    c2w = cameras.turn(tiny_clip(0).c2w, torch.tensor([0.0, 25, -25, 40, 0, 0, -40, 10]))  # each by another angle
+    for entry in meta["frames"]:
+        entry["transform_matrix"] = c2w[entry["view"]].tolist()
+    (turned / "transforms.json").write_text(json.dumps(meta))
+    assert fit(turned, tmp_path / "wrong", "held_out=[5]") == 0
+    assert score(tmp_path / "right") > 17.5
+    assert score(tmp_path / "right") > score(tmp_path / "wrong") + 2
+
+
+def test_empty_space_holds_no_fog_of_the_background(clip: Path, tmp_path: Path) -> None:
+    from fourdiffusion.scene.scene import load_scene, render_views
+
+    assert fit(clip, tmp_path / "run") == 0
+    truth = tiny_clip(0)
+    scene = load_scene(tmp_path / "run")
+    _, opacity = render_views(scene, truth.c2w[:4], truth.fovy_deg, truth.times[[0, 1, 2, 3]], 16)
+    alpha = torch.stack([truth.rgba[k, k, 3] for k in range(4)]).float() / 255
+    assert (opacity[:, 0][alpha == 0]).mean() < 0.05
+    assert (opacity[:, 0] - alpha).abs().mean() < 0.1
+
+
+def test_every_layout_of_the_same_videos_gives_the_same_scene(clip: Path, tmp_path: Path) -> None:
+    truth = tiny_clip(0)
+    plain = tmp_path / "plain"
+    for v in range(8):
+        (plain / f"view_{v}").mkdir(parents=True)
+        for f in range(4):
+            pixels = np.ascontiguousarray(truth.rgba[v, f].permute(1, 2, 0).numpy())
+            Image.fromarray(pixels).save(plain / f"view_{v}" / f"{f}.png")
+    (plain / "cameras.json").write_text(
+        json.dumps({"c2w": truth.c2w.tolist(), "fovy_deg": truth.fovy_deg, "times": truth.times.tolist()})
+    )
+    scenes = []
+    for name, folder in (("clip", clip), ("json", clip / "transforms.json"), ("plain", plain)):
+        assert fit(folder, tmp_path / f"run-{name}", steps=6) == 0
+        scenes.append(load_tensors(tmp_path / f"run-{name}/scene/diffusion_pytorch_model.safetensors")[0])
+    for other in scenes[1:]:
+        assert all(torch.equal(value, other[key]) for key, value in scenes[0].items())
+
+
+def test_a_killed_fit_goes_on_bit_for_bit(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["checkpoint_minutes=0"]
+    assert fit(clip, tmp_path / "whole", *words, steps=24) == 0
+    before, steps = loop.save_checkpoint, []
+
+    def killed(*args: object) -> None:
+        before(*args)  # type: ignore[arg-type]
+        steps.append(args[3])
+        if args[3] == 19:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", killed)
+    assert fit(clip, tmp_path / "cut", *words, steps=24) == 130
+    monkeypatch.setattr(loop, "save_checkpoint", before)
+    assert fit(clip, tmp_path / "cut", *words, steps=24) == 0
+    whole, cut = (load_tensors(tmp_path / name / "checkpoint.safetensors")[0] for name in ("whole", "cut"))
+    assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["held_out=[8]"], "held_out=[8]: balls has the views 0 to 7"),
+        (["held_out=[0,1,2,3,4,5,6,7]"], "leaves no view"),
+        (["num_frames=9"], "num_frames=9: balls has 4 frames"),
+        (["frame_stride=2", "num_frames=3"], "2 of them at frame_stride=2"),
+        (["background=blue"], "background=blue is none of auto, random, white, black"),
+        (["scene.renderer.radius=1"], "scene.renderer.radius=1 differ"),
+        (["grid_lr=nan"], "grid_lr=nan"),
+        (["azimuths_deg=[0,90]"], "its transforms.json holds the cameras"),
+    ],
+)
+def test_mistakes_are_one_line(
+    clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], words: list[str], part: str
+) -> None:
+    assert fit(clip, tmp_path / "run", *words) == 2
+    error = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and part in error[0]
+    assert not (tmp_path / "run").exists()
+
+
+def test_unequal_views_are_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for v, frames in enumerate((3, 3, 2)):
+        (tmp_path / f"clip/view_{v}").mkdir(parents=True)
+        for f in range(frames):
+            Image.new("RGB", (16, 16)).save(tmp_path / f"clip/view_{v}/{f}.png")
+    assert fit(tmp_path / "clip", tmp_path / "run", "azimuths_deg=[0,120,240]") == 2
+    assert "view 2 has 2 frames, view 0 has 3" in capfd.readouterr().err
+
+
+def test_another_clip_does_not_go_on(clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert fit(clip, tmp_path / "run", steps=2) == 0
+    write_clip(tmp_path / "balls", tiny_clip(1))
+    assert fit(tmp_path / "balls", tmp_path / "run", steps=4) == 2
+    assert "another views" in capfd.readouterr().err
