@@ -133,7 +133,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> tuple[Problem, list[RenderPass], di
     LISTENED.clear()
     config = small(composed("experiment=released"))
     problem = small_problem(config)
-    problem.denoiser = Listening(problem.pipeline, BIAS)  # type: ignore[assignment, arg-type]
+    problem.denoiser = Listening(problem.pipeline, BIAS)  # type: ignore[assignment]
     problem.perceptual = lambda image, truth: (image - truth).abs().mean()
     optimizer = make_optimizer(config, problem.scene)
     for group in optimizer.param_groups:

@@ -350,7 +350,7 @@ def test_memory_of_a_step_does_not_grow_with_the_frames() -> None:
         index = torch.arange(count) % FRAMES
         target.times, target.images, target.rgba = torch.linspace(0, 1, count), target.images[index], target.rgba[index]
         target.views, target.empty = target.views[:, index], target.empty[:, index]
-        problem.denoiser = Oracle(problem.pipeline, frames=index)  # type: ignore[assignment, arg-type]
+        problem.denoiser = Oracle(problem.pipeline, frames=index)  # type: ignore[assignment]
         kept = [0]
 
         def count_numbers(value: Tensor, kept: list[int] = kept) -> Tensor:
