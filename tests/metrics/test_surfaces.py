@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from fourdiffusion.metrics.surfaces import (
+    _umeyama,
     align,
     chamfer_distance,
     f_score,
@@ -71,6 +72,8 @@ def test_a_mirrored_shape_is_not_mirrored_back() -> None:
     mirrored = cloud() * [1, 1, -1]
     found = align(mirrored, cloud(), "similarity")
     assert np.linalg.det(found.linear) > 0 and chamfer_distance(found(mirrored), cloud()) > 0.02
+    step = _umeyama(mirrored, cloud(), np.ones(len(mirrored)))  # points known to belong together
+    assert np.linalg.det(step.linear) > 0
 
 
 def test_a_stretched_shape_is_excused_by_the_released_alignment_alone() -> None:
