@@ -185,7 +185,7 @@ def _axis_scales(prediction: np.ndarray, truth: np.ndarray, steps: int = 200, ra
             turned = starts @ _rotation_of_6(six)
             moved = scales[:, None] * points @ turned + shift[:, None]
             losses = torch.stack([_squared_chamfer(each, goal, tree) for each in moved])
-            losses.mean().backward()  # type: ignore[no-untyped-call]
+            losses.mean().backward()
             adam.step()
             number = int(losses.argmin())
             if float(losses[number].detach()) < least:

@@ -5,6 +5,7 @@ import pytest
 from scipy.spatial.distance import cdist
 
 from fourdiffusion.metrics.surfaces import (
+    _umeyama,
     align,
     chamfer_distance,
     f_score,
@@ -46,11 +47,11 @@ def test_distances_equal_all_pairs() -> None:
 
 def test_motion_follows_points_that_are_matched_in_the_first_frame() -> None:
     start = np.array([[0.0, 0, 0], [1, 0, 0]])
-    truth = np.stack([start, start + [0, 1, 0]])
-    exchanged = np.stack([start, (start + [0, 1, 0])[::-1]])
+    truth = np.stack([start, start, start + [0, 1, 0]])
+    exchanged = np.stack([start, start, (start + [0, 1, 0])[::-1]])
     assert motion_distance(truth, truth) == 0
-    assert motion_distance(exchanged, truth) == pytest.approx(1.0)  # half of the frames off by 1, both directions
-    assert chamfer_distance(exchanged[1], truth[1]) == 0  # as sets the frames are equal
+    assert motion_distance(exchanged, truth) == pytest.approx(2 / 3)  # a third of the frames off by 1, both directions
+    assert chamfer_distance(exchanged[2], truth[2]) == 0  # as sets the frames are equal
     with pytest.raises(ValueError, match="must be"):
         motion_distance(truth[:1], truth)
 
@@ -65,6 +66,14 @@ def test_a_similarity_is_found_again(degrees: float) -> None:
     np.testing.assert_allclose(scales, 1 / 1.7, rtol=1e-6)
     assert np.linalg.det(found.linear) > 0  # never mirrored
     assert chamfer_distance(align(moved, truth, "none")(moved), truth) > 1
+
+
+def test_a_mirrored_shape_is_not_mirrored_back() -> None:
+    mirrored = cloud() * [1, 1, -1]
+    found = align(mirrored, cloud(), "similarity")
+    assert np.linalg.det(found.linear) > 0 and chamfer_distance(found(mirrored), cloud()) > 0.02
+    step = _umeyama(mirrored, cloud(), np.ones(len(mirrored)))  # points known to belong together
+    assert np.linalg.det(step.linear) > 0
 
 
 def test_a_stretched_shape_is_excused_by_the_released_alignment_alone() -> None:
