@@ -31,9 +31,13 @@ class FlatVae(nn.Module):
 
 
 class Distance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
     def forward(self, image: Tensor, truth: Tensor) -> Tensor:
         assert 0 <= image.min() and image.max() <= 1
-        return (image - truth).abs().flatten(1).mean(1)
+        return self.weight * (image - truth).abs().flatten(1).mean(1)
 
 
 def test_the_terms_of_the_autoencoder() -> None:
@@ -42,7 +46,9 @@ def test_the_terms_of_the_autoencoder() -> None:
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     noise = torch.tensor([4.0, -4.0])[:, None, None, None].expand(2, 4, 2, 2)
     pictures = torch.tensor([1.625, -0.375])[:, None, None, None]  # of 0.25 + 0.5 * 4 = 2.25 and of -1.75
-    terms = AutoencoderObjective(pipeline, 1e-2, 0.5, Distance())(images, noise)
+    distance = Distance()
+    terms = AutoencoderObjective(pipeline, 1e-2, 0.5, distance)(images, noise)
+    assert not distance.weight.requires_grad
     torch.testing.assert_close(vae.seen, images * 2 - 1)
     assert vae.z[0].eq(2.25).all() and vae.z[1].eq(-1.75).all()
     assert float(terms["l1"]) == pytest.approx(float((pictures - images).abs().mean()))
