@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as functional
+from test_objectives import predict
 from tiny_model import SIZE, tiny_pipeline
 from torch import Tensor, nn
 
 from fourdiffusion.diffusion import encoders
-from fourdiffusion.diffusion.objectives import AutoencoderObjective, TowersObjective
+from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective, TowersObjective
 
 KL = 12.0
 
@@ -30,20 +31,24 @@ class FlatVae(nn.Module):
 
 
 class Distance(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
     def forward(self, image: Tensor, truth: Tensor) -> Tensor:
         assert 0 <= image.min() and image.max() <= 1
-        return (image - truth).abs().flatten(1).mean(1)
+        return self.weight * (image - truth).abs().flatten(1).mean(1)
 
 
 def test_the_terms_of_the_autoencoder() -> None:
     vae: Any = FlatVae()
     pipeline: Any = SimpleNamespace(vae=vae)
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
-    noise = torch.tensor([4.0, -4.0])[:, None, None, None].expand(
-        2, 4, 2, 2
-    )  # decoded: 0.25 + 0.5 * 4 = 2.25, or -1.75
-    pictures = torch.tensor([1.625, -0.375])[:, None, None, None]
-    terms = AutoencoderObjective(pipeline, 1e-2, 0.5, Distance())(images, noise)
+    noise = torch.tensor([4.0, -4.0])[:, None, None, None].expand(2, 4, 2, 2)
+    pictures = torch.tensor([1.625, -0.375])[:, None, None, None]  # of 0.25 + 0.5 * 4 = 2.25 and of -1.75
+    distance = Distance()
+    terms = AutoencoderObjective(pipeline, 1e-2, 0.5, distance)(images, noise)
+    assert not distance.weight.requires_grad
     torch.testing.assert_close(vae.seen, images * 2 - 1)
     assert vae.z[0].eq(2.25).all() and vae.z[1].eq(-1.75).all()
     assert float(terms["l1"]) == pytest.approx(float((pictures - images).abs().mean()))
@@ -85,3 +90,9 @@ def test_the_towers_train_all_that_is_read() -> None:
     assert not without
     frozen = {n for n, p in pipeline.image_encoder.named_parameters() if not p.requires_grad}
     assert frozen and all("post_layernorm" in name or "layers.1." in name for name in frozen)
+
+
+def test_a_draw_at_the_probability_itself_drops_nothing() -> None:
+    objective = DiffusionObjective(tiny_pipeline(moving=True), "motion", 0.5, 0.25, True, None)
+    kept = predict(objective, dropout=torch.tensor([[0.5, 0.25], [0.5, 0.25]]))
+    assert torch.equal(kept, predict(objective, dropout=torch.ones(2, 2)))

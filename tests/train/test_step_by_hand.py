@@ -88,6 +88,9 @@ def test_the_inputs_of_the_towers_are_the_first_frame_of_one_view() -> None:
         images, captions = steps.clip_inputs(TrainConfig(), batch, step)
         assert captions == ["sample 4", "sample 7"]
         (view,) = [v for v in range(3) if torch.equal(images, batch.target[:, 0, v])]
+        assert view == int(
+            torch.randint(3, (), generator=stream(TrainConfig().seed + 2, 0, step))
+        )
         seen.add(view)
     assert seen == {0, 1, 2}
 
@@ -97,6 +100,8 @@ def test_crops_come_from_everywhere_and_rows_are_drawn_apart_from_columns() -> N
     flat, places = batch.target.flatten(0, 2), set()
     for step in range(80):
         images, noise = steps.vae_inputs(TrainConfig(crop_size=4), VAE, batch, step)
+        top, left = torch.randint(5, (2,), generator=stream(TrainConfig().seed + 2, 0, step)).tolist()
+        assert torch.equal(images, flat[..., top : top + 4, left : left + 4])
         assert images.shape == (4, 3, 4, 4) and noise.shape == (4, 3, 1, 1)
         found = [(y, x) for y in range(5) for x in range(5) if torch.equal(flat[..., y : y + 4, x : x + 4], images)]
         places.update(found)
