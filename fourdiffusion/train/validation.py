@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate
-from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.objectives import DiffusionObjective
@@ -32,27 +31,27 @@ def validate(training: Training, step: int) -> dict[str, float]:
 
     Every process measures its share of the clips.
     """
-    idle = idle_encoders(training.config, training.pipeline)
+    config, pipeline, device = training.config, training.pipeline, training.accelerator.device
+    for module in idle_encoders(config, pipeline):
+        module.to(device)
     with averaged_weights(training), torch.no_grad():
-        for module in idle:
-            module.to(training.accelerator.device)
         if isinstance(training.objective, DiffusionObjective):
             losses = bucket_losses(training, training.objective)
         else:
             losses = plain_loss(training)
         if training.accelerator.is_main_process:
-            show(training.config, training.pipeline, training.output / f"sample_{step:06d}")
-        for module in idle:
-            module.to("cpu")
+            show(config, pipeline, training.output / f"sample_{step:06d}")
+    for module in idle_encoders(config, pipeline):
+        module.to("cpu")
     return losses
 
 
 def validation_samples(config: TrainConfig) -> ClipSamples:
-    """Return the samples of ``validation_data``, without augmentation; item (0, i) is clip i of the validation."""
+    """Return the samples of ``validation_data``, without augmentation; items (0, i) take each clip once, then anew."""
     path = config.validation_data or config.data.path
     frames = config.data.num_frames if config.stage == "motion" else 1
-    own = DataConfig(path, config.data.num_views, config.data.num_frames, config.data.frame_stride)
-    return ClipSamples(own, frames, SEED)
+    own = dataclasses.replace(config.data, path=path, latents=False, augment=False)
+    return ClipSamples(own, frames, SEED, config.validation_clips)
 
 
 def _shares(training: Training) -> range:
@@ -95,10 +94,7 @@ def plain_loss(training: Training) -> dict[str, float]:
 
 def show(config: TrainConfig, pipeline: FourDiffusionPipeline, path: Path) -> None:
     """Write PATH.png of the first clip, truth above model, in stage motion a PATH.mp4 of it as well."""
-    path_of_clips = config.validation_data or config.data.path
-    frames = config.data.num_frames if config.stage == "motion" else 1
-    own = DataConfig(path_of_clips, config.data.num_views, config.data.num_frames, config.data.frame_stride)
-    samples = ClipSamples(own, frames, 0)
+    samples = validation_samples(config)
     batch = collate([samples[0, number] for number in range(1 if config.stage == "motion" else 4)])
     if config.stage == "vae":
         images = batch.target.flatten(0, 2)[:16]

@@ -275,6 +275,10 @@ def test_one_batch_gives_one_result_however_it_is_divided(base: Path, clips: Pat
         ({"stage": "clip", "batch_size": 2, "validation_every": 1}, "set validation_every=0"),
         ({"mixed_precision": "fp12"}, "mixed_precision=fp12"),
         ({"trackers": ["paper"]}, "paper"),
+        ({"optimizer": "sgd"}, "optimizer=sgd is none of adamw, adamw_8bit"),
+        ({"optimizer": "adamw_8bit"}, "bitsandbytes is not installed: pip install bitsandbytes"),
+        ({"stage": "base", "projection_steps": 5}, "projection_steps=5 is for stage=motion"),
+        ({"init_motion": "/no/such/mm.ckpt"}, "no file /no/such/mm.ckpt"),
     ],
 )
 def test_mistakes_are_named_before_anything_is_written(
