@@ -102,14 +102,14 @@ def _freeze_unread_layers(pipeline: FourDiffusionPipeline) -> None:
 
 @dataclass
 class Encoded:
-    """What the frozen encoders make of a batch: computed in every step, or once when the data are packed."""
+    """What the encoders make of a batch: computed in every step, or cached (precompute.py)."""
 
     z: Tensor  # scaled latents of the target views [B, F, V, C, h, w], float32
     given: Tensor  # scaled latents of the input video [B, F, C, h, w], float32
-    text: Tensor  # token states of the captions [B, L, D]
-    empty_text: Tensor  # token states of the empty caption [L, D] or [B, L, D]
-    image: Tensor | None  # image-encoder states of the input video [B, F, N, D]; None: see image_tokens
-    image_tokens: Tensor | None = None  # or what the UNet's resampler makes of them, [B, F, T, D]
+    tokens: Tensor  # of the image prompt, from the resampler [B, F, T, D]
+    no_tokens: Tensor  # of a dropped image prompt [T, D]
+    text: Tensor  # states of the captions [B, L, D]
+    no_text: Tensor  # states of the empty caption, [L, D] or [B, L, D]
 
 
 class DiffusionObjective(nn.Module):
@@ -158,65 +158,66 @@ class DiffusionObjective(nn.Module):
 
     def forward(
         self,
-        target: Tensor | None,
-        given: Tensor | None,
+        target: Tensor,
+        given: Tensor,
         c2w: Tensor,
         captions: list[str],
         timestep: Tensor,
         noise: Tensor,
         dropout: Tensor,
-        cached: dict[str, Tensor] | None = None,
-        encoded: Encoded | None = None,
+        latents: Tensor | None = None,
+        given_latents: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """One batch.
+        """One batch; what is cached (precompute.py) stands in for what its encoder would make.
 
         Args:
-            target: RGB in [0, 1], [B, F, V, 3, H, W]. It, ``given`` and ``captions`` are not read with ``encoded``.
-            given: the input video, [B, F, 3, H, W].
+            target: RGB in [0, 1], [B, F, V, 3, H, W]; not read where latents are given.
+            given: the input video, [B, F, 3, H, W]; not read where its latents and image tokens are given.
             c2w: cameras of the targets relative to the input's, [B, V, 4, 4].
             captions: B prompts.
             timestep: [B].
             noise: [B, F, V, C, h, w].
             dropout: uniform draws [B, 2]; below the probability the image prompt (and the camera), the text is dropped.
-            cached: parts of what the encoders make of the batch, as of ``encode``.
-            encoded: all of it, where it is known already.
+            latents: cached, of the target, [B, F, V, C, h, w].
+            given_latents: cached, of the input video, [B, F, C, h, w].
+            image_tokens: cached, the resampler's of the input video, [B, F, T, D]; of a frozen image tower only.
+            text: cached text states of the caption and of no caption, [B, 2, L, D]; of a frozen text tower only.
         """
-        if encoded is None:
-            if target is None or given is None:
-                raise ValueError("target and given are None: give them, or encoded")
-            encoded = self.encode(target, given, captions, cached or {})
+        encoded = self.encode(target, given, captions, latents, given_latents, image_tokens, text)
         error, emphasis = self.errors(encoded, c2w, timestep, noise, dropout)
         if self.min_snr_gamma is not None:
             error = error * (self.min_snr_gamma / emphasis).clamp(max=1)
         return {"mse": error.mean()}
 
     def encode(
-        self, target: Tensor, given: Tensor, captions: list[str], cached: dict[str, Tensor] | None = None
+        self,
+        target: Tensor,
+        given: Tensor,
+        captions: list[str],
+        latents: Tensor | None = None,
+        given_latents: Tensor | None = None,
+        image_tokens: Tensor | None = None,
+        text: Tensor | None = None,
     ) -> Encoded:
-        """Run the encoders on target views [B, F, V, 3, H, W], input video [B, F, 3, H, W] and B captions.
-
-        ``cached`` (precompute.py) stands in for what its encoder would make, whose input is then not read: ``latents``
-        [B, F, V, C, h, w] and ``given_latents`` [B, F, C, h, w]; of frozen towers alone also ``image_tokens``
-        [B, F, T, D] of the input video, and ``text`` [B, 2, L, D] of the caption and of no caption.
-        """
-        pipeline, cached = self.pipeline[0], cached or {}
-        z, given_z, both = (cached.get(name) for name in ("latents", "given_latents", "text"))
-        tokens, image = cached.get("image_tokens"), None
-        if both is None:
-            text = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, [*captions, ""])
-            text, empty_text = text[:-1], text[-1]
-        else:
-            text, empty_text = both.to(pipeline.unet.dtype).unbind(1)
-        if tokens is None:
+        """Return a batch as the UNet reads it; the arguments are ``forward``'s. Only what is not cached is computed."""
+        pipeline = self.pipeline[0]
+        z = latents if latents is not None else encode_in_parts(pipeline.vae, target, self.vae_batch_size)
+        if given_latents is None:
+            given_latents = encode_in_parts(pipeline.vae, given, self.vae_batch_size)
+        if image_tokens is None:
             image = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, given)
-        return Encoded(
-            encode_in_parts(pipeline.vae, target, self.vae_batch_size) if z is None else z,
-            encode_in_parts(pipeline.vae, given, self.vae_batch_size) if given_z is None else given_z,
-            text,
-            empty_text,
-            image,
-            tokens,
-        )
+            image_tokens = pipeline.unet.resampler(image)
+            no_tokens = pipeline.unet.resampler(torch.zeros_like(image[:1, :1]))[0, 0]
+        else:
+            no_tokens = tokens_without_image(pipeline)
+            image_tokens = image_tokens.to(no_tokens.dtype)
+        if text is None:
+            states = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, [*captions, ""])
+            return Encoded(z, given_latents, image_tokens, no_tokens, states[:-1], states[-1])
+        text = text.to(pipeline.unet.dtype)
+        return Encoded(z, given_latents, image_tokens, no_tokens, text[:, 0], text[:, 1])
 
     def errors(
         self, encoded: Encoded, c2w: Tensor, timestep: Tensor, noise: Tensor, dropout: Tensor
@@ -233,8 +234,9 @@ class DiffusionObjective(nn.Module):
         pipeline = self.pipeline[0]
         keep = (dropout[:, 0] >= self.cond_drop_prob).float()
         has_text = (dropout[:, 1] >= self.text_drop_prob).view(-1, 1, 1)
-        text = torch.where(has_text, encoded.text, encoded.empty_text)
-        context = pipeline.unet.project_context(text, self._image_tokens(encoded, keep))
+        text = torch.where(has_text, encoded.text, encoded.no_text)
+        tokens = torch.where(keep.view(-1, 1, 1, 1) > 0, encoded.tokens, encoded.no_tokens)
+        context = pipeline.unet.project_context(text, tokens)
         camera = cameras.conditioning(c2w)
         camera = torch.cat([camera, torch.zeros_like(camera[:, :1])], dim=1)
         if self.cond_drop_camera:
@@ -250,16 +252,6 @@ class DiffusionObjective(nn.Module):
         else:
             wanted, emphasis = noise, snr  # what the squared error weighs as an error of the clean latents
         return (predicted - wanted).square().flatten(1).mean(1), emphasis
-
-    def _image_tokens(self, encoded: Encoded, keep: Tensor) -> Tensor:
-        """The resampler's tokens [B, F, T, D] of the image prompt, of zeros where ``keep`` [B] is 0."""
-        pipeline, keep = self.pipeline[0], keep.view(-1, 1, 1, 1)
-        if encoded.image is not None:
-            return pipeline.unet.resampler(encoded.image * keep.to(encoded.image.dtype))
-        if encoded.image_tokens is None:
-            raise ValueError("image and image_tokens are None: give one of them")
-        none = tokens_without_image(pipeline)
-        return torch.where(keep > 0, encoded.image_tokens.to(none.dtype), none)
 
 
 @torch.no_grad()

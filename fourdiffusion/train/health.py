@@ -26,14 +26,6 @@ class Meter:
     waited: float = 0.0
     clips: int = 0
     began: float = field(default_factory=time.monotonic)
-    skipped: set[str] = field(default_factory=set)  # clips that could not be read so far, each with its reason
-
-    def note_skipped(self, reasons: list[str]) -> None:
-        """Name each clip that could not be read, once."""
-        for reason in reasons:
-            if reason not in self.skipped:
-                tqdm.write(f"skipped: {reason}")
-        self.skipped.update(reasons)
 
     def timed(self, batches: Iterator[Item]) -> Item:
         """Return the next batch; the time that it takes counts as waiting."""

@@ -71,14 +71,14 @@ def check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSample
     _ = data[0, 0]  # what is wrong with all clips is known here
     height, width = data.picture_size
     if config.data.latents:
-        _check_latents(config, pipeline, data)
+        check_latents(config, pipeline, data)
     if height % 2**halvings or width % 2**halvings:
         raise UserError(
             f"{config.data.path} holds clips of {width} x {height} pixels: this model needs multiples of {2**halvings}"
         )
 
 
-def _check_latents(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSamples) -> None:
+def check_latents(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSamples) -> None:
     """UserError where cached tensors are of no use to the stage, or were made by other weights."""
     if config.stage not in ("base", "motion"):
         raise UserError(f"data.latents=true, and stage={config.stage} trains on pictures: set data.latents=false")
@@ -189,7 +189,7 @@ def make_optimizer(
 
 
 def idle_encoders(config: TrainConfig, pipeline: FourDiffusionPipeline) -> list[torch.nn.Module]:
-    """Return the encoders that cached tensors stand in for: they stay on the CPU but for the validation."""
+    """Return the encoders that cached tensors stand in for: they stay on the CPU but for validation."""
     if not config.data.latents:
         return []
     return [pipeline.vae, *([pipeline.text_encoder, pipeline.image_encoder] if config.stage == "motion" else [])]

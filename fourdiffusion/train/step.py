@@ -107,11 +107,11 @@ def clip_inputs(config: TrainConfig, batch: Batch, step: int) -> tuple[Tensor, l
 
 def diffusion_inputs(
     config: TrainConfig, vae: AutoencoderKL, num_train_timesteps: int, batch: Batch, step: int
-) -> tuple[Tensor, Tensor, Tensor, list[str], Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Return DiffusionObjective's arguments: the batch, its noise levels, noise, dropout draws and cached tensors."""
+) -> tuple[Tensor | list[str] | None, ...]:
+    """Return the arguments of DiffusionObjective: the batch, its noise levels, noise and dropout draws, its cache."""
     frames, views, _, height, width = batch.target.shape[1:]
-    cached = batch.cached.get("latents")
-    shape = (frames, views, *latent_shape(vae, height, width)) if cached is None else cached.shape[1:]
+    cached = [batch.cached.get(name) for name in ("latents", "given_latents", "image_tokens", "text")]
+    shape = (frames, views, *latent_shape(vae, height, width)) if cached[0] is None else cached[0].shape[1:]
     noise, dropout = [], []
     for sample in batch.samples:
         generator = stream(config.seed + 1, sample, step)
@@ -119,7 +119,7 @@ def diffusion_inputs(
         dropout.append(torch.rand(2, generator=generator))
     timestep = draw_timesteps(config, step, batch.samples, num_train_timesteps)
     drawn = timestep, torch.stack(noise), torch.stack(dropout)
-    return batch.target, batch.input, batch.c2w, batch.captions, *drawn, batch.cached
+    return batch.target, batch.input, batch.c2w, batch.captions, *drawn, *cached
 
 
 def objective_inputs(
@@ -133,10 +133,4 @@ def objective_inputs(
     else:
         levels = pipeline.scheduler.config.num_train_timesteps
         values = diffusion_inputs(config, pipeline.vae, levels, batch, step)
-    return tuple(_to(value, device) for value in values)
-
-
-def _to(value: object, device: torch.device) -> object:
-    if isinstance(value, dict):
-        return {name: tensor.to(device) for name, tensor in value.items()}
-    return value.to(device) if isinstance(value, Tensor) else value
+    return tuple(value.to(device) if isinstance(value, Tensor) else value for value in values)

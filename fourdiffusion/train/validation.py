@@ -32,18 +32,18 @@ def validate(training: Training, step: int) -> dict[str, float]:
 
     Every process measures its share of the clips.
     """
-    idle = idle_encoders(training.config, training.pipeline)
+    config, pipeline, device = training.config, training.pipeline, training.accelerator.device
+    for module in idle_encoders(config, pipeline):
+        module.to(device)
     with averaged_weights(training), torch.no_grad():
-        for module in idle:
-            module.to(training.accelerator.device)
         if isinstance(training.objective, DiffusionObjective):
             losses = bucket_losses(training, training.objective)
         else:
             losses = plain_loss(training)
         if training.accelerator.is_main_process:
-            show(training.config, training.pipeline, training.output / f"sample_{step:06d}")
-        for module in idle:
-            module.to("cpu")
+            show(config, pipeline, training.output / f"sample_{step:06d}")
+    for module in idle_encoders(config, pipeline):
+        module.to("cpu")
     return losses
 
 

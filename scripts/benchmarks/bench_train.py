@@ -20,14 +20,14 @@ import torch
 from fourdiffusion.datasets.sampling import Batch
 from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion.loading import load_pipeline
-from fourdiffusion.diffusion.objectives import DiffusionObjective, Encoded
+from fourdiffusion.diffusion.objectives import DiffusionObjective
 from fourdiffusion.runs import git_commit
 from fourdiffusion.train.settings import TrainConfig
 from fourdiffusion.train.setup import make_loader, make_objective, make_optimizer, open_data
 from fourdiffusion.train.step import diffusion_inputs
 
 CPU = torch.device("cpu")
-_CACHE: list[Encoded] = []
+_CACHE: list[torch.Tensor] = []  # of DiffusionObjective's last arguments
 
 
 def main() -> None:
@@ -79,8 +79,10 @@ def one_step(
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         if cached and not _CACHE:
             with torch.no_grad():
-                _CACHE.append(objective.encode(batch.target, batch.input, batch.captions))
-        loss = objective(*inputs, encoded=_CACHE[0] if cached else None)["mse"]
+                made = objective.encode(batch.target, batch.input, batch.captions)
+            text = torch.stack([made.text, made.no_text.expand_as(made.text)], dim=1)
+            _CACHE.extend([made.z, made.given, made.tokens, text])
+        loss = objective(*inputs[:7], *(_CACHE if cached else []))["mse"]
     loss.backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -31,7 +31,7 @@ from fourdiffusion.cli.config import build, compose, load_settings_class
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline
 from fourdiffusion.diffusion.motion import MotionModules
-from fourdiffusion.diffusion.objectives import DiffusionObjective, Encoded
+from fourdiffusion.diffusion.objectives import DiffusionObjective
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.diffusion.settings import architecture
 from fourdiffusion.runs import git_commit
@@ -166,22 +166,22 @@ def batch(config: TrainConfig, clips: int, objective: DiffusionObjective, cached
     pipeline, frames, views = objective.pipeline[0], config.data.num_frames, config.data.num_views
     side = PIXELS // 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
     channels, text = pipeline.vae.config.latent_channels, pipeline.text_encoder.config
-    image = pipeline.image_encoder.config
+    sizes = pipeline.unet.config
     z = torch.empty(clips, frames, views, channels, side, side)
-    encoded = None
+    size = 0 if cached else PIXELS
+    known = {}
     if cached:
-        states = torch.empty(clips, text.max_position_embeddings, text.hidden_size)
-        tokens = (image.image_size // image.patch_size) ** 2 + 1
-        encoded = Encoded(z, z[:, :, 0], states, states[0], torch.empty(clips, frames, tokens, image.hidden_size))
-    return {
-        "target": None if cached else torch.empty(clips, frames, views, 3, PIXELS, PIXELS),
-        "given": None if cached else torch.empty(clips, frames, 3, PIXELS, PIXELS),
+        tokens = torch.empty(clips, frames, sizes.num_image_tokens, sizes.context_dim)
+        states = torch.empty(clips, 2, text.max_position_embeddings, text.hidden_size)
+        known = {"latents": z, "given_latents": z[:, :, 0], "image_tokens": tokens, "text": states}
+    return known | {
+        "target": torch.empty(clips, frames, views, 3, size, size),
+        "given": torch.empty(clips, frames, 3, size, size),
         "c2w": torch.empty(clips, views, 4, 4),
         "captions": ["a cat"] * clips,
         "timestep": torch.zeros(clips, dtype=torch.long),
         "noise": torch.empty_like(z),
         "dropout": torch.ones(clips, 2),
-        "encoded": encoded,
     }
 
 
