@@ -129,8 +129,8 @@ def _clips(config: PackConfig) -> list[Path]:
             names = dict.fromkeys(line for line in lines if line and not line.startswith("#"))
         if missing := [name for name in names if name not in found]:
             raise UserError(
-                f"{setting}={printable(file)}: {len(missing)} of its {len(names)} clips are not in {printable(root)}, the "
-                f"first is {printable(missing[0])}: correct the list"
+                f"{setting}={printable(file)}: {len(missing)} of its {len(names)} clips are not in {printable(root)}, "
+                f"the first is {printable(missing[0])}: correct the list"
             )
         found = {name: found[name] for name in sorted(names)}
     if not found:
