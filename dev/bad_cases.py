@@ -7,6 +7,7 @@ odd names), damaged pictures, JSON, YAML, scenes, models, checkpoints and foreig
 
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ class Case:
     refused: bool = True
     plain_user: bool = False  # permissions count, also where the tests run as root
     named: str = ""  # what the message must hold
+    offline: bool = False  # without a network
 
 
 SIZES = (
@@ -464,6 +466,20 @@ def all_cases() -> dict[str, list[Case]]:
         "paths": [case for name in COMMANDS for case in of_paths(name)],
         "damaged": list(damaged()),
     }
+
+
+def payloads() -> list[Case]:
+    """Return the cases whose inputs would run a program in a careless reader."""
+    kinds = r"(eps|code$|pickle that runs|python object|python name|target)"
+    found = [case for case in damaged() if re.search(kinds, case.name)]
+    return [case for case in found if not case.name.startswith("doctor")]
+
+
+def offline() -> list[Case]:
+    """Return every command as it should be, without a network."""
+    cases = [Case(f"{name}: offline", command(name), uses, refused=False, offline=True)
+             for name, (_, uses) in COMMANDS.items()]  # fmt: skip
+    return cases
 
 
 def choose(count: int, seed: int) -> list[Case]:

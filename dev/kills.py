@@ -31,6 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "dev"), str(ROOT / "tests"), str(ROOT / "tests" / "datasets")]
 
 import bad_cases  # noqa: E402
+import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 
 VERBS = {
     "fit": bad_cases.command("fit", "max_steps=12", "checkpoint_minutes=0", "output=out"),
@@ -111,10 +113,23 @@ def inputs(base: Path, place: Path) -> Path:
 def content(folder: Path) -> dict[str, str]:
     """Return {file: digest} of an output folder, volatile files left out."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): hashlib.sha256(_bytes(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in VOLATILE
     }
+
+
+def _bytes(path: Path) -> bytes:
+    """Return what a file holds; of tensors, which safetensors writes with its metadata in any order, in one order."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        metadata = sorted((file.metadata() or {}).items())
+        tensors = [(name, file.get_tensor(name)) for name in sorted(file.keys())]
+    shown = [
+        (name, value.dtype, value.shape, value.view(-1).view(torch.uint8).numpy().tobytes()) for name, value in tensors
+    ]
+    return repr((metadata, shown)).encode()
 
 
 def told(ok: bool, what: str, said: str = "") -> bool:
