@@ -76,7 +76,7 @@ def drop_privileges() -> None:
 
 
 def without_network() -> bool:
-    """Put this process into a network of its own, which reaches nothing, as `unshare -n` does; False where it may not."""
+    """Give this process a network of its own, which reaches nothing, as `unshare -n` does; False where it may not."""
     return ctypes.CDLL(None, use_errno=True).unshare(0x40000000) == 0  # CLONE_NEWNET
 
 

@@ -34,6 +34,7 @@ from fourdiffusion.metrics.lpips import load_lpips
 from fourdiffusion.runs import (
     append_log,
     deferred_signals,
+    folder_digest,
     load_checkpoint,
     lock_folder,
     open_run,
@@ -81,7 +82,8 @@ def train(config: TrainConfig) -> None:
     objective = _objective(config, pipeline)
     with terminable(), lock_folder(output) if main else contextlib.nullcontext():
         if main:
-            open_run(output, config, FREE)
+            content = {} if config.model.path is None else {"model.path": folder_digest(Path(config.model.path))}
+            open_run(output, config, FREE, content=content)
         accelerator.wait_for_everyone()
         optimize(config, accelerator, pipeline, objective, data)
         if main:
