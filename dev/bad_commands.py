@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "dev"), str(ROOT / "tests"), str(ROOT / "tests" / "datasets")]
 
 import bad_cases  # noqa: E402
+import tiny_commands  # noqa: E402
 
 RIGHT = "right"
 MEMORY = 2**34  # bytes of address space of one command
@@ -247,9 +248,9 @@ def try_case(case: "bad_cases.Case", base: Path, seed: int, seconds: float) -> V
 
 def prepare(base: Path) -> None:
     """Make the inputs that are missing, and import and compile what every command needs."""
-    bad_cases.make_inputs(base)
-    bad_cases.import_everything()
-    bad_cases.warm_up(base)
+    tiny_commands.make_inputs(base)
+    tiny_commands.import_everything()
+    tiny_commands.warm_up(base)
 
 
 def run_all(base: Path, cases: "list[bad_cases.Case]", seed: int, seconds: float = 30.0) -> list[str]:

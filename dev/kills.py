@@ -2,7 +2,7 @@
 
     python dev/kills.py [terminate | race | full | vanish | workers | cut] [--moments 10] [--seed 0]
 
-Commands are forks of this process, which has imported the package and made tiny inputs (see ``bad_cases.py``).
+Commands are forks of this process, which has imported the package and made tiny inputs (see ``tiny_commands.py``).
 
 terminate  SIGTERM at random moments of fit, train and generate; the exit code is 143, the same command goes on and ends
            with the files of a run that nobody stopped, bit for bit.
@@ -30,24 +30,24 @@ from random import Random
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "dev"), str(ROOT / "tests"), str(ROOT / "tests" / "datasets")]
 
-import bad_cases  # noqa: E402
+import tiny_commands  # noqa: E402
 import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
 VERBS = {
-    "fit": bad_cases.command("fit", "max_steps=12", "checkpoint_minutes=0", "output=out"),
-    "train": bad_cases.command("train", "max_steps=12", "checkpoint_every=3", "output=out"),
-    "generate": bad_cases.command("generate", "model.num_inference_steps=12", "output=out"),
+    "fit": tiny_commands.command("fit", "max_steps=12", "checkpoint_minutes=0", "output=out"),
+    "train": tiny_commands.command("train", "max_steps=12", "checkpoint_every=3", "output=out"),
+    "generate": tiny_commands.command("generate", "model.num_inference_steps=12", "output=out"),
 }
 OTHERS = {
-    "data synth": bad_cases.command("data synth", "num_clips=6"),
-    "render": bad_cases.command("render"),
-    "export": bad_cases.command("export"),
-    "export images": bad_cases.command("export images"),
-    "convert": bad_cases.command("convert"),
+    "data synth": tiny_commands.command("data synth", "num_clips=6"),
+    "render": tiny_commands.command("render"),
+    "export": tiny_commands.command("export"),
+    "export images": tiny_commands.command("export images"),
+    "convert": tiny_commands.command("convert"),
 }
-# what a stop may change: the log's times, who ran it, the name of the process that held the lock
-VOLATILE = (".lock", "log.jsonl", "checkpoint.previous.safetensors", "render.json")
+# what may differ: the time in a log, the commit, the name of the process that held the lock
+VOLATILE = (".lock", "config.yaml", "log.jsonl", "checkpoint.previous.safetensors", "render.json")
 
 
 class Child:
@@ -102,7 +102,7 @@ def inputs(base: Path, place: Path) -> Path:
     """Return a fresh folder with links to the inputs, and a copy of the run, which verbs write into."""
     folder = Path(tempfile.mkdtemp(dir=place)) / "work"
     folder.mkdir()
-    for name in bad_cases.INPUTS:
+    for name in tiny_commands.INPUTS:
         if name == "run":
             shutil.copytree(base / name, folder / name)
         else:
@@ -234,7 +234,7 @@ def children(process: int) -> list[int]:
 def workers(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = ("data synth", "train")) -> bool:
     good = True
     tries = {
-        "data synth": bad_cases.command("data synth", "num_clips=40", "num_workers=2"),
+        "data synth": tiny_commands.command("data synth", "num_clips=40", "num_workers=2"),
         "train": [*VERBS["train"], "num_workers=2"],
     }
     for verb, words in ((verb, tries[verb]) for verb in verbs):
@@ -299,9 +299,9 @@ def main() -> int:
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="kills-"))
     base = (options.keep or place / "base").resolve()
-    bad_cases.make_inputs(base)
-    bad_cases.import_everything()
-    bad_cases.warm_up(base)
+    tiny_commands.make_inputs(base)
+    tiny_commands.import_everything()
+    tiny_commands.warm_up(base)
     results = [TRIES[name](base, place, options.moments, Random(options.seed)) for name in options.tries or TRIES]
     shutil.rmtree(place)
     return not all(results)
