@@ -6,14 +6,16 @@ odd names), damaged pictures, JSON, YAML, scenes, models, checkpoints and foreig
 """
 
 import math
-import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from random import Random
 
 import damage as d
+import damage_texts as t
+import damage_weights as w
 from damage import Change
+from tiny_commands import ALL, COMMANDS, INPUTS, command
 
 from fourdiffusion.cli.schema import Setting, load_settings_class, settings
 from fourdiffusion.cli.verbs import VERBS
@@ -30,145 +32,7 @@ class Case:
     refused: bool = True
     plain_user: bool = False  # permissions count, also where the tests run as root
     named: str = ""  # what the message must hold
-
-
-SIZES = (
-    "channels=[32,32] attention_levels=[true,true] blocks_per_level=1 head_dim=16 context_dim=32 num_image_tokens=2 "
-    "resampler_layers=1 resampler_heads=2 resampler_head_dim=16 norm_groups=8 motion_heads=2 max_frames=8 "
-    "latent_channels=4 vae_channels=[8,16] vae_blocks_per_level=1 vae_norm_groups=4 vae_attention=false "
-    "vocab_size=512 text_length=12 text_layers=1 text_heads=2 image_encoder_size=16 image_patch=8 image_dim=32 "
-    "image_layers=2 image_heads=2 image_size=16"
-)
-MODEL = " ".join(f"model.{word}" for word in SIZES.split())
-GRID = " ".join(
-    f"scene.field.{grid}.{word}" for grid in ("space", "spacetime")
-    for word in ("num_levels=2", "log2_hashmap_size=8", "base_resolution=4")
-)  # fmt: skip
-COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # {name: (words that run and are quick, inputs)}
-    "generate": ("generate video=in model.path=model output=out num_frames=4 device=cpu", ("in", "model")),
-    "fit": (
-        "fit video=in model.path=model output=out num_frames=4 device=cpu max_steps=2 trackers=[] log_every=1 "
-        f"{GRID} scene.field.hidden_width=16 scene.renderer.num_samples=16 scene.renderer.occupancy_resolution=8 "
-        "sds.resolutions=[16] sds.resolution_milestones=[0] sds.start_step=0 sds.every=1 loss.rgb_rays=64",
-        ("in", "model"),
-    ),
-    "train": (
-        "train stage=motion data.path=clips model.path=model output=out data.num_frames=4 max_steps=1 batch_size=1 "
-        "validation_every=0 trackers=[] cpu=true",
-        ("clips", "model"),
-    ),
-    "train vae": (
-        "train stage=vae data.path=clips model.path=null output=out data.num_frames=4 max_steps=1 batch_size=1 "
-        f"validation_every=0 trackers=[] cpu=true {MODEL}",
-        ("clips",),
-    ),
-    "render": ("render scene=run output=out size=16 orbit_pictures=2 num_azimuths=2 device=cpu", ("run",)),
-    "render still": ("render scene=run output=out.png path=still size=16 device=cpu", ("run",)),
-    "export": ("export scene=run output=out.glb resolution=16 num_frames=2 device=cpu", ("run",)),
-    "export images": ("export scene=run output=out format=images size=16 num_frames=2 device=cpu", ("run",)),
-    "view": ("view scene=run html=true output=out.html num_frames=2 device=cpu", ("run",)),
-    "evaluate": ("evaluate prediction=gen reference=truth output=out device=cpu", ("gen", "truth")),
-    "evaluate scene": ("evaluate prediction=run reference=truth output=out device=cpu", ("run", "truth")),
-    "convert": (f"convert imagedream=release/ipmv.pt output=out {MODEL}", ("release",)),
-    "convert back": ("convert model.path=model output=out.safetensors", ("model",)),
-    "data synth": ("data synth output=out num_clips=1 num_views=4 num_frames=2 size=16", ()),
-    "data render": (
-        "data render assets=assets output=out engine=opengl width=16 height=16 num_views=4 num_frames=2 "
-        "supersampling=1",
-        ("assets",),
-    ),
-    "doctor": ("doctor model.path=model", ("model",)),
-}
-RESUMED = {  # these go on in the folder of a run
-    "fit resumed": (COMMANDS["fit"][0].replace("output=out", "output=run").replace("max_steps=2", "max_steps=3"),
-                    ("in", "model", "run")),
-    "train resumed": (COMMANDS["train"][0]
-                      .replace("output=out", "output=trained").replace("max_steps=1", "max_steps=3"),
-                      ("clips", "model", "trained")),
-    "generate again": (COMMANDS["generate"][0].replace("output=out", "output=gen"), ("in", "model", "gen")),
-}  # fmt: skip
-ALL = COMMANDS | RESUMED
-
-
-def command(name: str, *words: str) -> list[str]:
-    """Return a command's words with some settings in place of its own."""
-    keys = {word.partition("=")[0] for word in words}
-    own = [word for word in ALL[name][0].split() if word.partition("=")[0] not in keys or "=" not in word]
-    return [*own, *(word for word in words if word != f"{word.partition('=')[0]}=")]
-
-
-def make_inputs(base: Path) -> None:
-    """Make the inputs that are missing in a folder: frames, model, clips, truth, runs, release, assets."""
-    import torch
-    from animated_glb import swinging_box
-    from PIL import Image
-    from released import write_release
-    from tiny_model import AZIMUTHS, picture, tiny_clip, tiny_config, write_clips, write_model  # noqa: F401
-
-    from fourdiffusion import cameras
-    from fourdiffusion.cli import main
-    from fourdiffusion.datasets.clips import Clip, write_clip
-
-    torch.set_num_threads(1)
-    base.mkdir(parents=True, exist_ok=True)
-    before = os.getcwd()
-    os.chdir(base)
-    try:
-        if not Path("in").exists():
-            Path("in").mkdir()
-            rgba = tiny_clip(0).rgba[0]
-            for index in range(4):
-                Image.fromarray(rgba[index].movedim(0, -1).numpy()).resize((24, 24)).save(f"in/{index:03d}.png")
-        if not Path("model").exists():
-            write_model(Path("model"))
-        if not Path("clips").exists():
-            write_clips(Path("clips"))
-        if not Path("truth").exists():
-            from tiny_model import balls
-
-            c2w = cameras.orbit(cameras.orthogonal_azimuths(4))
-            times = torch.linspace(0, 1, 4)
-            rgba = picture(c2w[:, None].expand(-1, 4, 4, 4), balls(0, times).expand(4, 4, 3, 3))
-            pixels = (rgba * 255).round().to(torch.uint8)
-            write_clip(Path("truth"), Clip("truth", pixels, c2w, cameras.FOVY_DEG, times, "balls", "cc0", "test"))
-        if not Path("release").exists():
-            Path("release").mkdir()
-            write_release(Path("release/ipmv.pt"), tiny_config())
-        if not Path("assets").exists():
-            Path("assets").mkdir()
-            swinging_box(Path("assets/box.glb"))
-        for name, output in (("fit", "run"), ("train", "trained"), ("generate", "gen")):
-            if not Path(output).exists() and main(
-                command(name, f"output={output}", "max_steps=2" if name != "generate" else "seed=0")
-            ):
-                raise SystemExit(f"{name} failed: the inputs cannot be made")
-    finally:
-        os.chdir(before)
-
-
-def import_everything() -> None:
-    """Import what the verbs import, so that a fork need not."""
-    import importlib
-
-    for verb in VERBS:
-        importlib.import_module(verb.module)
-
-
-def warm_up(base: Path) -> None:
-    """Run a fit and a sampling here, so that the compiled kernels and what libraries load late are in every fork."""
-    import tempfile
-
-    from fourdiffusion.cli import main
-
-    before = os.getcwd()
-    with tempfile.TemporaryDirectory() as folder:
-        os.chdir(folder)
-        try:
-            for name in ("in", "model"):
-                os.symlink(base.resolve() / name, name)
-            main(command("fit"))
-        finally:
-            os.chdir(before)
+    offline: bool = False  # without a network
 
 
 # ---- settings -------------------------------------------------------------------------------------------------------
@@ -340,9 +204,6 @@ def contradictions() -> Iterator[Case]:
         yield Case(f"words: {' '.join(words)[:40]!r}", list(words), ("in",), refused=words != ["data"])
 
 
-INPUTS = ("in", "model", "clips", "truth", "run", "trained", "gen", "release", "assets")
-
-
 def split(text: str) -> list[str]:
     """Return the words of a text; what stands in braces or brackets is one word."""
     words, depth = [""], 0
@@ -424,33 +285,33 @@ def damaged() -> Iterator[Case]:
                 f"{name}: {place} picture {kind}", command(name), ALL[name][1], (d.inside(place, change),), not good
             )
     for name in ("generate", "fit", "train", "convert back", "doctor"):
-        for kind, change, refused in d.models():
+        for kind, change, refused in w.models():
             must = refused and name in ("generate", "fit", "train")
             yield Case(f"{name}: model {kind}", command(name), ALL[name][1], (d.inside("model", change),), must)
     for name in ("render", "render still", "export", "export images", "view", "evaluate scene"):
-        for kind, change, refused in d.scenes():
+        for kind, change, refused in w.scenes():
             yield Case(f"{name}: scene {kind}", command(name), ALL[name][1], (d.inside("run", change),), refused)
     for name, place in (("fit resumed", "run"), ("train resumed", "trained"), ("generate again", "gen")):
-        for kind, change, refused in d.runs(name):
+        for kind, change, refused in w.runs(name):
             yield Case(f"{name}: {kind}", command(name), ALL[name][1], (d.inside(place, change),), refused)
         yield Case(f"{name}: as it is", command(name), ALL[name][1], (), False)
         for other in ("run", "trained", "gen", "in", "clips", "release"):
             if other != place:
                 yield Case(f"{name}: output of another kind, {other}", command(name, f"output={other}"),
                            tuple(dict.fromkeys((*ALL[name][1], other))))  # fmt: skip
-    for kind, change, refused in d.releases():
+    for kind, change, refused in w.releases():
         yield Case(f"convert: {kind}", command("convert"), ALL["convert"][1], (change,), refused)
-    for kind, (change, refused) in d.PATH_FILES.items():
+    for kind, (change, refused) in t.PATH_FILES.items():
         yield Case(f"render still: path {kind}", command("render still", "path=p.json"), ("run",), (change,), refused)
-    for kind, change in d.ASSETS.items():
+    for kind, change in t.ASSETS.items():
         yield Case(f"data render: asset {kind}", command("data render"), ("assets",), (change,), False)
     for name in COMMANDS:
-        for kind, (change, refused) in d.YAMLS.items():
+        for kind, (change, refused) in t.YAMLS.items():
             yield Case(f"{name}: --config-path {kind}", [*command(name), "--config-path", "y"], ALL[name][1], (change,),
                        refused)  # fmt: skip
             if name in ("fit", "train"):
                 words = [*command(name), "--config-dir", "y", "experiment=config"]
-                yield Case(f"{name}: experiment {kind}", words, ALL[name][1], (d.as_experiment(change),), refused)
+                yield Case(f"{name}: experiment {kind}", words, ALL[name][1], (t.as_experiment(change),), refused)
 
 
 # ---- choice ---------------------------------------------------------------------------------------------------------
@@ -464,6 +325,20 @@ def all_cases() -> dict[str, list[Case]]:
         "paths": [case for name in COMMANDS for case in of_paths(name)],
         "damaged": list(damaged()),
     }
+
+
+def payloads() -> list[Case]:
+    """Return the cases whose inputs would run a program in a careless reader."""
+    kinds = r"(eps|code$|pickle that runs|python object|python name|target)"
+    found = [case for case in damaged() if re.search(kinds, case.name)]
+    return [case for case in found if not case.name.startswith("doctor")]
+
+
+def offline() -> list[Case]:
+    """Return every command as it should be, without a network."""
+    cases = [Case(f"{name}: offline", command(name), uses, refused=False, offline=True)
+             for name, (_, uses) in COMMANDS.items()]  # fmt: skip
+    return cases
 
 
 def choose(count: int, seed: int) -> list[Case]:

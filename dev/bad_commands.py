@@ -30,11 +30,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "dev"), str(ROOT / "tests"), str(ROOT / "tests" / "datasets")]
 
 import bad_cases  # noqa: E402
+import tiny_commands  # noqa: E402
 
 RIGHT = "right"
 MEMORY = 2**34  # bytes of address space of one command
 BAR = re.compile(r"\d+%\||\dit/s|\?it/s|s/it")  # of tqdm
 GOAL = 0.99
+NO_NAMESPACE = 97  # exit code where a network of its own is not allowed
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,19 @@ def drop_privileges() -> None:
         libc.capset(header, data)
 
 
+def without_network() -> bool:
+    """Give this process a network of its own, which reaches nothing, as `unshare -n` does; False where it may not."""
+    return ctypes.CDLL(None, use_errno=True).unshare(0x40000000) == 0  # CLONE_NEWNET
+
+
+def stand_in(place: Path) -> None:
+    """Put a program ``gs`` into place/bin, which notes that it was called: Pillow would call Ghostscript for an EPS."""
+    program = place / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\ntouch executed-by-ghostscript\n")
+    program.chmod(0o755)
+
+
 def run_forked(case: "bad_cases.Case", folder: Path, seconds: float) -> tuple[int | None, str, str, float]:
     """Run one command in a fork with ``folder`` as its working directory.
 
@@ -92,6 +107,9 @@ def run_forked(case: "bad_cases.Case", folder: Path, seconds: float) -> tuple[in
             sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
             sys.stderr = open(2, "w", encoding="utf-8", closefd=False)
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+            os.environ["PATH"] = f"{folder.parent / 'bin'}{os.pathsep}{os.environ['PATH']}"
+            if case.offline and not without_network():
+                os._exit(NO_NAMESPACE)
             if case.plain_user:
                 drop_privileges()
             from fourdiffusion.cli import main
@@ -156,6 +174,8 @@ def judge(case: "bad_cases.Case", code: int | None, out: str, err: str, before: 
     if re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", (out + err).replace("\x1b[A", "")):  # tqdm moves up a line
         return "control characters"
     after = snapshot(folder)
+    if ran := [name for name in after if "executed-by" in name]:
+        return ran[0]
     if left := [name for name in after if name.endswith(".partial") and name not in before]:
         return f"left behind: {left[0]}"
     if code == 0:
@@ -204,6 +224,7 @@ def try_case(case: "bad_cases.Case", base: Path, seed: int, seconds: float) -> V
     place = Path(tempfile.mkdtemp(prefix="bad-"))
     folder = place / "work"
     folder.mkdir()
+    stand_in(place)
     try:
         for name in case.uses:
             source = base / name
@@ -225,11 +246,15 @@ def try_case(case: "bad_cases.Case", base: Path, seed: int, seconds: float) -> V
         shutil.rmtree(place, ignore_errors=True)
 
 
+def prepare(base: Path) -> None:
+    """Make the inputs that are missing, and import and compile what every command needs."""
+    tiny_commands.make_inputs(base)
+    tiny_commands.import_everything()
+    tiny_commands.warm_up(base)
+
+
 def run_all(base: Path, cases: "list[bad_cases.Case]", seed: int, seconds: float = 30.0) -> list[str]:
-    """Run some cases on inputs that are made where they are missing; return a line for each that is wrong."""
-    bad_cases.make_inputs(base)
-    bad_cases.import_everything()
-    bad_cases.warm_up(base)
+    """Run some cases on the inputs of ``prepare``; return a line for each that is wrong."""
     verdicts = [try_case(case, base, seed, seconds) for case in cases]
     return [f"{v.outcome}: {v.name}: {v.said[-300:]}" for v in verdicts if v.outcome != RIGHT]
 
@@ -238,6 +263,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--count", type=int, default=1200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kind", choices=("drawn", "payloads", "offline"), default="drawn")
     parser.add_argument("--only", default="", help="run the cases whose names match this regular expression")
     parser.add_argument("--table", type=Path, help="write a table of all outcomes here")
     parser.add_argument("--keep", type=Path, help="make the inputs here, and use them where they are there")
@@ -245,10 +271,10 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="show what every wrong command said")
     options = parser.parse_args()
     base = options.keep or Path(tempfile.mkdtemp(prefix="bad-base-"))
-    bad_cases.make_inputs(base)
-    bad_cases.import_everything()
-    bad_cases.warm_up(base)
-    cases = [case for case in bad_cases.choose(options.count, options.seed) if re.search(options.only, case.name)]
+    prepare(base)
+    chosen = {"drawn": lambda: bad_cases.choose(options.count, options.seed), "payloads": bad_cases.payloads,
+              "offline": bad_cases.offline}[options.kind]()  # fmt: skip
+    cases = [case for case in chosen if re.search(options.only, case.name)]
     verdicts, began = [], time.monotonic()
     for number, case in enumerate(cases):
         verdict = try_case(case, base, options.seed, options.seconds)

@@ -2,7 +2,7 @@
 
     python dev/kills.py [terminate | race | full | vanish | workers | cut] [--moments 10] [--seed 0]
 
-Commands are forks of this process, which has imported the package and made tiny inputs (see ``bad_cases.py``).
+Commands are forks of this process, which has imported the package and made tiny inputs (see ``tiny_commands.py``).
 
 terminate  SIGTERM at random moments of fit, train and generate; the exit code is 143, the same command goes on and ends
            with the files of a run that nobody stopped, bit for bit.
@@ -23,29 +23,31 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "dev"), str(ROOT / "tests"), str(ROOT / "tests" / "datasets")]
 
-import bad_cases  # noqa: E402
+import tiny_commands  # noqa: E402
+import torch  # noqa: E402
+from safetensors import safe_open  # noqa: E402
 
 VERBS = {
-    "fit": bad_cases.command("fit", "max_steps=12", "checkpoint_minutes=0", "output=out"),
-    "train": bad_cases.command("train", "max_steps=12", "checkpoint_every=3", "output=out"),
-    "generate": bad_cases.command("generate", "model.num_inference_steps=12", "output=out"),
+    "fit": tiny_commands.command("fit", "max_steps=12", "checkpoint_minutes=0", "output=out"),
+    "train": tiny_commands.command("train", "max_steps=12", "checkpoint_every=3", "output=out"),
+    "generate": tiny_commands.command("generate", "model.num_inference_steps=12", "output=out"),
 }
 OTHERS = {
-    "data synth": bad_cases.command("data synth", "num_clips=6"),
-    "render": bad_cases.command("render"),
-    "export": bad_cases.command("export"),
-    "export images": bad_cases.command("export images"),
-    "convert": bad_cases.command("convert"),
+    "data synth": tiny_commands.command("data synth", "num_clips=6"),
+    "render": tiny_commands.command("render"),
+    "export": tiny_commands.command("export"),
+    "export images": tiny_commands.command("export images"),
+    "convert": tiny_commands.command("convert"),
 }
-# what a stop may change: the log's times, who ran it, the name of the process that held the lock
-VOLATILE = (".lock", "log.jsonl", "checkpoint.previous.safetensors", "render.json")
+# what may differ: the time in a log, the commit, the name of the process that held the lock
+VOLATILE = (".lock", "config.yaml", "log.jsonl", "checkpoint.previous.safetensors", "render.json")
 
 
 class Child:
@@ -100,7 +102,7 @@ def inputs(base: Path, place: Path) -> Path:
     """Return a fresh folder with links to the inputs, and a copy of the run, which verbs write into."""
     folder = Path(tempfile.mkdtemp(dir=place)) / "work"
     folder.mkdir()
-    for name in bad_cases.INPUTS:
+    for name in tiny_commands.INPUTS:
         if name == "run":
             shutil.copytree(base / name, folder / name)
         else:
@@ -111,10 +113,23 @@ def inputs(base: Path, place: Path) -> Path:
 def content(folder: Path) -> dict[str, str]:
     """Return {file: digest} of an output folder, volatile files left out."""
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        str(path.relative_to(folder)): hashlib.sha256(_bytes(path)).hexdigest()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name not in VOLATILE
     }
+
+
+def _bytes(path: Path) -> bytes:
+    """Return what a file holds; of tensors, which safetensors writes with its metadata in any order, in one order."""
+    if path.suffix != ".safetensors":
+        return path.read_bytes()
+    with safe_open(path, framework="pt") as file:
+        metadata = sorted((file.metadata() or {}).items())
+        tensors = [(name, file.get_tensor(name)) for name in sorted(file.keys())]
+    shown = [
+        (name, value.dtype, value.shape, value.view(-1).view(torch.uint8).numpy().tobytes()) for name, value in tensors
+    ]
+    return repr((metadata, shown)).encode()
 
 
 def told(ok: bool, what: str, said: str = "") -> bool:
@@ -131,9 +146,9 @@ def whole(base: Path, place: Path, words: list[str]) -> tuple[dict[str, str], fl
     return content(folder / "out"), time.monotonic() - began
 
 
-def terminate(base: Path, place: Path, moments: int, rng: Random) -> bool:
+def terminate(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = tuple(VERBS)) -> bool:
     good = True
-    for verb, words in VERBS.items():
+    for verb, words in ((verb, VERBS[verb]) for verb in verbs):
         expected, seconds = whole(base, place, words)
         for number in range(moments):
             folder, moment = inputs(base, place), rng.uniform(0.02, 1.0) * seconds
@@ -155,9 +170,9 @@ def terminate(base: Path, place: Path, moments: int, rng: Random) -> bool:
     return good
 
 
-def race(base: Path, place: Path, moments: int, rng: Random) -> bool:
+def race(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = (*VERBS, *OTHERS)) -> bool:
     good = True
-    for verb, words in {**VERBS, **OTHERS}.items():
+    for verb, words in ((verb, (VERBS | OTHERS)[verb]) for verb in verbs):
         for number in range(moments):
             folder = inputs(base, place)
             first = Child(words, folder)
@@ -172,9 +187,9 @@ def race(base: Path, place: Path, moments: int, rng: Random) -> bool:
     return good
 
 
-def full(base: Path, place: Path, moments: int, rng: Random) -> bool:
+def full(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = (*VERBS, *OTHERS)) -> bool:
     good = True
-    for verb, words in {**VERBS, **OTHERS}.items():
+    for verb, words in ((verb, (VERBS | OTHERS)[verb]) for verb in verbs):
         for _ in range(max(moments // 4, 2)):
             limit = rng.choice((100, 1000, 5000, 20_000, 60_000, 200_000))
 
@@ -203,7 +218,8 @@ def vanish(base: Path, place: Path, moments: int, rng: Random) -> bool:
         for number in range(max(moments // 4, 1)):
             folder = inputs(base, place)
             child = Child(words, folder)
-            while not (folder / "out" / "log.jsonl").exists() and time.monotonic():
+            limit = time.monotonic() + 300
+            while not (folder / "out" / "log.jsonl").exists() and time.monotonic() < limit:
                 time.sleep(0.02)
             shutil.rmtree(folder / "out", ignore_errors=True)
             code, said = child.end(120)
@@ -215,13 +231,13 @@ def children(process: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def workers(base: Path, place: Path, moments: int, rng: Random) -> bool:
+def workers(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = ("data synth", "train")) -> bool:
     good = True
     tries = {
-        "data synth": bad_cases.command("data synth", "num_clips=40", "num_workers=2"),
+        "data synth": tiny_commands.command("data synth", "num_clips=40", "num_workers=2"),
         "train": [*VERBS["train"], "num_workers=2"],
     }
-    for verb, words in tries.items():
+    for verb, words in ((verb, tries[verb]) for verb in verbs):
         folder = inputs(base, place)
         child, killed = Child([w.replace("max_steps=12", "max_steps=4000") for w in words], folder), None
         limit = time.monotonic() + 120
@@ -256,7 +272,8 @@ def cut(base: Path, place: Path, moments: int, rng: Random) -> bool:
     for number in range(max(moments // 4, 1)):
         folder = inputs(base, place)
         child = Child(VERBS["fit"], folder)
-        while not (folder / "out" / "generated").is_dir():
+        limit = time.monotonic() + 300
+        while not (folder / "out" / "generated").is_dir() and time.monotonic() < limit:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.05))
         os.kill(child.pid, signal.SIGKILL)
@@ -282,9 +299,9 @@ def main() -> int:
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="kills-"))
     base = (options.keep or place / "base").resolve()
-    bad_cases.make_inputs(base)
-    bad_cases.import_everything()
-    bad_cases.warm_up(base)
+    tiny_commands.make_inputs(base)
+    tiny_commands.import_everything()
+    tiny_commands.warm_up(base)
     results = [TRIES[name](base, place, options.moments, Random(options.seed)) for name in options.tries or TRIES]
     shutil.rmtree(place)
     return not all(results)

@@ -18,6 +18,9 @@ from torch import Tensor
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import require_file
 
+UMASK = os.umask(0)  # can only be read by setting it
+os.umask(UMASK)
+
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file beside ``path``, then rename it: an interruption leaves the old file or the new one."""
@@ -25,6 +28,7 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
     partial = _partial(path)
     try:
         write(partial)
+        os.chmod(partial, 0o666 & ~UMASK)  # safetensors writes 0600
         with open(partial, "rb") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -43,6 +47,9 @@ def fill_folder(folder: Path, write: Callable[[Path], object], replace: bool = F
     try:
         partial.mkdir()
         write(partial)
+        for place, _, names in os.walk(partial):
+            for name in names:
+                os.chmod(os.path.join(place, name), 0o666 & ~UMASK)
         if replace and folder.exists():
             shutil.rmtree(folder)
         os.replace(partial, folder)

@@ -16,8 +16,31 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 COUNT, SEED = 150, 7
 
 
-def test_150_bad_commands_end_right(tmp_path: Path) -> None:
-    assert bad_commands.run_all(tmp_path / "base", bad_cases.choose(COUNT, SEED), SEED) == []
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The inputs of the commands; made once, and the kernels compiled once."""
+    folder = tmp_path_factory.mktemp("base")
+    bad_commands.prepare(folder)
+    return folder
+
+
+def test_150_bad_commands_end_right(base: Path) -> None:
+    assert bad_commands.run_all(base, bad_cases.choose(COUNT, SEED), SEED) == []
+
+
+def test_no_input_runs_a_program(base: Path) -> None:
+    """Pickles, YAML tags, Hydra's _target_, an EPS under another name: a tenth of them, drawn."""
+    assert bad_commands.run_all(base, bad_cases.payloads()[SEED::10], SEED) == []
+
+
+@pytest.mark.parametrize("case", bad_cases.offline(), ids=lambda case: case.name)
+def test_every_verb_works_without_a_network(base: Path, case: bad_cases.Case) -> None:
+    verdict = bad_commands.try_case(case, base, SEED, 60)
+    if verdict.code == bad_commands.NO_NAMESPACE:
+        pytest.skip("this machine allows no network namespace")
+    if "moderngl" in verdict.said or "no OpenGL" in verdict.said:
+        pytest.skip("no OpenGL here")
+    assert (verdict.code, verdict.outcome) == (0, "right"), verdict.said
 
 
 @pytest.mark.parametrize(

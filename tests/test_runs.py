@@ -16,7 +16,7 @@ from torch import nn
 
 from fourdiffusion import files
 from fourdiffusion.errors import Terminated, UserError
-from fourdiffusion.files import load_tensors, save_tensors, write_atomic
+from fourdiffusion.files import fill_folder, load_tensors, save_tensors, write_atomic
 from fourdiffusion.randomness import stream
 from fourdiffusion.runs import (
     append_log,
@@ -86,6 +86,43 @@ def test_failing_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.M
     loaded, metadata = load_tensors(path)
     assert metadata == {"step": 1} and not loaded["a"].any()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
+    save_tensors(tmp_path / "file.safetensors", {"a": torch.zeros(4)}, {})
+    fill_folder(tmp_path / "folder", lambda partial: save_file({"a": torch.zeros(4)}, partial / "file.safetensors"))
+    for path in (tmp_path / "file.safetensors", tmp_path / "folder" / "file.safetensors"):
+        assert path.stat().st_mode & 0o777 == 0o666 & ~files.UMASK
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    """What a killed process left is removed, what a running one writes is not; a full folder gives way if asked."""
+    dead, living = tmp_path / f"folder.{2**22 + 1}.partial", tmp_path / f"folder.{os.getppid()}.partial"
+    dead.mkdir()
+    (dead / "half").touch()
+    living.mkdir()
+
+    def broken(partial: Path) -> None:
+        (partial / "half").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill_folder(tmp_path / "folder", broken)
+    assert list(tmp_path.iterdir()) == [living]
+    fill_folder(tmp_path / "folder", lambda partial: (partial / "one").touch())
+    with pytest.raises(OSError):
+        fill_folder(tmp_path / "folder", lambda partial: (partial / "two").touch())
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["one"]
+    fill_folder(tmp_path / "folder", lambda partial: (partial / "two").touch(), replace=True)
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == ["two"]
+
+
+def test_a_lock_takes_back_the_folders_that_it_made(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="reason"), lock_folder(tmp_path / "a" / "b" / "c"):
+        raise UserError("reason")
+    with lock_folder(tmp_path / "a" / "b", keep="synth.json"):
+        (tmp_path / "a" / "b" / "synth.json").touch()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "a", "b", "synth.json"]
 
 
 def test_the_file_is_whole_before_it_has_its_name(tmp_path: Path) -> None:
@@ -211,9 +248,7 @@ def test_open_run_refuses_what_is_not_ours(tmp_path: Path) -> None:
 )
 def test_open_run_refuses_a_foreign_or_damaged_config(tmp_path: Path, content: str) -> None:
     (tmp_path / "config.yaml").write_text(content)
-    with pytest.raises(
-        UserError, match="config.yaml.*(damaged or of another kind|cannot be read as YAML).*choose another output"
-    ):
+    with pytest.raises(UserError, match="config.yaml.*(damaged|cannot be read as YAML).*choose another output"):
         open_run(tmp_path, Settings(), free=set())
     assert (tmp_path / "config.yaml").read_text() == content
 

@@ -109,7 +109,9 @@ class Setting:
         ):
             return value
         path = user_path(value, self.key)
-        return str(path) if value.startswith("~") else value
+        if not value.startswith("~"):
+            return value
+        return str(path) if path.is_absolute() else f"./{path}"  # so that nobody expands it again
 
     @property
     def range(self) -> tuple[float, float] | None:

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fourdiffusion.errors import UserError
 from fourdiffusion.train.settings import TrainConfig

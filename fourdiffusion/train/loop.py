@@ -21,6 +21,7 @@ from fourdiffusion.runs import (
     Interruption,
     append_log,
     deferred_signals,
+    folder_digest,
     lock_folder,
     open_run,
     save_checkpoint,
@@ -82,7 +83,8 @@ def train(config: TrainConfig) -> None:
     objective = make_objective(config, pipeline)
     with terminable(), lock_folder(output) if main else contextlib.nullcontext():
         if main:
-            open_run(output, config, FREE)
+            content = {} if config.model.path is None else {"model.path": folder_digest(Path(config.model.path))}
+            open_run(output, config, FREE, content=content)
         accelerator.wait_for_everyone()
         optimize(config, accelerator, pipeline, objective, data)
         if main:
