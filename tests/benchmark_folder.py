@@ -50,5 +50,5 @@ def write_benchmark(
 
 
 if __name__ == "__main__":
-    numbers = [int(word) for word in sys.argv[2:]] or [7, 4, 32, 512]
-    write_benchmark(Path(sys.argv[1]), *numbers, {"mild": 0.1, "strong": 0.3})
+    objects, views, frames, side = [int(word) for word in sys.argv[2:]] or [7, 4, 32, 512]
+    write_benchmark(Path(sys.argv[1]), objects, views, frames, side, {"mild": 0.1, "strong": 0.3})

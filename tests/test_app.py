@@ -60,12 +60,12 @@ def test_a_job_that_fails_says_why_in_one_line(tmp_path: Path) -> None:
 
 def test_a_job_that_is_left_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     started = []
-    popen = app.subprocess.Popen
-    monkeypatch.setattr(app.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    popen = app.subprocess.Popen  # type: ignore[attr-defined]
+    monkeypatch.setattr(app.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])  # type: ignore[attr-defined, func-returns-value]
     job = app.run_job([str(shipped("data/sample/input.mp4")), f"output={tmp_path / 'run'}"], tmp_path / "run")
     next(job)
     time.sleep(0.5)
-    job.close()
+    job.close()  # type: ignore[attr-defined]
     assert started[0].poll() is not None
     with pytest.raises(ProcessLookupError):
         os.kill(started[0].pid, 0)

@@ -53,7 +53,7 @@ def test_a_backend_that_computes_nonsense_is_missing(monkeypatch: pytest.MonkeyP
 
 
 def test_the_matting_network_is_found_where_it_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(u2net.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(u2net.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     monkeypatch.setenv("U2NET_HOME", str(tmp_path))
 
     def network() -> doctor.Finding:

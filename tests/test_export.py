@@ -107,10 +107,10 @@ def test_usd_is_read_back_with_a_time_sample_a_frame(run: Path, tmp_path: Path) 
     for frame in range(3):
         truth = trimesh.load(tmp_path / "ply" / f"frame_{frame:04d}.ply", process=False)  # z up
         points = np.array(mesh.GetPointsAttr().Get(frame))
-        np.testing.assert_allclose(points, np.asarray(truth.vertices)[:, [1, 2, 0]], atol=1e-5)
-        assert len(mesh.GetFaceVertexIndicesAttr().Get(frame)) == 3 * len(truth.faces)
+        np.testing.assert_allclose(points, np.asarray(truth.vertices)[:, [1, 2, 0]], atol=1e-5)  # type: ignore[attr-defined]
+        assert len(mesh.GetFaceVertexIndicesAttr().Get(frame)) == 3 * len(truth.faces)  # type: ignore[attr-defined]
         linear = np.array(UsdGeom.PrimvarsAPI(mesh).GetPrimvar("displayColor").Get(frame))
-        srgb = np.asarray(truth.visual.vertex_colors)[:, :3] / 255
+        srgb = np.asarray(truth.visual.vertex_colors)[:, :3] / 255  # type: ignore[attr-defined]
         np.testing.assert_allclose(linear, srgb_to_linear(srgb), atol=0.01)
 
 
@@ -126,11 +126,11 @@ def test_a_texture_holds_the_colors_of_the_surface(run: Path, tmp_path: Path) ->
     export(config(run, "ply", output=str(tmp_path / "v"), num_frames=2))
     textured = trimesh.load(tmp_path / "t" / "frame_0001.glb", force="mesh")
     plain = trimesh.load(tmp_path / "v" / "frame_0001.ply", process=False)  # z up, sRGB at the vertices
-    assert len(textured.faces) == len(plain.faces)
-    distance, nearest = cKDTree(np.asarray(plain.vertices)[:, [1, 2, 0]]).query(textured.vertices)
+    assert len(textured.faces) == len(plain.faces)  # type: ignore[attr-defined]
+    distance, nearest = cKDTree(np.asarray(plain.vertices)[:, [1, 2, 0]]).query(textured.vertices)  # type: ignore[attr-defined]
     assert distance.max() < 1e-5
-    shown = textured.visual.to_color().vertex_colors[:, :3] / 255
-    expected = np.asarray(plain.visual.vertex_colors)[nearest, :3] / 255
+    shown = textured.visual.to_color().vertex_colors[:, :3] / 255  # type: ignore[attr-defined]
+    expected = np.asarray(plain.visual.vertex_colors)[nearest, :3] / 255  # type: ignore[attr-defined]
     assert np.ptp(expected, axis=0).max() > 0.01  # not one gray
     assert np.abs(shown - expected).mean() < 0.25 * np.ptp(expected, axis=0).max()
     gltf = GLTF2().load(str(tmp_path / "t" / "frame_0001.glb"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import first_non_finite
 from fourdiffusion.fit import setup, step
 from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.fit.step import Problem, StepPlan
@@ -22,7 +23,6 @@ from fourdiffusion.randomness import stream
 from fourdiffusion.runs import (
     append_log,
     deferred_signals,
-    first_non_finite,
     load_checkpoint,
     lock_folder,
     optimizer_tensors,

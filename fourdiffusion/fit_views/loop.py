@@ -21,7 +21,7 @@ from fourdiffusion.datasets.clips import ClipFiles
 from fourdiffusion.datasets.readers import open_views
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import write_atomic
+from fourdiffusion.files import first_non_finite, write_atomic
 from fourdiffusion.fit_views.pixels import PixelSet, load_pixels, normalizing_transform, to_scene, visual_hull
 from fourdiffusion.fit_views.settings import BACKGROUNDS, FitViewsConfig
 from fourdiffusion.media.image import composite
@@ -33,7 +33,6 @@ from fourdiffusion.ranges import check_numbers
 from fourdiffusion.runs import (
     append_log,
     deferred_signals,
-    first_non_finite,
     lock_folder,
     open_run,
     optimizer_tensors,
@@ -275,7 +274,7 @@ def _measure(
     """Render the held-out views on white, write ``held_out.json`` and a sheet of truth above render."""
     if not config.held_out:
         return
-    rows, scores = [], dict[str, float]()
+    rows, scores = list[Tensor](), dict[str, float]()
     shown = frames[:: max(1, len(frames) // 8)]
     for view in tqdm(config.held_out, "measuring", leave=False):
         truth = composite(clip.pictures[view, frames].float() / 255)

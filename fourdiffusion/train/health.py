@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from fourdiffusion.errors import UserError
 from fourdiffusion.train.settings import TrainConfig
@@ -24,6 +25,7 @@ class Meter:
     busy: float = 0.0
     waited: float = 0.0
     clips: int = 0
+    skipped: set[str] = field(default_factory=set)  # clips that could not be read, each with its reason
     began: float = field(default_factory=time.monotonic)
 
     def timed(self, batches: Iterator[Item]) -> Item:
@@ -32,6 +34,13 @@ class Meter:
         batch = next(batches)
         self.waited += time.monotonic() - began
         return batch
+
+    def note_skipped(self, reasons: list[str]) -> None:
+        """Say which clips could not be read, each reason once."""
+        for reason in reasons:
+            if reason not in self.skipped:
+                tqdm.write(f"skipped: {reason}")
+        self.skipped.update(reasons)
 
     def read(self, device: torch.device) -> dict[str, float]:
         """Return what the log says of the steps since the last call, and begin anew."""

@@ -28,7 +28,7 @@ import torch.nn.functional as functional
 from report import run
 from torch import Tensor, nn
 
-from fourdiffusion.cli.config import build, compose
+from fourdiffusion.cli.config import build, compose, load_settings_class
 from fourdiffusion.datasets.clips import ClipFiles
 from fourdiffusion.datasets.readers import open_views
 from fourdiffusion.files import write_atomic
@@ -125,7 +125,8 @@ def measure(clip: ClipFiles, name: str, options: argparse.Namespace) -> tuple[di
     num_views = clip.pictures.shape[0]
     views, held_out = list(range(options.views)), list(range(num_views - options.held_out, num_views))
     frames = list(range(options.frames))
-    config: FitViewsConfig = build(FitViewsConfig, compose("fit_views", [f"views={clip.uid}", *options.set]))
+    schema = load_settings_class("fourdiffusion.fit_views.settings:FitViewsConfig")
+    config = build(compose("fit_views", schema, [f"views={clip.uid}", *options.set]), FitViewsConfig)
     pixels = load_pixels(clip, views, frames, clip.c2w)
     began, steps = time.monotonic(), 0
     if name == "static":

@@ -39,7 +39,7 @@ def clip(folder: Path, moves: bool = True, **texts: str) -> None:
         rgba[k, 3, 12 - k : 12 + k, 12:] = 0
     words = {"caption": "a disk", "license": "CC0-1.0", "source": "drawn", "author": "Ada"} | texts
     views = orbit(torch.arange(8) * 45.0)
-    write_clip(folder, Clip(folder.name, everywhere(rgba), views, 45.0, torch.linspace(0, 1, 8), **words))
+    write_clip(folder, Clip(folder.name, everywhere(rgba), views, 45.0, torch.linspace(0, 1, 8), **words))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -200,7 +200,7 @@ def test_the_server_stores_decisions_and_refuses_strangers(server: ThreadingHTTP
     assert ask(server, "/decision", {"uid": "rests", "decision": ""})[0] == 200 and kept(clips) == ["moves"]
     assert ask(server, "/decision", {"uid": "moves", "decision": "drop"}, Host="evil.example")[0] == 403
     assert ask(server, "/decision", {"uid": "moves", "decision": "drop"}, **{"Content-Type": "text/plain"})[0] == 400
-    for body in ({"uid": "none", "decision": "keep"}, {"uid": "moves", "decision": "x"}, ["x"], {"uid": ["moves"]}):
+    for body in ({"uid": "none", "decision": "keep"}, {"uid": "moves", "decision": "x"}, ["x"], {"uid": ["moves"]}):  # type: ignore[assignment]
         assert ask(server, "/decision", body)[0] == 400
     assert kept(clips) == ["moves"]
 

@@ -197,6 +197,6 @@ def test_objaverse_objects_become_assets(stand_in: Path, tmp_path: Path, capsys:
 def test_objaverse_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="lists is empty"):
         objaverse(ObjaverseConfig(output=str(tmp_path)))
-    monkeypatch.setattr(objaverse_assets.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(objaverse_assets.importlib.util, "find_spec", lambda name: None)  # type: ignore[attr-defined]
     with pytest.raises(UserError, match=r"fourdiffusion\[objaverse\]"):
         objaverse(ObjaverseConfig(lists=["paper926"], output=str(tmp_path)))

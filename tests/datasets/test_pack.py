@@ -191,7 +191,7 @@ MISTAKES = {
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_are_named(clips: Path, tmp_path: Path, case: str) -> None:
     changes, message = MISTAKES[case]
-    values = {"clips": str(clips), "output": str(tmp_path / "out")} | changes
+    values = {"clips": str(clips), "output": str(tmp_path / "out")} | changes  # type: ignore[operator]
     with pytest.raises(UserError, match=message):
         pack(PackConfig(**values))  # type: ignore[arg-type]
     assert not (tmp_path / "out").exists()
@@ -226,9 +226,9 @@ def test_cached_tensors_are_what_the_encoders_make(clips: Path, tmp_path: Path, 
         torch.testing.assert_close(found, live, atol=tolerance * float(live.abs().max()), rtol=0)
 
     with torch.no_grad():
-        same(cached.rows("latents", places), encoders.encode_latents(pipeline.vae, images))
+        same(cached.rows("latents", places), encoders.encode_latents(pipeline.vae, images))  # type: ignore[arg-type]
         states = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, images)
-        same(cached.rows("image_tokens", places), pipeline.unet.resampler(states))
+        same(cached.rows("image_tokens", places), pipeline.unet.resampler(states))  # type: ignore[arg-type]
         text = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, [named_clip(1).caption, ""])
         same(cached.rows("text", [()])[0], text[0])
         same(cached.rows("empty_text", [()])[0], text[1])

@@ -43,10 +43,9 @@ def test_renders_have_the_largest_resolution_whose_milestone_is_reached() -> Non
     assert found == [4, 4, 8, 8, 8, 16, 16]
 
 
-def test_rates_fall_and_occupancy_is_updated() -> None:
-    found = [plan(step, lr_decay=0.01, max_steps=4, occupancy_every=2) for step in range(5)]
+def test_rates_fall() -> None:
+    found = [plan(step, lr_decay=0.01, max_steps=4) for step in range(5)]
     assert [each.lr_factor for each in found] == pytest.approx([1, 0.01**0.25, 0.1, 0.01**0.75, 0.01])
-    assert [each.update_occupancy for each in found] == [True, False, True, False, True]
 
 
 def test_weights_begin_at_their_step() -> None:
@@ -67,7 +66,7 @@ def test_weights_begin_at_their_step() -> None:
 def test_a_regularizer_alone_renders_a_random_side(name: str) -> None:
     weights = dict.fromkeys(("orientation", "opacity", "sparsity"), 0.0)
     assert not plan(0).random_side and plan(0, source="fourdm").random_side
-    own = StepPlan(0, False, False, (0.0, 1.0), 1.0, 8, 1.0, weights | {name: 0.5})
+    own = StepPlan(0, False, (0.0, 1.0), 1.0, 8, 1.0, weights | {name: 0.5})
     assert own.random_side
 
 
@@ -107,10 +106,12 @@ def test_the_anchor_is_drawn_over_all_frames() -> None:
 
 def test_anchor_terms_without_weight_are_not_computed() -> None:
     image, truth = torch.rand(2, 1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    target = SimpleNamespace(views=truth[None], anchor=0, empty=torch.zeros(1, 1, 16, 16, dtype=torch.bool))
 
     def distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a - b).abs().mean()
 
+    problem: Any = SimpleNamespace(config=small_config(), target=target, perceptual=distance)
     for name in ("perceptual", "d_ssim"):
         weights = {"perceptual": 0.0, "d_ssim": 0.0} | {name: 0.5}
-        assert set(anchor_losses(distance, image, truth, weights)) == {name}
+        assert set(anchor_losses(problem, image, 0, weights)) == {name}

@@ -92,7 +92,7 @@ def test_every_layout_of_the_same_videos_gives_the_same_scene(clip: Path, tmp_pa
 def test_a_killed_fit_goes_on_bit_for_bit(clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["checkpoint_minutes=0"]
     assert fit(clip, tmp_path / "whole", *words, steps=24) == 0
-    before, steps = loop.save_checkpoint, []
+    before, steps = loop.save_checkpoint, []  # type: ignore[attr-defined]
 
     def killed(*args: object) -> None:
         before(*args)  # type: ignore[arg-type]

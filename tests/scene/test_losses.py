@@ -60,8 +60,8 @@ def test_dssim_with_zeros_beyond_the_border_counts_the_border() -> None:
     other = image.clone()
     other[..., :2] = 0.5  # weighs little in windows that lie inside
     assert losses.dssim(image, other, "zeros") > 1.5 * losses.dssim(image, other)
-    padded = [torch.nn.functional.pad(value, (5, 5, 5, 5)) for value in (image, other)]
-    torch.testing.assert_close(losses.dssim(image, other, "zeros"), losses.dssim(*padded))
+    one, two = (torch.nn.functional.pad(value, (5, 5, 5, 5)) for value in (image, other))
+    torch.testing.assert_close(losses.dssim(image, other, "zeros"), losses.dssim(one, two))
 
 
 def test_error_over_backgrounds_is_the_mean_over_backgrounds() -> None:

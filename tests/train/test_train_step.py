@@ -72,9 +72,9 @@ def test_the_noise_of_a_sample_is_its_own() -> None:
     whole = diffusion_inputs(config, vae, 1000, a_batch([0, 1, 2, 3]), 5)
     part = diffusion_inputs(config, vae, 1000, a_batch([1, 3]), 5)
     for a, b in zip(whole[4:7], part[4:7], strict=True):  # timestep, noise, dropout draws
-        assert torch.equal(a[[1, 3]], b)
-    assert whole[5].shape == (4, 2, 3, 4, 8, 8) and whole[6].shape == (4, 2)
-    assert not torch.equal(whole[5], diffusion_inputs(config, vae, 1000, a_batch([0, 1, 2, 3]), 6)[5])
+        assert torch.equal(a[[1, 3]], b)  # type: ignore[arg-type, call-overload, index]
+    assert whole[5].shape == (4, 2, 3, 4, 8, 8) and whole[6].shape == (4, 2)  # type: ignore[union-attr]
+    assert not torch.equal(whole[5], diffusion_inputs(config, vae, 1000, a_batch([0, 1, 2, 3]), 6)[5])  # type: ignore[arg-type]
 
 
 def test_vae_crops_are_one_window_of_all_pictures() -> None:
@@ -120,7 +120,7 @@ def test_a_stage_learns_one_batch(base: Path, clips: Path, tmp_path: Path, stage
     """The same batch and noise at each step: the loss falls, as it cannot with a gradient of the wrong sign."""
     from fourdiffusion.train import loop
 
-    draw = loop.objective_inputs
+    draw = loop.objective_inputs  # type: ignore[attr-defined]
     monkeypatch.setattr(
         loop,
         "objective_inputs",

@@ -67,7 +67,7 @@ def test_validation_best_and_export(base: Path, clips: Path, tmp_path: Path) -> 
 
     card = ModelCard((run / "motion/README.md").read_text())
     assert (
-        card.data.library_name == "diffusers"
+        card.data.library_name == "diffusers"  # type: ignore[attr-defined]
         and "max_steps: 3" in card.text
         and str(tmp_path) + "/run" not in card.text
     )
