@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourdiffusion import cameras, config
+from fourdiffusion import cameras
+from fourdiffusion.cli import config
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.generation_config import with_sampling_settings
