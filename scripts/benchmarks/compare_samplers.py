@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fourdiffusion import cameras, config
+from fourdiffusion import cameras
+from fourdiffusion.cli import config
 from fourdiffusion.datasets.clips import list_clips, read_clip
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.generation import generate_views, with_overrides

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fourdiffusion import cameras, config
+from fourdiffusion import cameras
+from fourdiffusion.cli import config
 from fourdiffusion.datasets.clips import list_clips, read_clip
 from fourdiffusion.diffusion.generation import generate_views, with_overrides
 from fourdiffusion.diffusion.loading import load_pipeline
