@@ -2,6 +2,8 @@
 
     OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python scripts/benchmarks/quick_cost.py
 
+COST.fixed is the script's "fixed" with what it leaves out: start of the program, turntable, GLB and HTML.
+
 Runs a few steps of the demo in a temporary folder, on one thread; prints one JSON line: the values of COST and
 PROBE_SECONDS in fourdiffusion/cli/quick.py. Processor seconds hardly depend on what else the machine does.
 """
