@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # {name: (words that run a
     "data synth": ("data synth output=out num_clips=1 num_views=4 num_frames=2 size=16", ()),
     "data render": (
         "data render assets=assets output=out engine=opengl width=16 height=16 num_views=4 num_frames=2 "
-        "supersampling=1",
+        "supersampling=1 min_movement=0.001",
         ("assets",),
     ),
     "doctor": ("doctor model.path=model", ("model",)),
