@@ -19,9 +19,9 @@ GRID = " ".join(
     for word in ("num_levels=2", "log2_hashmap_size=8", "base_resolution=4")
 )  # fmt: skip
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # {name: (words that run and are quick, inputs)}
-    "generate": ("generate video=in model.path=model output=out num_frames=4 device=cpu", ("in", "model")),
+    "generate": ("generate video=in model.path=model output=out num_frames=4 device=cpu crop=frame", ("in", "model")),
     "fit": (
-        "fit video=in model.path=model output=out num_frames=4 device=cpu max_steps=2 trackers=[] log_every=1 "
+        "fit video=in model.path=model output=out num_frames=4 device=cpu crop=frame max_steps=2 trackers=[] log_every=1 "
         f"{GRID} scene.field.hidden_width=16 scene.renderer.num_samples=16 scene.renderer.occupancy_resolution=8 "
         "sds.resolutions=[16] sds.resolution_milestones=[0] sds.start_step=0 sds.every=1 loss.rgb_rays=64",
         ("in", "model"),
@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # {name: (words that run a
     "data synth": ("data synth output=out num_clips=1 num_views=4 num_frames=2 size=16", ()),
     "data render": (
         "data render assets=assets output=out engine=opengl width=16 height=16 num_views=4 num_frames=2 "
-        "supersampling=1",
+        "supersampling=1 min_movement=0.001",
         ("assets",),
     ),
     "doctor": ("doctor model.path=model", ("model",)),

@@ -50,10 +50,9 @@ def test_every_weight_of_a_model(model: Path) -> None:
                 continue
             flat, place = value.view(-1), value.numel() // 2
             kept = flat[place].clone()
-            for wrong in (math.nan, math.inf):
-                flat[place] = wrong
-                with pytest.raises(ValueError, match=f"^{part}: {name} has numbers that are NaN or infinite"):
-                    loading._check_whole(model, pipeline)
+            flat[place] = math.nan if tried % 2 else math.inf
+            with pytest.raises(ValueError, match=f"^{part}: {name} has numbers that are NaN or infinite"):
+                loading._check_part(model, part, module)
             flat[place] = kept
             tried += 1
     loading._check_whole(model, pipeline)

@@ -117,15 +117,19 @@ def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
         raise ValueError(f"tokenizer: its vocabulary has {len(pipeline.tokenizer)} entries")
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            stored: set[str] = set()
-            for path in (folder / name).glob("*.safetensors"):
-                with safe_open(path, framework="pt") as file:
-                    stored.update(file.keys())
-            if different := sorted(stored ^ part.state_dict().keys()):
-                raise ValueError(f"{name}: the file and the model differ in {', '.join(different[:3])}")
-            for key, value in part.state_dict().items():
-                if value.is_floating_point() and not bool(value.isfinite().all()):
-                    raise ValueError(f"{name}: {key} has numbers that are NaN or infinite")
+            _check_part(folder, name, part)
+
+
+def _check_part(folder: Path, name: str, part: nn.Module) -> None:
+    stored: set[str] = set()
+    for path in (folder / name).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            stored.update(file.keys())
+    if different := sorted(stored ^ part.state_dict().keys()):
+        raise ValueError(f"{name}: the file and the model differ in {', '.join(different[:3])}")
+    for key, value in part.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(f"{name}: {key} has numbers that are NaN or infinite")
 
 
 def architecture_of(pipeline: FourDiffusionPipeline) -> dict[str, Any]:
