@@ -88,9 +88,7 @@ def test_the_inputs_of_the_towers_are_the_first_frame_of_one_view() -> None:
         images, captions = steps.clip_inputs(TrainConfig(), batch, step)
         assert captions == ["sample 4", "sample 7"]
         (view,) = [v for v in range(3) if torch.equal(images, batch.target[:, 0, v])]
-        assert view == int(
-            torch.randint(3, (), generator=stream(TrainConfig().seed + 2, 0, step))
-        )
+        assert view == int(torch.randint(3, (), generator=stream(TrainConfig().seed + 2, 0, step)))
         seen.add(view)
     assert seen == {0, 1, 2}
 
