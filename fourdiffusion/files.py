@@ -37,7 +37,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of ``save_tensors``: tensors and metadata. UserError where it is missing or damaged."""
+    """What ``save_tensors`` wrote. UserError where the file is missing or damaged."""
     if not path.is_file():
         raise UserError(f"no file {path}: give a folder that a run has written")
     try:

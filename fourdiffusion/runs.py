@@ -183,7 +183,7 @@ def _check_same(
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """Return the content of a run's ``config.yaml``; UserError where it is damaged or no run wrote it."""
+    """Return what a run's ``config.yaml`` holds; UserError where it is damaged or no run wrote it."""
     try:
         record = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, ValueError, RecursionError):

@@ -72,7 +72,7 @@ def _run(words: list[str]) -> None:
 
 
 def find(words: list[str]) -> tuple[Verb | None, list[str]]:
-    """Return the verb and the words after it; None where the words are the beginning of several verbs."""
+    """The verb and the words after it; None where the words are the beginning of several verbs."""
     for verb in verbs.VERBS:
         length = len(verb.words.split())
         if words[:length] == verb.words.split():

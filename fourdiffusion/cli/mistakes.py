@@ -25,7 +25,7 @@ NO_MEMORY = "out of memory: take fewer frames, views or workers, or smaller imag
 
 
 def mistake(error: BaseException) -> str | None:
-    """Return the one line to print in place of a traceback; None for a fault of the program."""
+    """Return what to tell the user in place of a traceback; None for a fault of the program."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     text = str(error)
