@@ -99,6 +99,11 @@ ELSEWHERE = {
     "train": "tests/train/test_train.py",
     "convert": "tests/test_convert.py",
     "data render": "tests/datasets/test_rendering_gltf.py",
+    "data curate": "tests/datasets/test_curation.py",
+    "data objaverse": "tests/datasets/test_curation_lists.py",
+    "data pack": "tests/datasets/test_pack.py",
+    "fit views": "tests/fit_views/test_fit_views.py",
+    "app": "tests/test_app.py",
 }
 
 

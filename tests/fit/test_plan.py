@@ -20,6 +20,7 @@ def plan(step: int, **changes: object) -> StepPlan:
 def test_sds_starts_at_its_step_and_runs_every_so_many() -> None:
     found = [step for step in range(12) if plan(step, source="fourdm", start_step=3, every=4).sds]
     assert found == [3, 7, 11]
+    assert [step for step in range(5) if plan(step, source="fourdm", start_step=2, every=1).sds] == [2, 3, 4]
     assert plan(0, source="per_frame").sds and plan(5, source="per_frame").sds
     assert not plan(0, source="off").sds and not plan(0, source="fourdm", weight=0.0).sds
     weights = [plan(step, source="fourdm", start_step=1, every=2, weight=1.5).weights["sds"] for step in range(4)]
