@@ -23,8 +23,8 @@ class Thresholds:
     min_size: float = 0.2  # of the object, as a share of the picture's side [small]
     max_flicker: float = 0.4  # [flicker]
     min_texture: float = 0.1  # bits [plain]
-    duplicate_look: int = 10  # of 192 bits of the mean pictures; duplicates differ by at most this [duplicate]
-    duplicate_motion: int = 6  # of 64 bits of the pictures' deviations, likewise
+    duplicate_look: int = 8  # of 192 bits of the mean pictures; duplicates differ by at most this [duplicate]
+    duplicate_motion: int = 4  # of 64 bits of the pictures' deviations, likewise
 
 
 @dataclass
