@@ -43,7 +43,7 @@ def main() -> None:
     said: dict[str, str] = {}
     for name in names:
         protocol = load_protocol(name)
-        if "cd_3d" in protocol.metrics:
+        if "cd_3d" in protocol.metrics or name in options.leave_out:
             continue
         if not options.protocol_size:
             protocol = dataclasses.replace(protocol, size=None)
@@ -121,6 +121,7 @@ def section(
         if len(values) > 1:
             low, high = values[0], values[-1]
             spread.append(f"{family.upper()} from {low[0]:.4g} (`{low[1]}`) to {high[0]:.4g} (`{high[1]}`)")
+    said = said | {name: "not taken" for name in options.leave_out}
     notes = [f"* `{name}`: {text}" for name, text in said.items() if text]
     size = "the protocols' own sizes" if options.protocol_size else "the pictures' own size"
     return "\n".join(
@@ -143,6 +144,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("truth", type=Path, help="folder of true objects of the same names")
     parser.add_argument("--weights", help="folder of the metric networks' weights")
     parser.add_argument("--objects", type=int, default=5)
+    parser.add_argument("--leave-out", nargs="*", default=[], help="protocols that are not taken")
     parser.add_argument("--protocol-size", action="store_true", help="resize as the protocols say; slow")
     parser.add_argument("--run", type=Path, default=Path("runs/protocol_spread"))
     parser.add_argument("--output", type=Path, default=Path("docs/evaluate.md"))
