@@ -52,7 +52,7 @@ GROUPS: dict[str, tuple[list[str], list[str]]] = {
         ["diffusion/pipeline.py", "diffusion/generation.py"],
         ["diffusion/test_pipeline.py", "diffusion/test_generation.py"],
     ),
-    "field": (["scene/field.py"], ["scene/test_field.py"]),
+    "field": (["scene/field.py"], ["scene/test_field.py", "ops/test_fused_field.py"]),
     "hash_grid": (
         ["ops/hash_grid/layout.py", "ops/hash_grid/torch_backend.py", "ops/hash_grid/__init__.py"],
         ["ops/test_hash_grid.py"],

@@ -107,3 +107,8 @@ def test_gradients_behind_frozen_layers() -> None:
             found.append([parameter.grad for parameter in module.parameters()])
     for gradients in found[1:]:
         torch.testing.assert_close(gradients, found[0], atol=1e-3, rtol=1e-4)
+
+
+def test_the_defaults_are_the_releases() -> None:
+    config = MotionModules([32]).config
+    assert (config.num_heads, config.max_frames, config.norm_groups) == (8, 32, 32)

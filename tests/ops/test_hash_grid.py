@@ -158,6 +158,12 @@ def test_points_outside_and_not_a_number_stay_in_the_table() -> None:
     assert hash_grid(x).isfinite().all()
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_points_outside_have_the_features_of_the_border(backend: str) -> None:
+    x, hash_grid = torch.tensor([[-5.0, 1.75, 0.5], [1.25, -0.25, 3.0]]), grid(3, BOTH, backend)
+    assert torch.equal(hash_grid(x), hash_grid(x.clamp(0, 1)))
+
+
 def test_no_points() -> None:
     for backend in ("torch", "numba"):
         hash_grid = grid(3, BOTH, backend)
