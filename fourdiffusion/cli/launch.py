@@ -1,7 +1,9 @@
 """Run a verb through Hydra: one job, a sweep of jobs through a launcher, or print the config instead."""
 
 import argparse
+import contextlib
 import importlib
+import io
 import logging
 import os
 import re
@@ -77,9 +79,9 @@ def run(task: Task, words: list[str], warn: Any) -> None:
             hydra.show_info(flags.info, config_name=primary, overrides=overrides.words())
         elif flags.cfg is not None:
             try:
-                with one_line_errors(Exception):
+                with one_line_errors(Exception), contextlib.redirect_stderr(io.StringIO()):
                     hydra.show_cfg(primary, overrides.words(), flags.cfg, flags.package, flags.resolve)
-            except SystemExit as error:  # Hydra has said why
+            except SystemExit as error:
                 raise UserError(f"--package={flags.package}: the config has no such part") from error
         elif is_sweep:
             _run_sweep(hydra, primary, task, schema, overrides)

@@ -111,7 +111,7 @@ class Setting:
         path = user_path(value, self.key)
         if not value.startswith("~"):
             return value
-        return str(path) if path.is_absolute() else f"./{path}"  # so that nobody expands it again
+        return str(path.absolute())  # so that nobody expands it again
 
     @property
     def range(self) -> tuple[float, float] | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,21 @@ def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             _check_part(folder, name, part)
+    _check_numbers(pipeline)
+
+
+def _check_numbers(pipeline: FourDiffusionPipeline) -> None:
+    """Raise ValueError for numbers of the small JSON files that make no schedule, no latents or no picture."""
+    kept = torch.as_tensor(pipeline.scheduler.alphas_cumprod)  # share of the picture's variance at each noise level
+    if not bool(((kept >= 0) & (kept < 1)).all()) or bool((kept.diff() >= 0).any()) or len(kept) < 1:
+        raise ValueError("scheduler: its betas make no noise schedule, alphas_cumprod must fall inside [0, 1)")
+    scale = pipeline.vae.config.scaling_factor
+    if not isinstance(scale, int | float) or not 0 < scale < math.inf:
+        raise ValueError(f"vae: scaling_factor={scale} is no positive number")
+    for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
+        values = getattr(pipeline.feature_extractor, name)
+        if not all(isinstance(value, int | float) and least < value < math.inf for value in values):
+            raise ValueError(f"feature_extractor: {name}={values} must be finite, and a deviation positive")
 
 
 def _check_part(folder: Path, name: str, part: nn.Module) -> None:
