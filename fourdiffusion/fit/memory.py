@@ -1,6 +1,6 @@
 """What a step's samples take of a GPU's memory with the torch grids, which keep every corner of every level.
 
-tiny-cuda-nn keeps a thirtieth of that, so nothing is refused there.
+tiny-cuda-nn keeps far less, so nothing is refused there.
 """
 
 import math
