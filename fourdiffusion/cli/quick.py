@@ -95,7 +95,7 @@ def settings_of(video: str, words: list[str]) -> tuple[list[str], str]:
 def composed(settings: list[str]) -> FitConfig:
     """Return the fit's settings as Hydra composes them."""
     schema = load_settings_class(FIT.settings)
-    found = composition.build(composition.compose(FIT.function, schema, settings), schema)
+    found: Any = composition.build(composition.compose(FIT.function, schema, settings), schema)
     assert isinstance(found, FitConfig)
     return found
 
