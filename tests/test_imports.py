@@ -15,8 +15,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fourdiffusion"
 
 # Each layer imports only layers below it, and itself where that is said. Other modules at the top are the verbs.
-FOUNDATION = {"documents", "errors", "device", "cameras", "files", "ranges", "renames", "runs", "randomness", "tracking"}
-FOUNDATION |= {"media", "ops", "metrics"}
+FOUNDATION = {"errors", "device", "cameras", "files", "ranges", "renames", "runs", "randomness", "tracking"}
+FOUNDATION |= {"documents", "media", "ops", "metrics"}
 SETTINGS = {"settings"}
 NOUNS = {"datasets", "diffusion", "scene"}
 COMMAND = {"cli", "__main__"}
