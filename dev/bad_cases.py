@@ -172,7 +172,7 @@ def contradictions() -> Iterator[Case]:
         ("generate", "model.image_size=8"), ("data synth", "first_seed=1000000 split=train"), ("train", "stage=clip"),
         ("evaluate", "reference=clips"), ("generate", "model.window=100"), ("convert back", "output=out"),
         ("fit", "sds.t_start=0.1 sds.t_min_end=0.9"), ("data render", "output=assets"), ("fit", "trackers=[wandb]"),
-        ("data render", "animations=nowhere*"),
+        ("data render", "animations=nowhere*"), ("generate", "num_frames=9"),
     }  # fmt: skip
     for name, text in told:
         uses = tuple(dict.fromkeys((*ALL[name][1], *(x for x in INPUTS if f"={x}" in text))))
@@ -243,8 +243,8 @@ PATHS: dict[str, dict[str, str]] = {  # {command: {setting: what it is given: an
     "data render": {"assets": "assets", "output": "new", "manifest": "file", "blender": "file", "hdri": "file"},
     "doctor": {"model.path": "model"},
 }  # fmt: skip
-PASSING = ("matting_model", "loss.lpips_weights", "lpips_weights", "validation_data", "lpips", "blender", "manifest",
-           "hdri", "truth", "mask")  # fmt: skip
+PASSING = ("matting_model", "loss.lpips_weights", "lpips_weights", "validation_data", "lpips", "weights",
+           "blender", "manifest", "hdri", "truth", "mask")  # fmt: skip
 
 
 def of_paths(name: str) -> Iterator[Case]:

@@ -21,7 +21,8 @@ GRID = " ".join(
 COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # {name: (words that run and are quick, inputs)}
     "generate": ("generate video=in model.path=model output=out num_frames=4 device=cpu crop=frame", ("in", "model")),
     "fit": (
-        "fit video=in model.path=model output=out num_frames=4 device=cpu crop=frame max_steps=2 trackers=[] log_every=1 "
+        "fit video=in model.path=model output=out num_frames=4 device=cpu crop=frame max_steps=2 "
+        "trackers=[] log_every=1 "
         f"{GRID} scene.field.hidden_width=16 scene.renderer.num_samples=16 scene.renderer.occupancy_resolution=8 "
         "sds.resolutions=[16] sds.resolution_milestones=[0] sds.start_step=0 sds.every=1 loss.rgb_rays=64",
         ("in", "model"),
@@ -68,7 +69,7 @@ def command(name: str, *words: str) -> list[str]:
     """Return a command's words with some settings in place of its own."""
     keys = {word.partition("=")[0] for word in words}
     own = [word for word in ALL[name][0].split() if word.partition("=")[0] not in keys or "=" not in word]
-    return [*own, *(word for word in words if word != f"{word.partition('=')[0]}=")]
+    return [*own, *words]
 
 
 def make_inputs(base: Path) -> None:

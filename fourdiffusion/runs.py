@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -400,6 +401,9 @@ def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tupl
     step = metadata.get("step")
     if type(step) is not int or step < 0:
         raise UserError(f"{path} has no step that counts (step={step})")
+    for name in tensors:
+        if name.startswith("optimizer.") and not re.fullmatch(r"optimizer\.\d+\.\w+", name):
+            raise UserError(f"{path}: {name[:80]} is no state of an optimizer")
     for name, value in expected.items():
         if name not in tensors:
             raise UserError(f"{path} lacks the tensor {name}")

@@ -22,11 +22,14 @@ from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.diffusion.schedulers import noise_schedule, set_scheduler
 from fourdiffusion.diffusion.settings import GenerationConfig, ModelConfig, architecture, override
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_file
 from fourdiffusion.renames import VALUES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFLOADS = ("none", "model")
+MAX_LAYERS, MAX_WIDTH = 1000, 10**6  # of the networks in a model folder
 
 
 def check_precision(config: ModelConfig, device: torch.device) -> None:
@@ -82,6 +85,7 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
     if path is None or not (Path(path) / "model_index.json").is_file():
         raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
     folder = Path(path)
+    _check_files(folder)
     try:
         # without use_safetensors, weights that are missing would be looked for in pickles
         with _quiet("diffusers", "transformers"):
@@ -97,6 +101,20 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
             f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another"
         ) from error
     return pipeline
+
+
+def _check_files(folder: Path) -> None:
+    """UserError for a pipe or a device in a model folder, and for sizes that no machine could build."""
+    for path in sorted(folder.rglob("*")):
+        if not path.is_dir():
+            require_file(path, "restore the model's folder, or choose another")
+    for path in sorted(folder.glob("*/config.json")):
+        content = read_json(path, "restore the model's folder, or choose another")
+        for key, value in content.items() if isinstance(content, dict) else ():
+            most = MAX_LAYERS if "layers" in key or "blocks" in key else MAX_WIDTH
+            for number in value if isinstance(value, list) else [value]:
+                if isinstance(number, int) and number > most:
+                    raise UserError(f"{path}: {key}={number} is more than {most}: restore the file")
 
 
 @contextlib.contextmanager
