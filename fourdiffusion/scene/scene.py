@@ -34,6 +34,9 @@ class Scene:
     renderer: RendererConfig
 
     def __post_init__(self) -> None:
+        for name, choices in (("bounds", ("ball", "cube")), ("normals", ("difference", "analytic"))):
+            if (value := getattr(self.renderer, name)) not in choices:
+                raise ValueError(f"renderer.{name}={value} is none of {', '.join(choices)}")
         if self.field.config.radius != self.renderer.radius:
             raise ValueError(
                 f"field.radius={self.field.config.radius:g} and renderer.radius={self.renderer.radius:g} differ: give "
