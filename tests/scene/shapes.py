@@ -11,7 +11,7 @@ from fourdiffusion.cameras import FOVY_DEG
 from fourdiffusion.scene.export.surface import Mesh
 from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene
-from fourdiffusion.scene.settings import RendererConfig
+from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 
 RADIUS = 0.25
 
@@ -37,6 +37,8 @@ def ball_field(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 class BallField:
     """What Scene.field offers, with a known shape."""
+
+    config = FieldConfig()
 
     def __call__(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return ball_field(x, t)

@@ -110,14 +110,16 @@ def test_crops_come_from_everywhere_and_rows_are_drawn_apart_from_columns() -> N
 
 def test_each_sample_draws_from_its_own_stream() -> None:
     config, batch = TrainConfig(seed=3, batch_size=8), a_batch([2, 6])
-    target, given, c2w, captions, timestep, noise, dropout = steps.diffusion_inputs(config, VAE, 1000, batch, 11)
-    assert torch.equal(target, batch.target) and torch.equal(given, batch.input) and torch.equal(c2w, batch.c2w)  # type: ignore[arg-type]
-    assert captions == batch.captions and noise.shape == (2, 2, 3, 3, 2, 2) and dropout.shape == (2, 2)  # type: ignore[union-attr]
+    found: tuple[Any, ...] = steps.diffusion_inputs(config, VAE, 1000, batch, 11)
+    target, given, c2w, captions, timestep, noise, dropout, *cached = found
+    assert cached == [None] * 4
+    assert torch.equal(target, batch.target) and torch.equal(given, batch.input) and torch.equal(c2w, batch.c2w)
+    assert captions == batch.captions and noise.shape == (2, 2, 3, 3, 2, 2) and dropout.shape == (2, 2)
     for row, sample in enumerate((2, 6)):
         generator = stream(4, sample, 11)
-        assert torch.equal(noise[row], torch.randn(2, 3, 3, 2, 2, generator=generator))  # type: ignore[arg-type, index]
-        assert torch.equal(dropout[row], torch.rand(2, generator=generator))  # type: ignore[arg-type, index]
-    assert torch.equal(timestep, steps.draw_timesteps(config, 11, [2, 6], 1000))  # type: ignore[arg-type]
+        assert torch.equal(noise[row], torch.randn(2, 3, 3, 2, 2, generator=generator))
+        assert torch.equal(dropout[row], torch.rand(2, generator=generator))
+    assert torch.equal(timestep, steps.draw_timesteps(config, 11, [2, 6], 1000))
     images, posterior = steps.vae_inputs(config, VAE, batch, 11)
     expected = [torch.randn(6, 3, 2, 2, generator=stream(4, sample, 11)) for sample in (2, 6)]
     assert torch.equal(posterior, torch.cat(expected)) and len(images) == 12
