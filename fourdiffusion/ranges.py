@@ -250,6 +250,9 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "size": _PIXELS,
         "background": _FRACTION,
         "clip_length": _FRAMES,
+        "mesh_points": (1, 10**7),
+        "mesh_icp_points": (1, 10**7),
+        "f_threshold": (1e-9, 1e9),
     },
     "PackConfig": {
         "quality": (1, 100),

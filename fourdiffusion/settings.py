@@ -78,7 +78,7 @@ class AppConfig:
 
     output: str = "runs/app"  # folder of the jobs' runs
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in, without a password
-    port: int = 7860
+    port: int = 7860  # the page is at http://host:port
     jobs: int = 1  # at a time; the others wait
 
 

@@ -502,13 +502,13 @@ def test_a_run_begins_with_the_settings_of_another_one(run, tmp_path: Path, monk
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("settings: {quux: 1}", "holds 'quux'"), ("- a", "holds no settings"), ("a: [", "cannot be read as YAML")],
+    [("settings: {quux: 1}", " holds 'quux'"), ("- a", " holds no settings"), ("a: [", ": cannot be read as YAML")],
 )
 def test_a_damaged_run_config_is_named(toy, tmp_path: Path, capsys, text: str, message: str) -> None:
     (tmp_path / "config.yaml").write_text(text)
     assert cli.main(["toy", "box", "-cp", str(tmp_path)]) == 2
     err = capsys.readouterr().err
-    assert f"{tmp_path}/config.yaml {message}" in err and err.count("\n") == 1
+    assert f"{tmp_path}/config.yaml{message}" in err and err.count("\n") == 1
 
 
 def test_former_names_work_with_one_warning_and_a_present_name_wins(run, monkeypatch, capsys) -> None:
@@ -519,12 +519,13 @@ def test_former_names_work_with_one_warning_and_a_present_name_wins(run, monkeyp
     assert capsys.readouterr().err == "warning: pace is now rate, text is now caption\n"
 
 
-def test_a_video_as_the_first_word_is_told_what_to_do(capsys, tmp_path, monkeypatch) -> None:
+def test_a_missing_video_as_the_first_word_is_named(capsys, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "frames").mkdir()
-    for word in ("my cat.mp4", "frames"):
+    for word, reason in (("my cat.mp4", "my cat.mp4 does not exist"), ("frames", "frames")):
         assert cli.main([word]) == 2
-        assert f"for example fourdiffusion fit video={word}" in capsys.readouterr().err
+        err = capsys.readouterr().err
+        assert reason in err and err.count("\n") == 1
 
 
 def processes(command: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -651,7 +652,10 @@ def test_the_presets_are_the_papers_numbers_and_the_releases_where_they_differ()
         return {key for key in a if a[key] != b[key]}
 
     default, paper = flat(dataclasses.asdict(FitConfig(video="x"))), settings("experiment=paper")
-    assert differences(paper, default) == {"sds.ray_chunk", "sds.image_chunk"}  # these change the memory only
+    changed = differences(paper, default) - {"sds.ray_chunk", "sds.image_chunk"}  # these change the memory only
+    # what the paper does not say, and the release does: tests/fit/test_presets.py holds the values
+    assert changed and {key.split(".")[0] for key in changed} <= {"loss", "scene"}
+    assert not any("lambda" in key or "start_step" in key for key in changed)
     released = settings("experiment=released")
     assert differences(paper, released) == {"loss.opacity_start_step", "loss.sparsity_start_step"}
 

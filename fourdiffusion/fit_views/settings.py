@@ -20,9 +20,7 @@ class FitViewsConfig:
     num_frames: int | None = None  # the first so many frames; null: all
     frame_stride: int = 1  # take every N-th frame
     held_out: list[int] = field(default_factory=list)  # numbers of views that are not fitted, and measured at the end
-    background: str = (
-        "auto"  # behind the pictures' alpha: auto (random colors where there is alpha) | random | white | black
-    )
+    background: str = "auto"  # behind alpha: random (over all colors) | white | black | auto: random where alpha is
     recenter: bool = True  # move and scale the cameras' world so that what they look at fills the scene's cube
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda

@@ -40,7 +40,7 @@ class PackConfig:
     manifest: str | None = None  # manifest.parquet of `data curate`: its kept clips with its captions, in place of ids
     frames: str = "png"  # png: lossless | webp: lossless unless quality is given | mp4: H.264 on white, no alpha
     quality: int | None = None  # of frames=webp; null: lossless
-    clips_per_shard: int = 100
+    clips_per_shard: int = 100  # clips in one tar
     num_readers: int = 1  # processes x workers that will read the tars in sequence: at least as many shards are made
     latents: bool = False  # also keep VAE latents, image tokens and text states, made with model.path
     latents_dtype: str = "float16"  # float16 | float32
