@@ -36,6 +36,7 @@ def export(config: ExportConfig) -> None:
     name = (FILES | FOLDERS)[config.format]
     output = Path(config.output) if config.output else run / "export" / name
     _check_output(output, config.format)
+    _require_packages(config)
     scene = load_scene(folder, resolve_device(config.device))
     times = frame_times(run, config.num_frames)
     notes = origin(run, config.author, config.license)
@@ -83,6 +84,11 @@ def _check(config: ExportConfig) -> None:
             raise UserError(f"texture_size={config.texture_size}: format={config.format} has colors at its vertices")
         if not 64 <= config.texture_size <= 4096:
             raise UserError(f"texture_size={config.texture_size}; give 64 to 4096 texels")
+
+
+def _require_packages(config: ExportConfig) -> None:
+    """Raise UserError where the format needs a package that is not installed."""
+    if config.texture_size is not None:
         from fourdiffusion.scene.export.atlas import require_xatlas
 
         require_xatlas()

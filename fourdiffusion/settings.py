@@ -56,12 +56,12 @@ class ConvertConfig:
 
     imagedream: str | None = None  # sd-v2.1-base-4view-ipmv.pt or .safetensors, or an ImageDream diffusers folder
     motion: str | None = None  # 4dm.ckpt or .safetensors; null: untrained motion layers, for training
-    checkpoint: str | None = None  # of train stage=motion, or its run: output becomes a folder of motion layers
     output: str = "???"  # the pipeline folder to make; on the way back a .ckpt or .safetensors file
     tokenizer: str | None = None  # folder of CLIP's vocab.json and merges.txt; null: looked for beside the file
     dtype: str = "float32"  # of the written weights: float32 | bfloat16 | float16
     # Sizes of the release; on the way back model.path is the pipeline folder whose motion layers are written.
     model: ModelConfig = field(default_factory=ModelConfig)
+    checkpoint: str | None = None  # of train stage=motion, or its run: output becomes a folder of motion layers
 
 
 @dataclass

@@ -80,7 +80,7 @@ def test_the_glossary_names_each_term_once() -> None:
 
 # ---- commands -------------------------------------------------------------------------------------------------------
 
-NEEDS = ("assets", "browser", "cluster", "docker", "gpu", "minutes", "network", "weights")
+NEEDS = ("assets", "browser", "cluster", "docker", "extras", "gpu", "minutes", "network", "weights")
 SHELL = ("bash", "sh", "shell", "console", "")
 COMMANDS = ("fourdiffusion", "pip", "git", "make", "python", "torchrun", "accelerate", "docker", "hf", "bash", "curl")
 # What each verb adds to a command of the docs, so that it runs here in a second.

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from fourdiffusion.datasets.sampling import ClipSamples, collate, open_clips
 from fourdiffusion.diffusion import encoders, precompute
+from fourdiffusion.diffusion.generation_config import sampling_settings
 from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.lora import add_lora
 from fourdiffusion.diffusion.motion_sources import read_motion
@@ -72,6 +73,11 @@ def check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSample
     height, width = data.picture_size
     if config.data.latents:
         check_latents(config, pipeline, data)
+    side, factor = config.crop_size, 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    if config.stage == "vae" and side is not None and (side > min(height, width) or side % factor):
+        raise UserError(
+            f"crop_size={side}: give a multiple of {factor}, at most the pictures' {min(height, width)} pixels"
+        )
     if height % 2**halvings or width % 2**halvings:
         raise UserError(
             f"{config.data.path} holds clips of {width} x {height} pixels: this model needs multiples of {2**halvings}"
@@ -112,6 +118,7 @@ def check_settings(config: TrainConfig, num_processes: int) -> None:
         raise UserError(f"timestep_shift={config.timestep_shift}: give a number above 0; 1 is uniform")
     if config.model.dtype != "float32":
         raise UserError(f"model.dtype={config.model.dtype}: training keeps float32 weights, set mixed_precision=bf16")
+    sampling_settings(config.model)
     if config.optimizer not in OPTIMIZERS:
         raise UserError(f"optimizer={config.optimizer} is none of {', '.join(OPTIMIZERS)}")
     if config.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from fourdiffusion.datasets.sampling import Batch
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
-from fourdiffusion.errors import UserError
 from fourdiffusion.randomness import stream
 from fourdiffusion.train.settings import TrainConfig
 
@@ -86,11 +85,6 @@ def vae_inputs(config: TrainConfig, vae: AutoencoderKL, batch: Batch, step: int)
     images = batch.target.flatten(0, 2)
     height, width = images.shape[-2:]
     side = config.crop_size or height
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
-    if side > min(height, width) or side % factor:
-        raise UserError(
-            f"crop_size={side}: give a multiple of {factor}, at most the pictures' {min(height, width)} pixels"
-        )
     top, left = torch.randint(height - side + 1, (2,), generator=stream(config.seed + 2, 0, step)).tolist()
     images = images[..., top : top + side, left : left + side]
     shape = (images.shape[0] // len(batch.samples), *latent_shape(vae, *images.shape[-2:]))
