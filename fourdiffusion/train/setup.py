@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fourdiffusion.datasets.sampling import ClipSamples, collate, open_clips
 from fourdiffusion.diffusion import encoders, precompute
-from fourdiffusion.diffusion.generation_config import sampling_settings
+from fourdiffusion.diffusion.generation_config import SCHEDULERS
 from fourdiffusion.diffusion.loading import DTYPES, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.lora import add_lora
 from fourdiffusion.diffusion.motion_sources import read_motion
@@ -118,7 +118,8 @@ def check_settings(config: TrainConfig, num_processes: int) -> None:
         raise UserError(f"timestep_shift={config.timestep_shift}: give a number above 0; 1 is uniform")
     if config.model.dtype != "float32":
         raise UserError(f"model.dtype={config.model.dtype}: training keeps float32 weights, set mixed_precision=bf16")
-    sampling_settings(config.model)
+    if config.model.scheduler not in (None, *SCHEDULERS):
+        raise UserError(f"model.scheduler={config.model.scheduler} is none of {', '.join(SCHEDULERS)}")
     if config.optimizer not in OPTIMIZERS:
         raise UserError(f"optimizer={config.optimizer} is none of {', '.join(OPTIMIZERS)}")
     if config.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
