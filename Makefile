@@ -8,12 +8,15 @@ demo: .venv/.installed
 	$(BIN)/fourdiffusion demo
 	$(BIN)/fourdiffusion evaluate prediction=runs/demo reference=data/sample/truth
 
+# Files of tests go to as many processes as there are cores, four at most; each computes with one thread.
+PARALLEL := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
 test: .venv/.installed
-	$(BIN)/python -m pytest -q
+	$(PARALLEL)
 
 # Without the tests marked slow: those that train, fit, start processes or open a browser.
 test-fast: .venv/.installed
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(PARALLEL) -m 'not slow'
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
