@@ -53,7 +53,7 @@ def step(folder: Path, stage: str, dtype: str, latents: bool) -> tuple[float, Te
     objective = DiffusionObjective(pipeline, stage, 0.5, 0.5, True, None)  # type: ignore[arg-type]
     inputs = diffusion_inputs(config, pipeline.vae, 1000, batch, 0)
     dropped = inputs[6] < 0.5  # type: ignore[operator]
-    assert 0 < dropped[:, 0].sum() < 8 and 0 < dropped[:, 1].sum() < 8  # all four cases are tried  # type: ignore[index]
+    assert 0 < dropped[:, 0].sum() < 8 and 0 < dropped[:, 1].sum() < 8  # type: ignore[index]  # all four cases are tried
     if latents:
         pipeline.vae.to("meta")
         if motion:
