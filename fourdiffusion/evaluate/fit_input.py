@@ -47,7 +47,7 @@ def read_input(folder: Path) -> FitInput:
                 elevation_deg=_number(content.get("elevation_deg")),
                 unrecorded_crop=content.get("crop") is None and bool(content.get("crops")),  # it moved with the object
             )
-        except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        except (OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} is damaged ({reason}): delete it, or run the fit again") from error
     if fit.times is None and (folder / "input.safetensors").is_file():
