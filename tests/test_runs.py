@@ -358,9 +358,13 @@ def test_a_lock_leaves_nothing_where_no_run_came_about(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
-def test_a_signal_waits_for_the_end_of_a_step_and_a_second_one_does_not(name: str) -> None:
+def test_a_signal_waits_for_the_end_of_a_step_and_a_second_one_does_not(
+    name: str, request: pytest.FixtureRequest
+) -> None:
     number = getattr(signal, name)
     error = KeyboardInterrupt if name == "SIGINT" else Terminated
+    found = signal.signal(number, signal.SIG_DFL)  # a job in the background ignores SIGINT, one under nohup SIGHUP
+    request.addfinalizer(lambda: signal.signal(number, found))
     before = signal.getsignal(number)
     with deferred_signals() as interrupted:
         assert not interrupted()
