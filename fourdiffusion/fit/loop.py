@@ -6,7 +6,6 @@ Letters: F frames, V views, R rays, S image side.
 """
 
 import dataclasses
-import math
 import time
 from pathlib import Path
 
@@ -14,8 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fourdiffusion.errors import UserError
-from fourdiffusion.files import first_non_finite
 from fourdiffusion.fit import setup, step
 from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.fit.step import Problem, StepPlan
@@ -23,22 +20,21 @@ from fourdiffusion.randomness import stream
 from fourdiffusion.runs import (
     append_log,
     deferred_signals,
-    load_checkpoint,
     lock_folder,
     optimizer_tensors,
-    restore_optimizer,
     save_checkpoint,
     terminable,
-    trim_log,
 )
 from fourdiffusion.scene import losses
+from fourdiffusion.scene.optimization import check_density, check_finite, make_optimizer, resume, scene_tensors
 from fourdiffusion.scene.pictures import write_pictures
 from fourdiffusion.scene.render_pass import Rays, RenderPass
-from fourdiffusion.scene.renderer import OccupancyGrid, due_times
-from fourdiffusion.scene.scene import Scene, save_scene
+from fourdiffusion.scene.renderer import due_times
+from fourdiffusion.scene.scene import save_scene
 from fourdiffusion.tracking import trackers
 
-EMPTY = 1e-4  # opacity of a single sample
+CULPRITS = "loss.lambda_sparsity and sds.weight"  # settings that empty a scene where they are too high
+RATES = "grid_lr, mlp_lr or sds.weight"  # settings that make it diverge
 FRAMES_EACH_ROUND = 8  # that the occupancy grid looks at in ``occupancy_every`` steps, however long the video
 
 
@@ -60,8 +56,8 @@ def fit(config: FitConfig) -> None:
 def optimize(problem: Problem, output: Path) -> None:
     """Run the steps from the last checkpoint to ``max_steps``, with log, checkpoints and previews."""
     config, scene, target = problem.config, problem.scene, problem.target
-    optimizer = make_optimizer(config, scene)
-    start = _resume(output, scene, optimizer)
+    optimizer = make_optimizer(scene, config.grid_lr, config.mlp_lr)
+    start = resume(output, scene, optimizer, "fit")
     bar = tqdm(range(start, config.max_steps), "fit", config.max_steps, initial=start)
     saved = shown = time.monotonic()
     recent: dict[str, list[Tensor]] = {}  # since the last line of the log; a term may miss at most steps
@@ -84,7 +80,7 @@ def optimize(problem: Problem, output: Path) -> None:
                 recent.clear()
             stopping = interrupted()
             if now - saved > 60 * config.checkpoint_minutes or done == config.max_steps or stopping:
-                save_checkpoint(output, "fit", _state(scene) | optimizer_tensors(optimizer), done)
+                save_checkpoint(output, "fit", scene_tensors(scene) | optimizer_tensors(optimizer), done)
                 saved = time.monotonic()
             if stopping:
                 interrupted.leave()
@@ -130,19 +126,19 @@ def update(
     terms |= found
 
     loss = step.weighted_sum(terms, weights)
-    _check_finite(terms | {"loss": loss}, "the loss term", plan.step)
+    check_finite(terms | {"loss": loss}, "the loss term", plan.step, RATES)
     loss.backward()
     for each in reversed(passes):
         each.backward()
 
     parameters = dict(scene.field.named_parameters())
     gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
-    _check_finite(gradients, "the gradient of", plan.step)
+    check_finite(gradients, "the gradient of", plan.step, RATES)
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * plan.lr_factor
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    _check_finite({name: value.detach() for name, value in parameters.items()}, "the weight", plan.step)
+    check_finite({name: value.detach() for name, value in parameters.items()}, "the weight", plan.step, RATES)
     return {name: value.detach() for name, value in (terms | {"loss": loss}).items()}
 
 
@@ -178,64 +174,7 @@ def _update_occupancy(problem: Problem, number: int, generator: torch.Generator)
     due, share = due_times(times, number, every)
     if len(due):
         occupancy.update(problem.scene.field.density, due.to(occupancy.density.device), generator, share)
-        check_density(occupancy, number)
-
-
-def make_optimizer(config: FitConfig, scene: Scene) -> torch.optim.Optimizer:
-    """Return AdamW on grids and MLPs (method.md section 2); a group keeps its rate before decay as ``base_lr``."""
-    groups = scene.field.parameter_groups(config.grid_lr, config.mlp_lr)
-    for group in groups:
-        group["base_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15)
-
-
-def check_density(occupancy: OccupancyGrid, number: int) -> None:
-    """UserError where the density has collapsed or is not finite: no loss would bring it back."""
-    density = float(occupancy.density.max())
-    if not math.isfinite(density):
-        raise UserError(f"the scene's density is {density} at step {number}: lower grid_lr, mlp_lr or sds.weight")
-    opacity = -math.expm1(-density * occupancy.config.step)
-    if opacity < EMPTY:
-        raise UserError(
-            f"the scene is empty at step {number} (a sample's opacity is {opacity:.1e} at most): lower "
-            "loss.lambda_sparsity and sds.weight, or grid_lr, and choose another output"
-        )
-
-
-def _check_finite(tensors: dict[str, Tensor], what: str, number: int) -> None:
-    """UserError with the name of the first tensor that is not finite."""
-    if name := first_non_finite(tensors):
-        raise UserError(
-            f"{what} {name} is not finite at step {number}: lower grid_lr, mlp_lr or sds.weight, and choose another "
-            "output"
-        )
-
-
-# ---- checkpoints ----------------------------------------------------------------------------------------------------
-
-
-def _state(scene: Scene) -> dict[str, Tensor]:
-    tensors = {f"scene.{name}": value for name, value in scene.field.state_dict().items()}
-    return tensors | {f"occupancy.{name}": value for name, value in scene.occupancy.state_dict().items()}
-
-
-def _resume(output: Path, scene: Scene, optimizer: torch.optim.Optimizer) -> int:
-    """Restore the last checkpoint and return the step to go on from; 0 where there is none."""
-    parameters = [value for group in optimizer.param_groups for value in group["params"]]
-    moments = {
-        f"optimizer.{index}.{key}": value for index, value in enumerate(parameters) for key in ("exp_avg", "exp_avg_sq")
-    }
-    steps = {f"optimizer.{index}.step": torch.zeros(()) for index in range(len(parameters))}
-    found = load_checkpoint(output, "fit", _state(scene) | moments | steps, tqdm.write)
-    if found is None:
-        trim_log(output, 0)
-        return 0
-    tensors, number = found
-    for prefix, module in (("scene.", scene.field), ("occupancy.", scene.occupancy)):
-        module.load_state_dict({k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)})
-    restore_optimizer(optimizer, tensors)
-    trim_log(output, number)
-    return number
+        check_density(occupancy, number, CULPRITS, RATES)
 
 
 def _show(terms: dict[str, Tensor]) -> str:

@@ -21,7 +21,7 @@ from fourdiffusion.datasets.clips import ClipFiles
 from fourdiffusion.datasets.readers import open_views
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import first_non_finite, write_atomic
+from fourdiffusion.files import write_atomic
 from fourdiffusion.fit_views.pixels import PixelSet, load_pixels, normalizing_transform, to_scene, visual_hull
 from fourdiffusion.fit_views.settings import BACKGROUNDS, FitViewsConfig
 from fourdiffusion.media.image import composite
@@ -42,7 +42,7 @@ from fourdiffusion.runs import (
 )
 from fourdiffusion.scene import losses
 from fourdiffusion.scene.field import DynamicField
-from fourdiffusion.scene.optimization import check_density, make_optimizer, resume, scene_tensors
+from fourdiffusion.scene.optimization import check_density, check_finite, make_optimizer, resume, scene_tensors
 from fourdiffusion.scene.pictures import write_pictures
 from fourdiffusion.scene.renderer import OccupancyGrid, due_times, render, render_image
 from fourdiffusion.scene.scene import Scene, save_scene
@@ -52,6 +52,7 @@ FREE = {
     "max_steps", "log_every", "checkpoint_minutes", "trackers", "device",
     "scene.grid_backend", "scene.ray_backend",
 }  # fmt: skip
+RATES = "grid_lr or mlp_lr"  # settings that make a fit diverge
 WARM_UP_STEPS = 20  # of the learning rate
 SHEET_ROWS = 8  # views in the sheet of held-out views at most
 
@@ -157,17 +158,17 @@ def update(
     if pixels.has_alpha:
         terms["alpha"] = functional.mse_loss(out.opacity, rgba[:, 3])
     loss = terms["rgb"] + config.lambda_alpha * terms.get("alpha", torch.zeros((), device=device))
-    _check_finite(terms, "the loss term", number)
+    check_finite(terms, "the loss term", number, RATES)
     loss.backward()
     factor = min(1.0, (number + 1) / WARM_UP_STEPS) * config.lr_decay**progress
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
     parameters = dict(scene.field.named_parameters())
-    _check_finite(
-        {name: value.grad for name, value in parameters.items() if value.grad is not None}, "the gradient of", number
-    )
+    gradients = {name: value.grad for name, value in parameters.items() if value.grad is not None}
+    check_finite(gradients, "the gradient of", number, RATES)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    check_finite({name: value.detach() for name, value in parameters.items()}, "the weight", number, RATES)
     return {name: value.detach() for name, value in (terms | {"loss": loss}).items()}
 
 
@@ -182,7 +183,7 @@ def _update_occupancy(problem: Problem, number: int, generator: torch.Generator)
         occupancy.occupied.copy_(problem.hull)
     occupancy.occupied &= problem.hull
     if number % config.occupancy_every == 0:
-        check_density(occupancy, number, "lambda_alpha")
+        check_density(occupancy, number, "lambda_alpha", RATES)
 
 
 # ---- before the first step ------------------------------------------------------------------------------------------
@@ -302,10 +303,3 @@ def render_frames(scene: Scene, c2w: Tensor, fovy_deg: float, times: Tensor, hei
         )  # fmt: skip
         pictures.append(rgb.clamp(0, 1).cpu())
     return torch.stack(pictures)
-
-
-def _check_finite(tensors: dict[str, Tensor], what: str, number: int) -> None:
-    if name := first_non_finite(tensors):
-        raise UserError(
-            f"{what} {name} is not finite at step {number}: lower grid_lr or mlp_lr, and choose another output"
-        )

@@ -8,6 +8,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.files import first_non_finite
 from fourdiffusion.runs import load_checkpoint, restore_optimizer, trim_log
 from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene
@@ -23,22 +24,29 @@ def make_optimizer(scene: Scene, grid_lr: float, mlp_lr: float) -> torch.optim.O
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15)
 
 
-def check_density(occupancy: OccupancyGrid, number: int, culprits: str) -> None:
+def check_density(occupancy: OccupancyGrid, number: int, culprits: str, rates: str) -> None:
     """UserError where the density has collapsed or is not finite: no loss would bring it back.
 
     Args:
         number: of the step.
-        culprits: settings whose values empty a scene where they are too high.
+        culprits: settings that empty a scene where they are too high.
+        rates: settings that make it diverge.
     """
     density = float(occupancy.density.max())
     if not math.isfinite(density):
-        raise UserError(f"the scene's density is {density} at step {number}: lower grid_lr or mlp_lr")
+        raise UserError(f"the scene's density is {density} at step {number}: lower {rates}")
     opacity = -math.expm1(-density * occupancy.config.step)
     if opacity < EMPTY:
         raise UserError(
             f"the scene is empty at step {number} (a sample's opacity is {opacity:.1e} at most): lower {culprits}, or "
             "grid_lr, and choose another output"
         )
+
+
+def check_finite(tensors: dict[str, Tensor], what: str, number: int, rates: str) -> None:
+    """UserError with the name of the first tensor that is not finite; ``number`` and ``rates`` as of check_density."""
+    if name := first_non_finite(tensors):
+        raise UserError(f"{what} {name} is not finite at step {number}: lower {rates}, and choose another output")
 
 
 def scene_tensors(scene: Scene) -> dict[str, Tensor]:

@@ -32,12 +32,13 @@ from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, op
 from fourdiffusion.diffusion.pipeline import unconditional
 from fourdiffusion.diffusion.schedulers import noise_schedule
 from fourdiffusion.diffusion.settings import ModelConfig, architecture
-from fourdiffusion.fit.loop import make_optimizer, update
+from fourdiffusion.fit.loop import update
 from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.fit.setup import build_target
 from fourdiffusion.fit.step import Problem, plan_step
 from fourdiffusion.randomness import stream
 from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.optimization import make_optimizer
 from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene
 
@@ -179,7 +180,7 @@ def measure_sds(config: FitConfig, device: torch.device, images: Tensor, steps: 
     target = build_target(images, images.expand(config.num_views, *images.shape), c2w, times, 0, opaque)
     perceptual = partial(encoders.latent_distance, pipeline.vae)
     problem = Problem(config, pipeline, denoiser, perceptual, scene, target)
-    optimizer = make_optimizer(config, scene)
+    optimizer = make_optimizer(scene, config.grid_lr, config.mlp_lr)
     config.occupancy_every = 1
     marks = [_now(device)]
     for step in range(config.sds.resolution_milestones[-1], config.sds.resolution_milestones[-1] + steps):

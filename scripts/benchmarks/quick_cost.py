@@ -18,9 +18,10 @@ import torch
 
 from fourdiffusion.cli import quick
 from fourdiffusion.fit import setup
-from fourdiffusion.fit.loop import make_optimizer, update
+from fourdiffusion.fit.loop import update
 from fourdiffusion.fit.step import plan_step
 from fourdiffusion.randomness import stream
+from fourdiffusion.scene.optimization import make_optimizer
 from fourdiffusion.scene.pictures import write_pictures
 
 
@@ -35,7 +36,7 @@ def main() -> None:
         config = quick.composed(quick.settings_of(video, words)[0])
         began = time.process_time()
         problem = setup.open_problem(config, setup.read_inputs(config))
-        optimizer = make_optimizer(config, problem.scene)
+        optimizer = make_optimizer(problem.scene, config.grid_lr, config.mlp_lr)
         for number in range(2):  # compiles
             update(problem, optimizer, plan_step(config, number), stream(config.seed, 0, number))
         size = problem.pipeline.generation_config.image_size

@@ -12,10 +12,11 @@ from tiny_model import SIZE
 from torch import Tensor
 
 from fourdiffusion.fit import loop
-from fourdiffusion.fit.loop import make_optimizer, update
+from fourdiffusion.fit.loop import update
 from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.fit.step import Problem, plan_step
 from fourdiffusion.randomness import stream
+from fourdiffusion.scene.optimization import make_optimizer
 from fourdiffusion.scene.render_pass import Rays, RenderPass
 from fourdiffusion.scene.settings import FieldConfig, SceneConfig
 
@@ -135,7 +136,7 @@ def done(monkeypatch: pytest.MonkeyPatch) -> tuple[Problem, list[RenderPass], di
     problem = small_problem(config)
     problem.denoiser = Listening(problem.pipeline, BIAS)  # type: ignore[assignment]
     problem.perceptual = lambda image, truth: (image - truth).abs().mean()
-    optimizer = make_optimizer(config, problem.scene)
+    optimizer = make_optimizer(problem.scene, config.grid_lr, config.mlp_lr)
     for group in optimizer.param_groups:
         group["base_lr"] = 0.0  # the field stays as the step saw it
     terms = update(problem, optimizer, plan_step(config, 0), stream(0, 0, 0))

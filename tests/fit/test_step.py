@@ -13,9 +13,10 @@ from fourdiffusion.diffusion import distillation, encoders
 from fourdiffusion.diffusion.settings import GenerationConfig
 from fourdiffusion.errors import UserError
 from fourdiffusion.fit import loop
-from fourdiffusion.fit.loop import make_optimizer, update
+from fourdiffusion.fit.loop import update
 from fourdiffusion.fit.step import Problem, distill, draw_input_pixels, draw_pixels, draw_side, plan_step
 from fourdiffusion.randomness import stream
+from fourdiffusion.scene.optimization import make_optimizer
 from fourdiffusion.scene.render_pass import RenderPass, view_rays
 from fourdiffusion.scene.renderer import OccupancyGrid
 
@@ -24,7 +25,7 @@ STEPS, RAMP = 40, 20
 
 def run(problem: Problem, numbers: range | list[int]) -> list[dict[str, float]]:
     """Do the steps of some numbers and return what each logs."""
-    optimizer = make_optimizer(problem.config, problem.scene)
+    optimizer = make_optimizer(problem.scene, problem.config.grid_lr, problem.config.mlp_lr)
     found = []
     for number in numbers:
         terms = update(problem, optimizer, plan_step(problem.config, number), stream(0, 0, number))
@@ -284,7 +285,7 @@ def test_the_anchor_loss_compares_a_random_frame_of_the_anchor_view(passes: list
 def test_learning_rates_fall_exponentially() -> None:
     config = small_config(lambda_rgb=1.0, lr_decay=0.1, rgb_rays=8)
     problem = small_problem(config)
-    optimizer = make_optimizer(config, problem.scene)
+    optimizer = make_optimizer(problem.scene, config.grid_lr, config.mlp_lr)
     for number in (0, 50, 100):
         update(problem, optimizer, plan_step(config, number), stream(0, 0, number))
         factor = 0.1 ** (number / 100)

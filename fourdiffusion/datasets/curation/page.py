@@ -36,6 +36,7 @@ def make_server(rows: list[dict[str, Any]], change: Change, thumbnails: Path, po
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            """Serve the page, its rows and its thumbnails."""
             path = unquote(urlsplit(self.path).path)
             if not self._is_local():
                 return
@@ -53,6 +54,7 @@ def make_server(rows: list[dict[str, Any]], change: Change, thumbnails: Path, po
                 self.send_error(HTTPStatus.NOT_FOUND)
 
         def do_POST(self) -> None:
+            """Take one decision, a JSON object, and write the manifest."""
             if not self._is_local():
                 return
             # A page of another site cannot send this type without asking first, which is never answered.
