@@ -1,7 +1,8 @@
 """What a run's video showed: input.json, and what older runs left of it.
 
 {"crop": [left, top, side], "frames": [...], "times_s": [...], "times": [...], "fovy_deg", "distance", "elevation_deg",
-"source_size": [w, h]}. ``fovy_deg`` is that of the square crop, ``times`` are the scene's, in [0, 1].
+"source_size": [w, h]}. ``fovy_deg`` is that of the square crop, ``times`` are the scene's, in [0, 1]. A fit to
+multi-view video has {"views": [...], "world_to_scene": {"center": [x, y, z], "scale"}} in place of crop and camera.
 """
 
 import json
@@ -27,6 +28,9 @@ class FitInput:
     fovy_deg: float | None = None
     distance: float | None = None
     elevation_deg: float | None = None
+    fitted_views: list[int] | None = None  # of a fit to multi-view video: numbers of the clip's views
+    center: tuple[float, float, float] = (0.0, 0.0, 0.0)  # the scene's world is (x - center) * scale of the clip's
+    scale: float = 1.0
     unrecorded_crop: bool = False  # the run framed the object itself, and did not say how
 
 
@@ -37,6 +41,7 @@ def read_input(folder: Path) -> FitInput:
     if path.is_file():
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
+            world = content.get("world_to_scene") or {"center": [0, 0, 0], "scale": 1}
             fit = FitInput(
                 crop=_numbers(content.get("crop"), 3),
                 source_size=_numbers(content.get("source_size"), 2),
@@ -45,6 +50,9 @@ def read_input(folder: Path) -> FitInput:
                 fovy_deg=_number(content.get("fovy_deg")),
                 distance=_number(content.get("distance")),
                 elevation_deg=_number(content.get("elevation_deg")),
+                fitted_views=[int(number) for number in content["views"]] if content.get("views") else None,
+                center=_numbers(world["center"], 3),
+                scale=_numbers([world["scale"]], 1)[0],
                 unrecorded_crop=content.get("crop") is None and bool(content.get("crops")),  # it moved with the object
             )
         except (OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:

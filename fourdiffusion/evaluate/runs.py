@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fourdiffusion.cameras import azimuth_deg, find, orbit, orthogonal_azimuths, rays
+from fourdiffusion.cameras import FOVY_DEG, azimuth_deg, find, orbit, orthogonal_azimuths, rays
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate.collection import read_motion
@@ -175,8 +175,8 @@ def frame_truth(folder: Path, truth: Clip, fit: FitInput) -> Framing:
 
 def _refusal(folder: Path, reason: str, truth: Clip) -> UserError:
     return UserError(
-        f"{folder} cannot be compared: {reason}. Fit again with crop=frame camera.fovy={truth.fovy_deg:.4g} "
-        f"camera.distance={_distance(truth):.4g}, or give a reference seen through the fit's own camera"
+        f"{folder} cannot be compared: {reason}. Fit a video with crop=frame that was seen through a field of view of "
+        f"{FOVY_DEG:g} degrees, or give a reference seen through the fit's own camera"
     )
 
 
@@ -241,10 +241,13 @@ def _scene_part(
             f"{fitted.count(False)} of {len(fitted)} times lie between the fitted ones: the scene has seen nothing "
             "there, and they are averaged apart"
         )
+    if fit.fitted_views is not None:
+        notes.append(f"views {fit.fitted_views} of the clip that was fitted were seen by the fit")
     num_views, num_frames = truth.rgba.shape[:2]
     size = framing.square[2]
     c2w = truth.c2w.clone()
-    c2w[:, :3, 3] *= framing.scale
+    scale = framing.scale * fit.scale
+    c2w[:, :3, 3] = (c2w[:, :3, 3] - torch.tensor(fit.center)) * scale
     rgb, alpha, depth = _render(scene, c2w, framing.fovy_deg, times, size)
     uncut = framing.square == (0, 0, truth.rgba.shape[-2])
     return Part(
@@ -258,7 +261,7 @@ def _scene_part(
         roles=view_roles(truth.c2w, _generated_cameras(generated), _input_camera(fit)),
         azimuths_deg=_azimuths(truth.c2w),
         notes=notes,
-        depth=(depth / framing.scale).where(alpha > 0.5, torch.tensor(math.inf)) if uncut else None,
+        depth=(depth / scale).where(alpha > 0.5, torch.tensor(math.inf)) if uncut else None,
         truth_depth=truth.depth if uncut else None,
         motion=motion if uncut else None,
         c2w=truth.c2w,

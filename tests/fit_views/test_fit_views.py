@@ -13,8 +13,20 @@ from tiny_model import tiny_clip
 from fourdiffusion import cameras
 from fourdiffusion.cli import main
 from fourdiffusion.datasets.clips import write_clip
+from fourdiffusion.datasets.readers import open_views
+from fourdiffusion.evaluate.runs import compare_run
 from fourdiffusion.files import load_tensors
 from fourdiffusion.fit_views import loop
+from fourdiffusion.fit_views.pixels import load_pixels, visual_hull
+from fourdiffusion.fit_views.settings import FitViewsConfig
+from fourdiffusion.media.image import composite
+from fourdiffusion.metrics.image import psnr
+from fourdiffusion.ops.settings import HashGridConfig
+from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.optimization import make_optimizer
+from fourdiffusion.scene.renderer import OccupancyGrid
+from fourdiffusion.scene.scene import Scene
+from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +73,7 @@ def test_held_out_views_are_met_and_wrong_cameras_are_not(clip: Path, tmp_path: 
 def test_empty_space_holds_no_fog_of_the_background(clip: Path, tmp_path: Path) -> None:
     from fourdiffusion.scene.scene import load_scene, render_views
 
-    assert fit(clip, tmp_path / "run") == 0
+    assert fit(clip, tmp_path / "run", "lambda_alpha=0") == 0  # the colors alone must tell
     truth = tiny_clip(0)
     scene = load_scene(tmp_path / "run")
     _, opacity = render_views(scene, truth.c2w[:4], truth.fovy_deg, truth.times[[0, 1, 2, 3]], 16)
@@ -144,3 +156,37 @@ def test_another_clip_does_not_go_on(clip: Path, tmp_path: Path, capfd: pytest.C
     write_clip(tmp_path / "balls", tiny_clip(1))
     assert fit(tmp_path / "balls", tmp_path / "run", steps=4) == 2
     assert "another views" in capfd.readouterr().err
+
+
+def test_evaluate_sees_a_moved_and_scaled_world_as_the_fit_did(clip: Path, tmp_path: Path) -> None:
+    far = tmp_path / "far"
+    truth = tiny_clip(0)
+    truth.c2w[:, :3, 3] = truth.c2w[:, :3, 3] * 3 + torch.tensor([1.0, -2.0, 0.5])
+    write_clip(far, truth)
+    assert fit(far, tmp_path / "run", "held_out=[5]") == 0
+    record = json.loads((tmp_path / "run/input.json").read_text())["world_to_scene"]
+    assert record["scale"] == pytest.approx(1 / 3, rel=0.01) and record["center"] == pytest.approx(
+        [1, -2, 0.5], abs=0.02
+    )
+    assert main(["evaluate", f"prediction={tmp_path}/run", f"reference={far}", f"output={tmp_path}/out"]) == 0
+    text = (tmp_path / "out/metrics.json").read_text()
+    assert "views [0, 1, 2, 3, 4, 6, 7] of the clip that was fitted were seen" in text
+    parts, _ = compare_run(tmp_path / "run", far, torch.device("cpu"))
+    seen = torch.from_numpy(parts[0].truth[5]).permute(0, 3, 1, 2).float() / 255
+    assert float(psnr(parts[0].rgb[5], composite(seen)).mean()) == pytest.approx(score(tmp_path / "run"), abs=0.1)
+
+
+def test_the_learning_rates_rise_and_fall(clip: Path) -> None:
+    settings = FitViewsConfig(views=str(clip), num_rays=64, grid_lr=0.1, mlp_lr=0.2, lr_decay=0.01)
+    opened = open_views(clip)
+    pixels = load_pixels(opened, [0, 1], [0, 1], opened.c2w)
+    small = HashGridConfig(num_levels=2, log2_hashmap_size=8)
+    renderer = RendererConfig(num_samples=16, occupancy_resolution=8)
+    for number, progress, factor in ((0, 0.0, 1 / 20), (9, 0.0, 0.5), (50, 0.0, 1.0), (50, 0.5, 0.1), (50, 1.0, 0.01)):
+        field = DynamicField(FieldConfig(space=small, spacetime=small))
+        scene = Scene(field, OccupancyGrid(renderer), renderer)
+        optimizer = make_optimizer(scene, settings.grid_lr, settings.mlp_lr)
+        problem = loop.Problem(settings, pixels, scene, visual_hull(pixels, 8, 1.0), "random")
+        loop.update(problem, optimizer, number, progress, torch.Generator().manual_seed(0))
+        rates = [group["lr"] for group in optimizer.param_groups]
+        assert rates == pytest.approx([0.1 * factor, 0.2 * factor])
