@@ -176,17 +176,31 @@ def test_evaluate_sees_a_moved_and_scaled_world_as_the_fit_did(clip: Path, tmp_p
     assert float(psnr(parts[0].rgb[5], composite(seen)).mean()) == pytest.approx(score(tmp_path / "run"), abs=0.1)
 
 
-def test_the_learning_rates_rise_and_fall(clip: Path) -> None:
+def small_problem(clip: Path, background: str = "random") -> tuple[loop.Problem, torch.optim.Optimizer]:
     settings = FitViewsConfig(views=str(clip), num_rays=64, grid_lr=0.1, mlp_lr=0.2, lr_decay=0.01)
     opened = open_views(clip)
     pixels = load_pixels(opened, [0, 1], [0, 1], opened.c2w)
     small = HashGridConfig(num_levels=2, log2_hashmap_size=8)
     renderer = RendererConfig(num_samples=16, occupancy_resolution=8)
+    scene = Scene(DynamicField(FieldConfig(space=small, spacetime=small)), OccupancyGrid(renderer), renderer)
+    optimizer = make_optimizer(scene, settings.grid_lr, settings.mlp_lr)
+    return loop.Problem(settings, pixels, scene, visual_hull(pixels, 8, 1.0), background), optimizer
+
+
+def test_the_learning_rates_rise_and_fall(clip: Path) -> None:
     for number, progress, factor in ((0, 0.0, 1 / 20), (9, 0.0, 0.5), (50, 0.0, 1.0), (50, 0.5, 0.1), (50, 1.0, 0.01)):
-        field = DynamicField(FieldConfig(space=small, spacetime=small))
-        scene = Scene(field, OccupancyGrid(renderer), renderer)
-        optimizer = make_optimizer(scene, settings.grid_lr, settings.mlp_lr)
-        problem = loop.Problem(settings, pixels, scene, visual_hull(pixels, 8, 1.0), "random")
+        problem, optimizer = small_problem(clip)
         loop.update(problem, optimizer, number, progress, torch.Generator().manual_seed(0))
         rates = [group["lr"] for group in optimizer.param_groups]
         assert rates == pytest.approx([0.1 * factor, 0.2 * factor])
+
+
+def test_random_is_the_mean_over_all_backgrounds(clip: Path) -> None:
+    """Of e + m b with b uniform the mean square is (e^2 + (e + m)^2 + e (e + m)) / 3."""
+    errors = {}
+    for name in ("black", "white", "random"):
+        terms = loop.update(*small_problem(clip, name), 0, 0.0, torch.Generator().manual_seed(0))
+        errors[name] = float(terms["rgb"])
+    ends, product = errors["black"] + errors["white"], (errors["black"] * errors["white"]) ** 0.5
+    assert (ends - product) / 3 <= errors["random"] <= (ends + product) / 3
+    assert all(abs(errors["random"] - errors[name]) > 0.02 * ends for name in ("black", "white"))
