@@ -98,7 +98,7 @@ def test_a_centered_crop_is_cut_from_the_truth(scene: Scene, tmp_path: Path) -> 
     [
         (
             {"fovy_deg": 30.0, "distance": 1.1},
-            "field of view of 30 deg, the truth has 45.0. Fit again with crop",
+            "field of view of 30 deg, the truth has 45.0. Fit a video with crop=frame",
         ),
         ({"crop": [8, 0, 16], "source_size": [24, 24]}, "percent of its side off the frame's middle"),
         ({"crop": [0, 0, 24], "source_size": [24, 36]}, "its video was 24 x 36, the truth is 24 x 24"),
