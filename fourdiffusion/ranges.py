@@ -348,6 +348,8 @@ PATHS: dict[str, set[str]] = {
     "LossConfig": {"lpips_weights"},
     "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
 }
+# Of these, the ones that may also be the address of shards (``s3://``, ``https://``).
+ADDRESSES: dict[str, set[str]] = {"DataConfig": {"path"}, "TrainConfig": {"validation_data"}}
 
 
 def check_numbers(settings: Any, prefix: str = "") -> None:
