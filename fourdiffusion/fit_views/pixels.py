@@ -19,7 +19,7 @@ from fourdiffusion.scene.render_pass import Rays
 MAX_BYTES = 2**34  # of pixels in memory
 NEAR_OBJECT = 0.035  # of the picture's height: pixels this near to the object count as foreground
 VISIBLE_ALPHA = 8  # of 255
-HALF_EXTENT = cameras.DISTANCE * math.tan(math.radians(cameras.FOVY_DEG) / 2)  # of the default camera's view at the origin
+HALF_EXTENT = cameras.DISTANCE * math.tan(math.radians(cameras.FOVY_DEG) / 2)  # of the default view at the origin
 
 
 @dataclass

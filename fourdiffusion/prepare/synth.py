@@ -50,8 +50,8 @@ def _write_missing(config: SynthConfig, output: Path) -> None:
             finally:
                 torch.set_num_threads(threads)
         elif todo:
-            # Spawned processes: torch's thread pool does not survive a fork. An executor, unlike a Pool, notices that one
-            # of them was killed.
+            # Spawned processes: torch's thread pool does not survive a fork. An executor, unlike a Pool, notices that
+            # one of them was killed.
             context = multiprocessing.get_context("spawn")
             with ProcessPoolExecutor(config.num_workers, context, torch.set_num_threads, (1,)) as pool:
                 futures = [pool.submit(_write_one, job) for job in todo]
