@@ -1,4 +1,4 @@
-"""The readers of JSON and YAML that others wrote: bounded in size, depth and time. This module imports no torch."""
+"""Read untrusted JSON and YAML files: bounded in size, depth and time. This module imports no torch."""
 
 import json
 from pathlib import Path
@@ -15,9 +15,9 @@ MAX_YAML_ENTRIES = 100_000
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """Return the content of a JSON file of bounded size; UserError, which ends with ``remedy``, where it is none.
+    """Return the content of a JSON file of bounded size; otherwise raise UserError, which ends with ``remedy``.
 
-    Pipes and devices are refused: they would block.
+    Pipes and devices are errors: they would block.
     """
     name = printable(path)
     require_file(path, remedy)
@@ -32,9 +32,9 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def read_yaml(path: Path, remedy: str) -> Any:
-    """Return the content of a YAML file of bounded size, tags of code refused; UserError, which ends with ``remedy``.
+    """Return the content of a YAML file of bounded size without code tags; otherwise raise UserError with ``remedy``.
 
-    Aliases may make little text large, or hold themselves: what has too many entries is refused.
+    Aliases may expand a small file or refer to themselves: too many entries are an error.
     """
     name = printable(path)
     require_file(path, remedy)

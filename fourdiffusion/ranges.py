@@ -1,8 +1,8 @@
-"""Bounds of the numeric settings, both ends included, checked before a verb begins.
+"""Inclusive bounds of the numeric settings, checked before a verb starts.
 
 One table for each settings class, by field; a class inherits its bases' bounds, and a list's bounds are those of its
-entries. They keep out what cannot mean anything (a negative count, NaN, an infinity), not what is unwise. A verb may
-refuse more, where settings depend on each other.
+entries. They reject meaningless values (a negative count, NaN, infinity), not unwise ones. A verb may have further
+checks for settings that depend on each other.
 """
 
 import dataclasses
@@ -331,7 +331,7 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
     },
 }
 
-# Settings that are paths, by class: the command line reads them all by the one rule of media.paths.user_path.
+# Settings that are paths, by class: the command line resolves them with media.paths.user_path.
 PATHS: dict[str, set[str]] = {
     "InputVideo": {"video", "mask"},
     "GenerateConfig": {"output"},
@@ -348,12 +348,12 @@ PATHS: dict[str, set[str]] = {
     "LossConfig": {"lpips_weights"},
     "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
 }
-# Of these, the ones that may also be the address of shards (``s3://``, ``https://``).
+# Paths that may also be the address of shards (``s3://``, ``https://``).
 ADDRESSES: dict[str, set[str]] = {"DataConfig": {"path"}, "TrainConfig": {"validation_data"}}
 
 
 def check_numbers(settings: Any, prefix: str = "") -> None:
-    """Raise UserError for the first number of a settings dataclass, nested ones included, outside its bounds."""
+    """Raise UserError for the first number outside its bounds in a settings dataclass, including nested ones."""
     for field in dataclasses.fields(settings):
         key, value = prefix + field.name, getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
@@ -369,8 +369,8 @@ def check_numbers(settings: Any, prefix: str = "") -> None:
 def from_values(settings: type[Any], values: Any) -> Any:
     """Return a settings dataclass from the values of a JSON file, nested ones included.
 
-    Raises ValueError for what is no mapping, a key that is unknown, a field without a value (only those with the
-    default "???" must have one), a value of another type, and a number outside its bounds.
+    Raises ValueError if it is not a mapping, for an unknown key, a missing required field (default "???"), a value of
+    another type, and a number outside its bounds.
     """
     if not isinstance(values, dict):
         raise ValueError(f"it holds a {type(values).__name__}, not an object")
