@@ -26,9 +26,9 @@ from fourdiffusion.settings import ConvertConfig
 def convert(config: ConvertConfig) -> None:
     """Read, check every key, shape and value, then write; after an error nothing is written."""
     if config.dtype not in DTYPES:
-        raise UserError(f"dtype={config.dtype} is none of {', '.join(DTYPES)}")
+        raise UserError(f"dtype={config.dtype} is not one of {', '.join(DTYPES)}")
     if config.model.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.model.offload} is none of {', '.join(OFFLOADS)}")
+        raise UserError(f"model.offload={config.model.offload} is not one of {', '.join(OFFLOADS)}")
     if config.checkpoint is not None:
         _export_motion(config)
         return
@@ -72,7 +72,7 @@ def read_release(
     vocabulary = encoders.find_tokenizer([Path(tokenizer)] if tokenizer else beside, sizes.text_length)
     if len(vocabulary) > sizes.vocab_size:
         raise UserError(
-            f"tokenizer: {len(vocabulary)} entries, the text encoder knows {sizes.vocab_size}: give CLIP's own"
+            f"tokenizer: {len(vocabulary)} entries, the text encoder has {sizes.vocab_size}: give CLIP's own"
         )
     with torch.device("meta"):  # names and shapes without memory
         pipeline = fresh_pipeline(model, vocabulary, seed=0)
@@ -176,11 +176,11 @@ def _check(what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor], d
         if names
     ]
     if found:
-        raise UserError(f"{what} is another architecture than model.* describes; {'; '.join(found)}")
+        raise UserError(f"{what} has another architecture than model.*; {'; '.join(found)}")
     if integers := [f"{key} ({tensors[key].dtype})" for key in expected if not tensors[key].is_floating_point()]:
-        raise UserError(f"{what} holds weights that are not floating point: {_some(integers)}; fetch it again")
+        raise UserError(f"{what} holds weights that are not floating point: {_some(integers)}; download it again")
     if broken := [key for key in expected if not bool(tensors[key].isfinite().all())]:
-        raise UserError(f"{what} holds weights that are NaN or infinite: {_some(broken)}; fetch it again")
+        raise UserError(f"{what} holds weights that are NaN or infinite: {_some(broken)}; download it again")
 
 
 def _some(names: list[str]) -> str:

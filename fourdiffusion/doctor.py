@@ -183,7 +183,7 @@ def _try_rendering(backend: str, device: torch.device) -> str:
     weights.sum().backward()
     # a ray through the unit ball's middle: 2 units of density 1
     if abs(float(weights.detach().sum()) / 4 - (1 - 2.718281828**-2)) > 1e-3 or sigma.grad is None:
-        raise RuntimeError("it computes something else")
+        raise RuntimeError("its result is wrong")
     return f"forward and backward on {device.type}"
 
 

@@ -19,7 +19,7 @@ class Terminated(SystemExit):
 
     def __str__(self) -> str:
         return (
-            f"stopped by {signal.Signals(self.signal_number).name}: where a run was begun, the same command goes on "
+            f"stopped by {signal.Signals(self.signal_number).name}: run the same command again to resume a run "
             "from its last checkpoint"
         )
 

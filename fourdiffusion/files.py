@@ -100,7 +100,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), metadata
     except (SafetensorError, json.JSONDecodeError) as error:
         remedy = "restore a copy, or choose another output"
-        raise UserError(f"{path} is damaged or of another kind ({error}): {remedy}") from error
+        raise UserError(f"{path} is damaged or in another format ({error}): {remedy}") from error
 
 
 def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
@@ -123,22 +123,22 @@ def read_foreign(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no file {path}: give a checkpoint that ends in {', '.join(FOREIGN)}")
     if path.suffix not in FOREIGN:
-        raise UserError(f"{path} is of no known kind: give a checkpoint that ends in {', '.join(FOREIGN)}")
+        raise UserError(f"{path} has an unknown format: give a checkpoint that ends in {', '.join(FOREIGN)}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged, or holds more than tensors ({reason}): fetch it again") from error
+        raise UserError(f"{path} is damaged, or holds more than tensors ({reason}): download it again") from error
     while isinstance(content, dict) and (
         inner := next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None)
     ):
         content = content[inner]
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds a {type(content).__name__} and no named tensors: it is no checkpoint of weights")
+        raise UserError(f"{path} holds a {type(content).__name__} and no named tensors: it is not a checkpoint")
     if strange := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path} holds more than tensors ({', '.join(strange[:3])}): it is no checkpoint of weights")
+        raise UserError(f"{path} holds more than tensors ({', '.join(strange[:3])}): it is not a checkpoint")
     return content
 
 

@@ -386,7 +386,7 @@ def from_values(settings: type[Any], values: Any) -> Any:
         kinds = tuple(typing.get_origin(kind) or kind for kind in typing.get_args(of) or (of,))
         number = float in kinds and type(value) is int and abs(value) < 1e300
         if type(value) not in kinds and not number:
-            raise ValueError(f"{name}={str(value)[:40]!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
+            raise ValueError(f"{name}={str(value)[:40]!r} is not {' or '.join(kind.__name__ for kind in kinds)}")
         given[name] = float(value) if number else value
     found = settings(**given)
     try:

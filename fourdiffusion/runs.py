@@ -189,7 +189,7 @@ def _read_record(path: Path) -> dict[str, Any]:
     remedy = "choose another output, or restore a copy of the file"
     record = read_yaml(path, remedy)
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise UserError(f"{path} is damaged or of another kind: {remedy}")
+        raise UserError(f"{path} is damaged or not from a run: {remedy}")
     return record
 
 
@@ -384,7 +384,7 @@ def load_checkpoint(
                 reasons.append(str(error))
                 continue
             for reason in reasons:
-                tell(f"{reason}: going on from the one before, of step {step}")
+                tell(f"{reason}: resuming from the previous one, of step {step}")
             return tensors, step
     if reasons:
         raise UserError(f"{reasons[0]}: restore a copy, or choose another output")
@@ -403,7 +403,7 @@ def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tupl
         raise UserError(f"{path} has no step that counts (step={step})")
     for name in tensors:
         if name.startswith("optimizer.") and not re.fullmatch(r"optimizer\.\d+\.\w+", name):
-            raise UserError(f"{path}: {name[:80]} is no state of an optimizer")
+            raise UserError(f"{path}: {name[:80]} is not an optimizer state")
     for name, value in expected.items():
         if name not in tensors:
             raise UserError(f"{path} lacks the tensor {name}")

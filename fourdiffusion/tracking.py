@@ -18,7 +18,7 @@ def check_trackers(names: list[str]) -> None:
     """Raise UserError for a tracker that is unknown or not installed."""
     for name in names:
         if name not in INSTALL:
-            raise UserError(f"trackers: {name} is none of {', '.join(INSTALL)}")
+            raise UserError(f"trackers: {name} is not one of {', '.join(INSTALL)}")
         if importlib.util.find_spec(name) is None:
             raise UserError(f"trackers: {name} is not installed: {INSTALL[name]}, or rely on log.jsonl")
 

@@ -145,7 +145,7 @@ def test_damaged_tensors_are_named(tmp_path: Path, damage: str) -> None:
     path.write_bytes({"cut": content[:200], "text": b"hello, I am no tensor", "empty": b""}.get(damage, content))
     if damage == "foreign":
         save_file({"a": torch.randn(2)}, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="file.safetensors is damaged or of another kind"):
+    with pytest.raises(UserError, match="file.safetensors is damaged or in another format"):
         load_tensors(path)
 
 
@@ -441,7 +441,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_or_replaced_by_the_one_befo
     save_checkpoint(tmp_path / "two", "fit", STATE, 4)
     os.replace(tmp_path / "two/checkpoint.safetensors", tmp_path / "checkpoint.previous.safetensors")
     found, lines = told(tmp_path)
-    assert found == 4 and len(lines) == 1 and lines[0].endswith("going on from the one before, of step 4")
+    assert found == 4 and len(lines) == 1 and lines[0].endswith("resuming from the previous one, of step 4")
 
 
 def test_log(tmp_path: Path) -> None:

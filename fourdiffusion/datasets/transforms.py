@@ -236,7 +236,7 @@ def _matrix(path: Path, rows: Any, where: str) -> list[list[float]]:
     if (matrix[3] - torch.tensor([0.0, 0, 0, 1])).abs().max() > 1e-6:
         raise UserError(f"{name} has the last row {_show(rows[3])}; that of a camera is 0 0 0 1")
     if (rotation @ rotation.T - torch.eye(3)).abs().max() > ROTATION_TOLERANCE:
-        raise UserError(f"{name} scales or shears: its rotation is none; divide each column by its length")
+        raise UserError(f"{name} scales or shears: it has no valid rotation; divide each column by its length")
     if torch.linalg.det(rotation) < 0:
         raise UserError(f"{name} mirrors (its determinant is -1); give right-handed OpenGL axes: x right, y up, z back")
     if matrix[:3, 3].abs().max() > MAX_DISTANCE:
@@ -251,7 +251,7 @@ def _cameras(path: Path, grid: list[list[dict[str, Any]]]) -> Tensor:
     if len(moved):
         v, f = moved[0].tolist()
         raise UserError(
-            f"{printable(path)}: the camera of view {v} moves at frame {f}; a clip has one static camera a view"
+            f"{printable(path)}: the camera of view {v} moves at frame {f}; a clip has one static camera per view"
         )
     return matrices[:, 0].contiguous()
 

@@ -73,7 +73,7 @@ def check_generation_config(config: GenerationConfig, prefix: str = "model.") ->
     ):
         value = getattr(config, name)
         if value not in choices and not (name == "timestep_spacing" and value is None):
-            raise UserError(f"{prefix}{name}={value} is none of {', '.join(choices)}")
+            raise UserError(f"{prefix}{name}={value} is not one of {', '.join(choices)}")
     for name, (low, high) in RANGES.items():
         value = getattr(config, name)
         if not low <= value <= high:  # also true for NaN
@@ -89,7 +89,7 @@ def sampling_settings(config: ModelConfig) -> GenerationConfig:
         UserError: there is no model at ``config.path``, or a value that no model can be sampled with.
     """
     if config.path is None or not (Path(config.path) / "model_index.json").is_file():
-        raise UserError(f"model.path={config.path} holds no model: name a pipeline folder (one with model_index.json)")
+        raise UserError(f"model.path={config.path} holds no model: give a pipeline folder (one with model_index.json)")
     settings = override(read_generation_config(Path(config.path)) or GenerationConfig(), config)
     check_generation_config(settings)
     return settings

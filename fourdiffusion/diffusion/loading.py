@@ -35,11 +35,11 @@ MAX_LAYERS, MAX_WIDTH = 1000, 10**6  # the networks of a model folder
 def check_precision(config: ModelConfig, device: torch.device) -> None:
     """Raise UserError for a dtype or an offload mode that is unknown or not available on a device."""
     if config.dtype not in DTYPES:
-        raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
+        raise UserError(f"model.dtype={config.dtype} is not one of {', '.join(DTYPES)}")
     if config.storage_dtype is not None and config.storage_dtype not in DTYPES:
-        raise UserError(f"model.storage_dtype={config.storage_dtype} is none of {', '.join(DTYPES)}")
+        raise UserError(f"model.storage_dtype={config.storage_dtype} is not one of {', '.join(DTYPES)}")
     if config.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.offload} is none of {', '.join(OFFLOADS)}")
+        raise UserError(f"model.offload={config.offload} is not one of {', '.join(OFFLOADS)}")
     if config.offload == "model" and device.type == "cpu":
         raise UserError("model.offload=model needs a GPU, and the device is the CPU: set model.offload=none")
 
@@ -83,7 +83,7 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
 def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -> FourDiffusionPipeline:
     """Load a pipeline folder in ``dtype``; UserError if it is missing, of another kind, damaged or not finite."""
     if path is None or not (Path(path) / "model_index.json").is_file():
-        raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
+        raise UserError(f"model.path={path} holds no model: give a pipeline folder (one with model_index.json)")
     folder = Path(path)
     _check_files(folder)
     try:
@@ -144,10 +144,10 @@ def _check_numbers(pipeline: FourDiffusionPipeline) -> None:
     """Raise ValueError for invalid numbers in the JSON files of scheduler, VAE and image processor."""
     kept = torch.as_tensor(pipeline.scheduler.alphas_cumprod)  # share of the picture's variance at each noise level
     if not bool(((kept >= 0) & (kept < 1)).all()) or bool((kept.diff() >= 0).any()) or len(kept) < 1:
-        raise ValueError("scheduler: its betas make no noise schedule, alphas_cumprod must fall inside [0, 1)")
+        raise ValueError("scheduler: its betas are not a noise schedule, alphas_cumprod must fall inside [0, 1)")
     scale = pipeline.vae.config.scaling_factor
     if not isinstance(scale, int | float) or not 0 < scale < math.inf:
-        raise ValueError(f"vae: scaling_factor={scale} is no positive number")
+        raise ValueError(f"vae: scaling_factor={scale} is not a positive number")
     for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
         values = getattr(pipeline.feature_extractor, name)
         if not all(isinstance(value, int | float) and least < value < math.inf for value in values):

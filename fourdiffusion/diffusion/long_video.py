@@ -48,7 +48,7 @@ def frame_groups(kind: str, num_frames: int, length: int, max_frames: int) -> Fr
         UserError: an unknown kind, or a length outside 1..max_frames, the motion layers' position table.
     """
     if kind not in KINDS:
-        raise UserError(f"model.long_video={kind} is none of {', '.join(KINDS)}")
+        raise UserError(f"model.long_video={kind} is not one of {', '.join(KINDS)}")
     if not 1 <= length <= max_frames:
-        raise UserError(f"model.window={length}: the motion layers know 1 to {max_frames} frames")
+        raise UserError(f"model.window={length}: the motion layers support 1 to {max_frames} frames")
     return KINDS[kind](num_frames, length) if num_frames > length else None

@@ -103,7 +103,7 @@ def _check(what: str, expected: dict[str, Tensor], state: dict[str, Tensor]) -> 
         if state[name].shape != value.shape:
             raise UserError(f"{what}: {name} is {list(state[name].shape)}, this model's is {list(value.shape)}")
         if not state[name].is_floating_point() or not bool(state[name].isfinite().all()):
-            raise UserError(f"{what}: {name} is not finite: fetch the file again")
+            raise UserError(f"{what}: {name} is not finite: download the file again")
 
 
 def _check_tables(what: str, tables: dict[str, Tensor], max_frames: int) -> None:

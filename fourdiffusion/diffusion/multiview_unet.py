@@ -87,7 +87,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type={prediction_type} is none of {', '.join(PREDICTION_TYPES)}")
+            raise ValueError(f"prediction_type={prediction_type} is not one of {', '.join(PREDICTION_TYPES)}")
         embedding_dim = 4 * channels[0]
         self.gradient_checkpointing = False
         self.timesteps = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -192,7 +192,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         batch, frames, views = z.shape[:3]
         if motion is not None and frames > motion.config.max_frames:
             raise ValueError(
-                f"{frames} frames, but the motion layers know {motion.config.max_frames} positions: sample with "
+                f"{frames} frames, but the motion layers support {motion.config.max_frames}: sample with "
                 f"groups=windows({frames}, 8) (runs that overlap) or groups=interleaved({frames}, 8) (paper Fig. 5)"
             )
         time = self.time_embedding(self.timesteps(timestep).to(z.dtype))

@@ -151,7 +151,7 @@ class FourDiffusionPipeline(DiffusionPipeline):
             UserError: see ``generate_views``.
         """
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
+            raise ValueError(f"output_type={output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         if not 1 <= num_views <= 360:
             raise ValueError(f"num_views={num_views}: give 1 to 360")
         settings = with_overrides(self.generation_config, num_inference_steps, guidance_scale, negative_prompt)

@@ -46,8 +46,8 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str, timestep_spacing: str 
         UserError: an unknown name or spacing.
     """
     if name not in SCHEDULERS:
-        raise UserError(f"model.scheduler={name} is none of {', '.join(SCHEDULERS)}")
+        raise UserError(f"model.scheduler={name} is not one of {', '.join(SCHEDULERS)}")
     if timestep_spacing not in (None, *TIMESTEP_SPACINGS):
-        raise UserError(f"model.timestep_spacing={timestep_spacing} is none of {', '.join(TIMESTEP_SPACINGS)}")
+        raise UserError(f"model.timestep_spacing={timestep_spacing} is not one of {', '.join(TIMESTEP_SPACINGS)}")
     chosen = {} if timestep_spacing is None else {"timestep_spacing": timestep_spacing}
     pipeline.register_modules(scheduler=SCHEDULERS[name].from_config(pipeline.scheduler.config, **chosen))

@@ -144,7 +144,7 @@ def architecture(config: ModelConfig) -> Architecture:
 
 def _check_sizes(sizes: Architecture) -> None:
     if sizes.prediction_type not in PREDICTION_TYPES:
-        raise UserError(f"model.prediction_type={sizes.prediction_type} is none of {', '.join(PREDICTION_TYPES)}")
+        raise UserError(f"model.prediction_type={sizes.prediction_type} is not one of {', '.join(PREDICTION_TYPES)}")
     for name in ("channels", "vae_channels"):
         if not getattr(sizes, name):
             raise UserError(f"model.{name}=[]: give at least one level")
@@ -164,12 +164,12 @@ def _check_sizes(sizes: Architecture) -> None:
     last = len(sizes.channels) - 1
     for level, width in enumerate(sizes.channels):
         if (sizes.attention_levels[level] or level == last) and width % sizes.head_dim:
-            raise UserError(f"model.channels={width} is no multiple of model.head_dim={sizes.head_dim}: choose another")
+            raise UserError(f"model.channels={width} is not a multiple of model.head_dim={sizes.head_dim}: change it")
     for name, divisor in divisors:
         value, by = getattr(sizes, name), getattr(sizes, divisor)
         for number in value if isinstance(value, tuple) else [value]:
             if number % by:
-                raise UserError(f"model.{name}={number} is no multiple of model.{divisor}={by}: choose another of both")
+                raise UserError(f"model.{name}={number} is not a multiple of model.{divisor}={by}: change one of them")
 
 
 def override(own: GenerationConfig, config: ModelConfig) -> GenerationConfig:

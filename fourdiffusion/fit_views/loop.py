@@ -193,7 +193,7 @@ def _check_settings(config: FitViewsConfig) -> None:
     check_trackers(config.trackers)
     check_numbers(config)
     if config.background not in BACKGROUNDS:
-        raise UserError(f"background={config.background} is none of {', '.join(BACKGROUNDS)}")
+        raise UserError(f"background={config.background} is not one of {', '.join(BACKGROUNDS)}")
     if config.scene.field.radius != config.scene.renderer.radius:
         raise UserError(
             f"scene.field.radius={config.scene.field.radius:g} and scene.renderer.radius="
@@ -262,7 +262,7 @@ def _summary(clip: ClipFiles, pixels: PixelSet, hull: Tensor, background: str, s
     if pixels.has_alpha:
         words += f"; the silhouettes leave {100 * float(hull.float().mean()):.1f} percent of the cube"
     else:
-        words += "; warning: no picture has alpha, so that the background is fitted as a part of the object"
+        words += "; warning: no picture has alpha, so the background is fitted as part of the object"
     return words if scale == 1 else f"{words}; the cameras' world is scaled by {scale:.3g}"
 
 

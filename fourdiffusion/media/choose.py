@@ -51,7 +51,7 @@ def choose_frames(starts_s: np.ndarray, span_s: float, video: InputVideo) -> Cho
     """
     end_s = span_s if video.end is None else min(video.end, span_s)
     if video.start >= span_s:
-        raise UserError(f"start={video.start} lies behind the end of the video, which lasts {span_s:.2f} s")
+        raise UserError(f"start={video.start} is after the end of the video, which lasts {span_s:.2f} s")
     count = video.num_frames
     if video.stride is not None:
         first, behind = _on_screen(starts_s, video.start), int(np.searchsorted(starts_s, end_s - 1e-6))
@@ -92,7 +92,7 @@ def _warnings(indices: list[int], times_s: list[float], repeats: int, part_s: fl
     gap = max((b - a for a, b in zip(times_s, times_s[1:], strict=False)), default=0.0)
     if gap > FAR_APART_S:
         found.append(
-            f"the {len(indices)} chosen frames stand up to {gap:.1f} s apart (over {part_s:.1f} s of video): the "
+            f"the {len(indices)} chosen frames are up to {gap:.1f} s apart (over {part_s:.1f} s of video): the "
             "motion between them is lost; choose a part with start= and end= in seconds, or a distance with fps= or "
             "stride="
         )

@@ -36,9 +36,7 @@ def user_path(text: str, setting: str) -> Path:
     if separator and scheme.lower() == "file":
         raise UserError(f"{setting}={printable(text)}: give the path alone, without file://: {printable(rest)}")
     if separator and scheme.isalnum():
-        raise UserError(
-            f"{setting}={printable(text)}: is an address, and nothing is fetched: download it, give the file"
-        )
+        raise UserError(f"{setting}={printable(text)}: is an address: download it and give the file")
     try:
         return Path(text).expanduser()
     except RuntimeError:  # ~name of an unknown user
@@ -55,7 +53,7 @@ def require_file(path: Path, remedy: str = "give another file") -> None:
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
-        raise UserError(f"{name}: is no file name; {remedy}") from error
+        raise UserError(f"{name}: is not a file name; {remedy}") from error
     if not stat.S_ISREG(mode):
         kind = next((words for test, words in KINDS if test(mode)), "no file")
         raise UserError(f"{name}: is {kind}, not a file; {remedy}")

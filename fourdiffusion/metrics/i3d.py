@@ -128,7 +128,7 @@ class TorchscriptI3D(nn.Module):
             self.network = torch.jit.load(str(path), map_location="cpu").eval()
         except (RuntimeError, ValueError, OSError) as error:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise UserError(f"{path} is no TorchScript file ({reason}): get it again") from error
+            raise UserError(f"{path} is not a TorchScript file ({reason}): get it again") from error
 
     def forward(self, clips: Tensor) -> Tensor:
         """Clips as of ``I3D`` -> logits [N, 400]."""

@@ -39,7 +39,7 @@ class ImageEncoder:
             self.model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{folder} is no image encoder that transformers can load ({reason})") from error
+            raise UserError(f"{folder} is not an image encoder that transformers can load ({reason})") from error
         self.name, self.device, self.folder = name, device, folder
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ class ImageEncoder:
         from transformers import AutoTokenizer
 
         if not hasattr(self.model, "get_text_features"):
-            raise UserError(f"{self.name} reads no text: give a CLIP model, protocol.clip_encoder=...")
+            raise UserError(f"{self.name} has no text encoder: give a CLIP model, protocol.clip_encoder=...")
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError) as error:

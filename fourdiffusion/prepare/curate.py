@@ -67,6 +67,6 @@ def report(rows: list[dict[str, Any]], output: Path) -> None:
         print(f"  {count:6d} {reason}")
     decided = Counter(row["decision"] for row in rows if row["decision"])
     if decided:
-        print(f"  decided by a person: {decided['keep']} keep, {decided['drop']} drop")
+        print(f"  decided by hand: {decided['keep']} keep, {decided['drop']} drop")
     found = contamination(uid for row in rows for uid in ids_in(row["uid"], row.get("source", "")))
     print("  objects of test sets: " + ", ".join(f"{len(ids)} {name}" for name, ids in found.items()))

@@ -185,7 +185,7 @@ def _validate(config: PackConfig) -> None:
     if config.ids is not None and config.manifest is not None:
         raise UserError(f"manifest={config.manifest} names the clips, as ids={config.ids} does: give one of them")
     if config.latents_dtype not in DTYPES:
-        raise UserError(f"latents_dtype={config.latents_dtype} is none of {', '.join(DTYPES)}")
+        raise UserError(f"latents_dtype={config.latents_dtype} is not one of {', '.join(DTYPES)}")
     if config.latents and config.model.path is None:
         raise UserError("latents=true needs the model that makes them: set model.path to its pipeline folder")
 

@@ -61,8 +61,8 @@ def _write_missing(config: SynthConfig, output: Path) -> None:
                         bar.update()
                 except BrokenProcessPool as error:
                     raise UserError(
-                        f"a worker process ended from outside (killed, or out of memory): take fewer num_workers than "
-                        f"{config.num_workers}, and run the same command again, which goes on"
+                        f"a worker process was killed (or out of memory): take fewer num_workers than "
+                        f"{config.num_workers}, and run the same command again to resume"
                     ) from error
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)

@@ -110,9 +110,9 @@ class DynamicField(nn.Module):
         """Load a field written by ``save``. UserError for other folders."""
         path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         if not path.is_file():
-            raise UserError(f"{folder} is no scene: {path.name} is missing; give the scene/ folder of a fitted run")
+            raise UserError(f"{folder} is not a scene: {path.name} is missing; give the scene/ folder of a fitted run")
         if not weights.is_file():
-            raise UserError(f"{folder} is no complete scene: {WEIGHTS_FILE} is missing; fit it again")
+            raise UserError(f"{folder} is not a complete scene: {WEIGHTS_FILE} is missing; fit it again")
         try:
             config = _parse_config(read_json(path, "fit the scene again"))
             sizes = _table_sizes(config)

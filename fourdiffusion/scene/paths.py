@@ -108,7 +108,7 @@ def read_path(file: Path) -> CameraPath:
         path = CameraPath(torch.stack(poses), moments, torch.tensor(fovs), fps)
     except (OverflowError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"path={file} is no camera path ({reason}): it needs frames with transform_matrix") from error
+        raise UserError(f"path={file} is not a camera path ({reason}): give frames with transform_matrix") from error
     if not path.c2w.isfinite().all() or not ((path.times >= 0) & (path.times <= 1)).all():
         raise UserError(f"path={file}: times must lie in [0, 1] and cameras be finite")
     if not ((path.fovy_deg > 0) & (path.fovy_deg < 180)).all():

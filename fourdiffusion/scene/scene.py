@@ -36,7 +36,7 @@ class Scene:
     def __post_init__(self) -> None:
         for name, choices in (("bounds", ("ball", "cube")), ("normals", ("difference", "analytic"))):
             if (value := getattr(self.renderer, name)) not in choices:
-                raise ValueError(f"renderer.{name}={value} is none of {', '.join(choices)}")
+                raise ValueError(f"renderer.{name}={value} is not one of {', '.join(choices)}")
         if self.field.config.radius != self.renderer.radius:
             raise ValueError(
                 f"field.radius={self.field.config.radius:g} and renderer.radius={self.renderer.radius:g} differ: give "
@@ -63,7 +63,7 @@ def load_scene(folder: Path, device: torch.device | None = None) -> Scene:
     field = DynamicField.load(folder).to(device)
     path = folder / "renderer.json"
     if not path.is_file():
-        raise UserError(f"{folder} is no complete scene: {path.name} is missing; fit it again")
+        raise UserError(f"{folder} is not a complete scene: {path.name} is missing; fit it again")
     try:
         renderer = from_values(RendererConfig, read_json(path, "fit it again"))
         tensors = load_tensors(folder / "occupancy.safetensors")[0]

@@ -86,11 +86,11 @@ def pickled(path: Path) -> None:
     [
         ("gone.txt", lambda path: None, "no such file"),
         ("empty.txt", lambda path: path.write_text("# nothing\n"), "empty"),
-        ("numbers.json", lambda path: path.write_text("[1, 2]"), "no list of ids"),
+        ("numbers.json", lambda path: path.write_text("[1, 2]"), "not a list of ids"),
         ("broken.json", lambda path: path.write_text("[1, "), "cannot be read"),
         ("bytes.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot be read"),
         ("objects.npy", pickled, "allow_pickle=False|np.save"),
-        ("numbers.npy", lambda path: np.save(path, np.arange(3)), "no list of ids"),
+        ("numbers.npy", lambda path: np.save(path, np.arange(3)), "not a list of ids"),
         ("none.npy", lambda path: path.write_bytes(b""), "cannot be read"),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_captioner_describes_what_has_no_caption(tmp_path: Path) -> None:
     lines = [{"uid": "clip", "caption": "", "folder": str(folder)}, {"uid": "b", "caption": "own", "folder": "none"}]
     found = add_captions(lines, "", str(tmp_path / "blip"))
     assert found[1]["caption"] == "own" and set(found[0]["caption"].split()) <= set(words)
-    with pytest.raises(UserError, match="is no BLIP model"):
+    with pytest.raises(UserError, match="is not a BLIP model"):
         load_captioner(tmp_path)
 
 

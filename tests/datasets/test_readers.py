@@ -241,13 +241,13 @@ def test_frames_with_a_camera_file(tmp_path: Path) -> None:
 
 BAD_CAMERAS = {
     "times fall": ({"azimuths_deg": AZIMUTHS, "times": [0, 0.9, 0.3]}, "times must lie in"),
-    "too few times": ({"azimuths_deg": AZIMUTHS, "times": [0, 1]}, "times is no list of 3 numbers"),
+    "too few times": ({"azimuths_deg": AZIMUTHS, "times": [0, 1]}, "times is not a list of 3 numbers"),
     "text": ({"azimuths_deg": ["a", 1, 2, 3]}, "azimuths_deg is a; give a number"),
     "pole": ({"azimuths_deg": AZIMUTHS, "elevation_deg": 90}, "elevation_deg is 90.* below 90"),
     "angle": ({"azimuths_deg": AZIMUTHS, "fovy_deg": 200}, "fovy_deg is 200"),
     "shape": ({"c2w": [[1, 2], [3, 4]]}, r"c2w is \(2, 2\)"),
-    "scaled": ({"c2w": (2 * torch.eye(4)).expand(4, 4, 4).tolist()}, "a matrix of c2w is no camera"),
-    "mirrored": ({"c2w": torch.diag(torch.tensor([-1.0, 1, 1, 1])).expand(4, 4, 4).tolist()}, "is no camera"),
+    "scaled": ({"c2w": (2 * torch.eye(4)).expand(4, 4, 4).tolist()}, "a matrix of c2w is not a camera"),
+    "mirrored": ({"c2w": torch.diag(torch.tensor([-1.0, 1, 1, 1])).expand(4, 4, 4).tolist()}, "is not a camera"),
     "both": ({"c2w": torch.eye(4).expand(4, 4, 4).tolist(), "azimuths_deg": AZIMUTHS}, "c2w and azimuths_deg"),
 }
 

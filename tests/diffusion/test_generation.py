@@ -138,7 +138,7 @@ def test_call_returns_the_asked_type(pipeline: FourDiffusionPipeline) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"output_type": "jpg"}, "output_type='jpg' is none of pt"),
+        ({"output_type": "jpg"}, "output_type='jpg' is not one of pt"),
         ({"num_views": 0}, "num_views=0"),
         ({"num_inference_steps": 0}, "num_inference_steps=0: give 1 to 999"),
         ({"num_inference_steps": 1000}, "num_inference_steps=1000: give 1 to 999"),
@@ -202,7 +202,7 @@ def test_a_folder_without_the_file_says_so_in_one_line(copy: Path, capsys: pytes
         ('{"image_size": true}', "image_size=True is not of the type"),
         ('{"num_inference_steps": 0}', "num_inference_steps=0: give 1 to 999"),
         ('{"guidance_scale": NaN}', "guidance_scale=nan is not of the type|guidance_scale=nan: give"),
-        ('{"scheduler": "magic"}', "scheduler=magic is none of ddim"),
+        ('{"scheduler": "magic"}', "scheduler=magic is not one of ddim"),
     ],
 )
 def test_a_damaged_file_is_named(copy: Path, content: str, message: str) -> None:

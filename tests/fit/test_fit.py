@@ -237,7 +237,7 @@ def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, code, m
         ({"sds": DistillationConfig(t_start=float("inf"))}, "sds.t_start=inf"),
         ({"sds": DistillationConfig(resolution_milestones=[1, 2, 3])}, r"resolution_milestones=.1, 2, 3.: give rising"),
         ({"scene": SceneConfig(field=FieldConfig(hidden_width=-1))}, "scene.field.hidden_width=-1: give 1 to 65536"),
-        ({"trackers": ["abacus"]}, "trackers: abacus is none of tensorboard, wandb"),
+        ({"trackers": ["abacus"]}, "trackers: abacus is not one of tensorboard, wandb"),
         ({"scene": SceneConfig(ray_backend="sun")}, "scene.ray_backend=sun is unknown: choose auto, nerfacc, torch"),
     ],
 )
@@ -256,7 +256,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path, cap
     os.truncate(path, 100)
     damaged.max_steps = STEPS
     fit(damaged)
-    assert "checkpoint.safetensors is damaged: going on from the one before, of step 3" in capsys.readouterr().out
+    assert "checkpoint.safetensors is damaged: resuming from the previous one, of step 3" in capsys.readouterr().out
     assert_equal_bits(scene_tensors(config), scene_tensors(damaged))
     assert log(config) == log(damaged)
 

@@ -127,7 +127,7 @@ def test_a_killed_fit_goes_on_bit_for_bit(clip: Path, tmp_path: Path, monkeypatc
         (["held_out=[0,1,2,3,4,5,6,7]"], "leaves no view"),
         (["num_frames=9"], "num_frames=9: balls has 4 frames"),
         (["frame_stride=2", "num_frames=3"], "2 of them at frame_stride=2"),
-        (["background=blue"], "background=blue is none of auto, random, white, black"),
+        (["background=blue"], "background=blue is not one of auto, random, white, black"),
         (["scene.renderer.radius=1"], "scene.renderer.radius=1 differ"),
         (["grid_lr=nan"], "grid_lr=nan"),
         (["azimuths_deg=[0,90]"], "its transforms.json holds the cameras"),

@@ -127,5 +127,5 @@ def test_a_torchscript_file_is_called_as_the_scripts_do_and_its_shape_is_checked
     with pytest.raises(UserError, match=r"returns \[2, 1024\] for 2 clips"):
         load_i3d(found)(clips(9))
     found.write_bytes(b"no archive")
-    with pytest.raises(UserError, match="no TorchScript file"):
+    with pytest.raises(UserError, match="not a TorchScript file"):
         load_i3d(found)

@@ -130,7 +130,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     path = tmp_path / "run/checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     train(settings("motion", base, clips, tmp_path / "run", max_steps=3, checkpoint_every=1))
-    assert "checkpoint.safetensors is damaged: going on from the one before, of step 1" in capsys.readouterr().out
+    assert "checkpoint.safetensors is damaged: resuming from the previous one, of step 1" in capsys.readouterr().out
     train(settings("motion", base, clips, tmp_path / "whole", max_steps=3))
     assert equal(tmp_path / "run/model", tmp_path / "whole/model")
     assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2, 3]

@@ -71,7 +71,7 @@ def load_captioner(folder: Path) -> Captioner:
         model = BlipForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"captioner={folder} is no BLIP model that transformers can load ({reason})") from error
+        raise UserError(f"captioner={folder} is not a BLIP model that transformers can load ({reason})") from error
 
     @torch.no_grad()
     def describe(picture: Tensor) -> str:

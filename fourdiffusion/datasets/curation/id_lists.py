@@ -45,7 +45,7 @@ def read_ids(source: str) -> list[str]:
         remedy = "save it with np.save(path, np.array(ids, dtype=str))" if path.suffix == ".npy" else "write it again"
         raise UserError(f"{path}: cannot be read as a list of ids ({reason}); {remedy}") from error
     if found is None or not all(isinstance(item, str) for item in found):
-        raise UserError(f"{path}: is no list of ids; give text, one id a line, a JSON list, or .npy of text")
+        raise UserError(f"{path}: is not a list of ids; give text, one id per line, a JSON list, or .npy of text")
     ids = [item.removesuffix(".glb") for item in found if item]
     if not ids:
         raise UserError(f"{path}: the list is empty; give one id a line")

@@ -64,7 +64,7 @@ def read_decisions(output: Path) -> dict[str, str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); mend it, it holds a person's decisions") from error
+        raise UserError(f"{path}: not valid JSON ({error}); correct it, it holds manual decisions") from error
     if not isinstance(found, dict) or any(value not in ("keep", "drop") for value in found.values()):
         raise UserError(f'{path}: give an object of uid: "keep" or "drop"')
     return found

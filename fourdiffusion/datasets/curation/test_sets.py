@@ -56,7 +56,7 @@ def check_contamination(names: Iterable[str], allowed: list[str], setting: str) 
         if found:
             raise TestObjectError(
                 f"{name} is an object of the test set {found[0]}: leave it out with `fourdiffusion data curate`, or "
-                f"set {setting}=[{found[0]}] and say so with your results"
+                f"set {setting}=[{found[0]}] and report it with your results"
             )
 
 

@@ -253,7 +253,7 @@ def _matrices(views: SeparateViews, rows: Any) -> Tensor:
     try:
         matrices = torch.tensor(rows, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{printable(views.folder)}/{CAMERAS}: c2w is no list of 4 x 4 matrices of numbers") from error
+        raise UserError(f"{printable(views.folder)}/{CAMERAS}: c2w is not a list of 4 x 4 matrices") from error
     if matrices.shape != (len(views.numbers), 4, 4):
         raise UserError(
             f"{printable(views.folder)}/{CAMERAS}: c2w is {tuple(matrices.shape)}; give one 4 x 4 matrix for each of "
@@ -263,7 +263,7 @@ def _matrices(views: SeparateViews, rows: Any) -> Tensor:
     near = (rotation @ rotation.mT - torch.eye(3)).abs().max() < 1e-3 and bool((torch.linalg.det(rotation) > 0).all())
     if not bool(matrices.isfinite().all()) or not near:
         raise UserError(
-            f"{printable(views.folder)}/{CAMERAS}: a matrix of c2w is no camera; give camera-to-world matrices with "
+            f"{printable(views.folder)}/{CAMERAS}: a matrix of c2w is not a camera; give camera-to-world matrices with "
             "OpenGL axes (x right, y up, z back) without scale"
         )
     return matrices
@@ -296,7 +296,7 @@ def _times(views: SeparateViews, given: Any, num_frames: int) -> Tensor:
     if given is None:
         return torch.linspace(0, 1, num_frames) if num_frames > 1 else torch.zeros(1)
     if not isinstance(given, list) or len(given) != num_frames or not all(_is_number(time) for time in given):
-        raise UserError(f"{printable(views.folder)}/{CAMERAS}: times is no list of {num_frames} numbers, one a frame")
+        raise UserError(f"{printable(views.folder)}/{CAMERAS}: times is not a list of {num_frames} numbers")
     times = torch.tensor(given, dtype=torch.float32)
     if times.min() < 0 or times.max() > 1 or bool((times.diff() <= 0).any()):
         raise UserError(f"{printable(views.folder)}/{CAMERAS}: times must lie in [0, 1] and rise")

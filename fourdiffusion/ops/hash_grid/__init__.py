@@ -98,7 +98,7 @@ def _tinycudann_failure() -> str | None:
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         return f"does not run ({reason}), build it again: {INSTALL['tinycudann']}"
-    return None if difference < 1e-3 else f"computes something else on this GPU: off by {difference:.1e}"
+    return None if difference < 1e-3 else f"gives wrong results on this GPU: off by {difference:.1e}"
 
 
 def resolve_backend(setting: str, name: str, grids: dict[int, HashGridConfig], device: torch.device) -> str:

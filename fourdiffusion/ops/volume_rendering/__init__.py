@@ -37,7 +37,7 @@ def _nerfacc_failure() -> str | None:
     except (ImportError, AttributeError, OSError, RuntimeError) as error:  # AttributeError: no compiler was found
         reason = str(error).partition("\n")[0]
         return f"has no kernels to load ({reason}): it compiles them with nvcc, of torch's own CUDA version"
-    return None if difference < 1e-3 else f"computes something else on this GPU: off by {difference:.1e}"
+    return None if difference < 1e-3 else f"gives wrong results on this GPU: off by {difference:.1e}"
 
 
 def _nerfacc_backend() -> ModuleType:
