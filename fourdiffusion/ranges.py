@@ -56,6 +56,8 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "num_rays": (1, 10**7),
         "foreground_share": _FRACTION,
         "lambda_alpha": _WEIGHT,
+        "lambda_lpips": _WEIGHT,
+        "patch_size": (16, 4096),
         "grid_lr": _RATE,
         "mlp_lr": _RATE,
         "lr_decay": (1e-6, 1.0),
@@ -345,6 +347,7 @@ PATHS: dict[str, set[str]] = {
     "DataConfig": {"path"},
     "TrainConfig": {"output", "lpips_weights", "validation_data"},
     "FitConfig": {"output"},
+    "FitViewsConfig": {"views", "output", "lpips_weights"},
     "LossConfig": {"lpips_weights"},
     "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
 }

@@ -28,6 +28,10 @@ class FitViewsConfig:
     num_rays: int = 4096  # of a step
     foreground_share: float = 0.75  # of the rays that are drawn on or near the object; the others anywhere
     lambda_alpha: float = 0.1  # squared error of opacity against alpha, beside the squared error of colors
+    lambda_lpips: float = 0.0  # LPIPS of a random square of pixels a step; needs its weights (docs/weights.md)
+    lpips_net: str = "vgg"  # vgg | alex | squeeze
+    lpips_weights: str | None = None  # folder of these; null: where torchvision and the package lpips keep them
+    patch_size: int = 48  # side of the square, pixels
     grid_lr: float = 2e-2  # learning rates
     mlp_lr: float = 3e-3
     lr_decay: float = 0.03  # both rates fall exponentially to this fraction

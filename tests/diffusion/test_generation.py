@@ -160,8 +160,12 @@ def test_four_views_are_sampled_and_no_graph_is_kept(pipeline: FourDiffusionPipe
     for network in (pipeline.unet, pipeline.motion, pipeline.vae):
         network.requires_grad_(True)
     z = generate_views(pipeline, images(), output_type="latent")
-    assert z.shape[:2] == (FRAMES, 4) and not z.requires_grad
+    called = pipeline(images(), output_type="latent", num_inference_steps=1)
+    assert z.shape[:2] == called.shape[:2] == (FRAMES, 4) and not z.requires_grad and not called.requires_grad
     assert not generate_views(pipeline, images(), num_views=1).requires_grad
+    conditions = pipeline.prepare(images(), "a ball", None)
+    states = [value for part in conditions.context for value in (*part.text, *part.image)]
+    assert not conditions.extra.requires_grad and not any(value.requires_grad for value in states)
 
 
 def test_a_size_is_halved_between_the_levels_of_vae_and_unet() -> None:
