@@ -1,4 +1,4 @@
-"""From settings to a pipeline: opened as the verbs run it, loaded from disk, or made from nothing."""
+"""Make a pipeline from settings: prepared for a verb, loaded from disk, or untrained."""
 
 import contextlib
 import logging
@@ -29,11 +29,11 @@ from fourdiffusion.renames import VALUES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 OFFLOADS = ("none", "model")
-MAX_LAYERS, MAX_WIDTH = 1000, 10**6  # of the networks in a model folder
+MAX_LAYERS, MAX_WIDTH = 1000, 10**6  # the networks of a model folder
 
 
 def check_precision(config: ModelConfig, device: torch.device) -> None:
-    """Raise UserError for a dtype or an offload mode that is unknown or cannot be had on a device."""
+    """Raise UserError for a dtype or an offload mode that is unknown or not available on a device."""
     if config.dtype not in DTYPES:
         raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
     if config.storage_dtype is not None and config.storage_dtype not in DTYPES:
@@ -45,14 +45,14 @@ def check_precision(config: ModelConfig, device: torch.device) -> None:
 
 
 def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPipeline:
-    """Load the model as ``generate`` and ``fit`` run it: with the settings' scheduler, precision, layout and device.
+    """Load the model for ``generate`` and ``fit``, with the settings' scheduler, precision, memory layout and device.
 
-    Settings that are None are the model's own; ``pipeline.generation_config`` then holds the sampling settings. The VAE
-    runs in the same precision as the rest, as in the release: the activations that its gradient needs are the largest
-    part of an SDS step.
+    Settings that are None are the model's own; ``pipeline.generation_config`` then has the sampling settings. The VAE
+    runs in the same precision as the other networks, as in the release: its activations are the largest part of an SDS
+    step's memory.
 
     Raises:
-        UserError: a setting that is unknown, cannot be had here or contradicts the weights; or ``load_pipeline``'s.
+        UserError: a setting that is unknown, not available here or contradicts the weights; or ``load_pipeline``'s.
     """
     check_precision(config, device)
     pipeline = load_pipeline(config.path, DTYPES[config.dtype])
@@ -65,7 +65,7 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
         raise UserError(f"model.{error}, and model.path={config.path} is loaded") from error
     pipeline.generation_config = settings
     set_scheduler(pipeline, settings.scheduler, settings.timestep_spacing)
-    if config.storage_dtype is not None:  # not the VAE: its gradient needs the weights after the pass
+    if config.storage_dtype is not None:  # not the VAE: its backward pass needs the weights
         for module in (pipeline.unet, pipeline.motion, pipeline.text_encoder, pipeline.image_encoder):
             apply_layerwise_casting(module, DTYPES[config.storage_dtype], DTYPES[config.dtype])
     if config.channels_last:
@@ -81,13 +81,13 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
 
 
 def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -> FourDiffusionPipeline:
-    """Load a pipeline folder in ``dtype``; UserError where it is missing, foreign, damaged or not finite."""
+    """Load a pipeline folder in ``dtype``; UserError if it is missing, of another kind, damaged or not finite."""
     if path is None or not (Path(path) / "model_index.json").is_file():
         raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
     folder = Path(path)
     _check_files(folder)
     try:
-        # without use_safetensors, weights that are missing would be looked for in pickles
+        # without use_safetensors, missing weights would be read from pickles
         with _quiet("diffusers", "transformers"):
             pipeline = FourDiffusionPipeline.from_pretrained(
                 folder, local_files_only=True, dtype=dtype, use_safetensors=True
@@ -95,7 +95,7 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
         _check_whole(folder, pipeline)
     except UserError:
         raise
-    except Exception as error:  # the libraries have kinds of their own for each file
+    except Exception as error:  # the libraries raise different types for each file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another"
@@ -104,7 +104,7 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
 
 
 def _check_files(folder: Path) -> None:
-    """UserError for a pipe or a device in a model folder, and for sizes that no machine could build."""
+    """Raise UserError for pipes and devices in a model folder, and for sizes too large for any machine."""
     for path in sorted(folder.rglob("*")):
         if not path.is_dir():
             require_file(path, "restore the model's folder, or choose another")
@@ -119,7 +119,7 @@ def _check_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet(*libraries: str) -> Iterator[None]:
-    """Keep what libraries log of a folder off the terminal: what is wrong with it is told in one line."""
+    """Silence the libraries' log messages about a folder: errors are reported in one line."""
     before = {name: logging.getLogger(name).level for name in libraries}
     for name in libraries:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -131,8 +131,8 @@ def _quiet(*libraries: str) -> Iterator[None]:
 
 
 def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
-    """Raise ValueError for a tensor that is missing or unknown, where ``from_pretrained`` only warns, or not finite."""
-    if len(pipeline.tokenizer) < 256:  # one entry per byte at least
+    """Raise ValueError for missing or unknown tensors, for which ``from_pretrained`` only warns, or non-finite ones."""
+    if len(pipeline.tokenizer) < 256:  # at least one entry per byte
         raise ValueError(f"tokenizer: its vocabulary has {len(pipeline.tokenizer)} entries")
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
@@ -141,7 +141,7 @@ def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
 
 
 def _check_numbers(pipeline: FourDiffusionPipeline) -> None:
-    """Raise ValueError for numbers of the small JSON files that make no schedule, no latents or no picture."""
+    """Raise ValueError for invalid numbers in the JSON files of scheduler, VAE and image processor."""
     kept = torch.as_tensor(pipeline.scheduler.alphas_cumprod)  # share of the picture's variance at each noise level
     if not bool(((kept >= 0) & (kept < 1)).all()) or bool((kept.diff() >= 0).any()) or len(kept) < 1:
         raise ValueError("scheduler: its betas make no noise schedule, alphas_cumprod must fall inside [0, 1)")
@@ -167,7 +167,7 @@ def _check_part(folder: Path, name: str, part: nn.Module) -> None:
 
 
 def architecture_of(pipeline: FourDiffusionPipeline) -> dict[str, Any]:
-    """Return the sizes of a pipeline's networks by the names of ``ModelConfig``."""
+    """Return the sizes of a pipeline's networks under the names of ``ModelConfig``."""
     unet, motion, vae = pipeline.unet.config, pipeline.motion.config, pipeline.vae.config
     text, image = pipeline.text_encoder.config, pipeline.image_encoder.config
     of_unet: tuple[str, ...] = ("blocks_per_level", "head_dim", "context_dim", "num_image_tokens")
@@ -204,7 +204,7 @@ def architecture_of(pipeline: FourDiffusionPipeline) -> dict[str, Any]:
 
 
 def check_architecture(config: ModelConfig, pipeline: FourDiffusionPipeline) -> None:
-    """Raise UserError for the first size in the settings that is not the loaded model's; it names both."""
+    """Raise UserError, which names both, for the first size in the settings that differs from the loaded model's."""
     for name, own in architecture_of(pipeline).items():
         given = getattr(config, name)
         if name == "prediction_type":
@@ -217,7 +217,7 @@ def check_architecture(config: ModelConfig, pipeline: FourDiffusionPipeline) -> 
 
 
 def with_own_settings(config: ModelConfig, pipeline: FourDiffusionPipeline) -> ModelConfig:
-    """Return the settings with the values of the opened pipeline where they are None: what a run folder records."""
+    """Return the settings, with the pipeline's values in place of None, for the record of a run folder."""
     own = architecture_of(pipeline) | {name: getattr(pipeline.generation_config, name) for name in _SAMPLING}
     filled = {name: value for name, value in own.items() if getattr(config, name) is None}
     return replace(config, **filled | {"prediction_type": own["prediction_type"]})

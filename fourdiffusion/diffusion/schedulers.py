@@ -1,4 +1,4 @@
-"""The noise schedule of the model, and the diffusers schedulers that may sample on it."""
+"""The noise schedule of the model, and the supported diffusers schedulers."""
 
 from diffusers import (
     DDIMScheduler,
@@ -32,10 +32,10 @@ def noise_schedule(beta_end: float = 0.0120) -> DDIMScheduler:
 
 
 def set_scheduler(pipeline: DiffusionPipeline, name: str, timestep_spacing: str | None = None) -> None:
-    """Let a pipeline sample with another of diffusers' schedulers, on its own noise schedule.
+    """Set another diffusers scheduler of a pipeline, with the pipeline's noise schedule.
 
-    DDIM's default spacing is leading, as in the release: few leading steps begin far from pure noise, where trailing
-    ones always begin (Lin et al. 2023).
+    DDIM's default spacing is leading, as in the release: a small number of leading steps starts far from pure noise,
+    trailing steps always start there (Lin et al. 2023).
 
     Args:
         pipeline: its ``scheduler`` is replaced.

@@ -1,7 +1,7 @@
-"""``fit views=``: a scene is fitted to simultaneous videos of one object from known cameras.
+"""``fit views=``: fit a scene to simultaneous videos of one object from known cameras.
 
-Random pixels of all views and frames are rendered and compared, over all backgrounds where the pictures have alpha, so
-that empty space cannot hold a fog of the background's color. Nothing here needs a model.
+Random pixels of all views and frames are rendered and compared; pictures with alpha are compared over all backgrounds,
+so that fog of the background's color cannot fill empty space. No model is needed.
 Letters: F frames, V views, H W pixels, R rays.
 """
 
@@ -54,25 +54,25 @@ FREE = {
     "max_steps", "log_every", "checkpoint_minutes", "trackers", "device",
     "scene.grid_backend", "scene.ray_backend", "lpips_weights",
 }  # fmt: skip
-RATES = "grid_lr or mlp_lr"  # settings that make a fit diverge
+RATES = "grid_lr or mlp_lr"  # settings that can make a fit diverge
 WARM_UP_STEPS = 20  # of the learning rate
-SHEET_ROWS = 8  # views in the sheet of held-out views at most
+SHEET_ROWS = 8  # most views in the contact sheet of held-out views
 
 
 @dataclass
 class Problem:
-    """Everything that a step reads."""
+    """Inputs of a training step."""
 
     config: FitViewsConfig
     pixels: PixelSet
     scene: Scene
-    hull: Tensor  # bool [G, G, G], cells that the silhouettes leave
+    hull: Tensor  # bool [G, G, G], cells inside the visual hull
     background: str  # random | white | black
     perceptual: Lpips | None = None
 
 
 def fit_views(config: FitViewsConfig) -> None:
-    """Fit a scene; run again, it goes on from the last checkpoint, bit for bit on CPU."""
+    """Fit a scene, or resume from the last checkpoint (bit-identical on CPU)."""
     _check_settings(config)
     output, device = Path(config.output), resolve_device(config.device)
     with terminable():
@@ -140,9 +140,9 @@ def optimize(problem: Problem, output: Path) -> None:
 def update(
     problem: Problem, optimizer: torch.optim.Optimizer, number: int, progress: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Do one step: draw pixels, render, losses, backward, step. Return the unweighted terms and "loss".
+    """Run one step: draw pixels, render, losses, backward, step. Return the unweighted terms and "loss".
 
-    ``progress`` in [0, 1] is how far the fit has come; the learning rates fall with it.
+    ``progress`` in [0, 1] is the share of completed steps; the learning rates fall with it.
     """
     config, scene, pixels = problem.config, problem.scene, problem.pixels
     device = scene.occupancy.density.device
@@ -197,13 +197,13 @@ def _patch_distance(problem: Problem, perceptual: Lpips, generator: torch.Genera
 
 
 def _update_occupancy(problem: Problem, number: int, generator: torch.Generator) -> None:
-    """Let the grid look at the times that are due; cells that the silhouettes rule out stay empty."""
+    """Update the grid at the due times; cells outside the visual hull stay empty."""
     config, occupancy = problem.config, problem.scene.occupancy
     times, share = due_times(problem.pixels.times, number, config.occupancy_every)
     if number == 0 or not len(times):
-        return  # the hull is known; a field of random weights knows less
+        return  # the visual hull is better than a randomly initialized field
     occupancy.update(problem.scene.field.density, times.to(occupancy.density.device), generator, share)
-    if number < config.occupancy_every:  # some times have not been looked at yet
+    if number < config.occupancy_every:  # not all times have been sampled yet
         occupancy.occupied.copy_(problem.hull)
     occupancy.occupied &= problem.hull
     if number % config.occupancy_every == 0:
@@ -226,7 +226,7 @@ def _check_settings(config: FitViewsConfig) -> None:
 
 
 def _chosen(config: FitViewsConfig, clip: ClipFiles) -> tuple[list[int], list[int]]:
-    """Return the numbers of the views and of the frames that are fitted."""
+    """Return the indices of the fitted views and frames."""
     num_views, num_frames = clip.pictures.shape[:2]
     frames = list(range(0, num_frames, config.frame_stride))[: config.num_frames or num_frames]
     if config.num_frames is not None and len(frames) < config.num_frames:
@@ -285,7 +285,7 @@ def _digest(pixels: PixelSet) -> str:
 
 
 def _record(output: Path, clip: ClipFiles, views: list[int], frames: list[int], center: Tensor, scale: float) -> None:
-    """Write ``input.json``: what was fitted, and how the clip's world lies in the scene's."""
+    """Write ``input.json``: the fitted data, and the transform from the clip's world to the scene's."""
     record = {
         "views": views,
         "frames": frames,
@@ -317,7 +317,7 @@ def _summary(clip: ClipFiles, pixels: PixelSet, hull: Tensor, background: str, s
 def _measure(
     config: FitViewsConfig, output: Path, scene: Scene, clip: ClipFiles, frames: list[int], c2w: Tensor
 ) -> None:
-    """Render the held-out views on white, write ``held_out.json`` and a sheet of truth above render."""
+    """Render the held-out views on white, write ``held_out.json`` and a contact sheet of truth above render."""
     if not config.held_out:
         return
     rows, scores = list[Tensor](), dict[str, float]()

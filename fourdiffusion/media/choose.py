@@ -8,20 +8,20 @@ import numpy as np
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.settings import InputVideo
 
-FAR_APART_S = 1.0  # frames further apart than this lose the motion between them
+FAR_APART_S = 1.0  # with a larger distance the motion between frames is lost
 
 
 @dataclass(frozen=True)
 class Choice:
     """The chosen frames."""
 
-    indices: list[int]  # [F] numbers of the frames in the source
+    indices: list[int]  # [F] indices of the frames in the source
     times_s: list[float]  # [F] rising, in seconds from the source's first frame
     warnings: list[str]
 
 
 def check_choice(video: InputVideo) -> None:
-    """UserError for settings of the choice that no video could fulfill."""
+    """Raise UserError for settings that are invalid for every video."""
     numbers = {"start": video.start, "end": video.end, "fps": video.fps, "source_fps": video.source_fps}
     for name, value in numbers.items():
         if value is not None and not math.isfinite(value):
@@ -43,11 +43,11 @@ def check_choice(video: InputVideo) -> None:
 
 
 def choose_frames(starts_s: np.ndarray, span_s: float, video: InputVideo) -> Choice:
-    """Choose F frames of n that are shown from ``starts_s`` [n] (rising from 0) on, the last one until ``span_s``.
+    """Choose F of n frames. Frame i is shown from ``starts_s`` [n] (rising from 0), the last one until ``span_s``.
 
     Frame i is the one on screen at start + i (end - start) / F, or at start + i / fps; with ``stride`` every stride-th.
-    A frame's time is the moment it appears; where it is chosen again, the moment it is chosen for: times always rise.
-    UserError where the part is empty or too short.
+    A frame's time is its start; for a repeated frame it is the requested time, so that times always rise.
+    UserError if the part is empty or too short.
     """
     end_s = span_s if video.end is None else min(video.end, span_s)
     if video.start >= span_s:

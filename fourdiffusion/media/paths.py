@@ -1,4 +1,4 @@
-"""Paths as users write them: the file of exactly that name first, then ``~`` expanded."""
+"""Resolve paths given by users: a file of exactly that name first, then with ``~`` expanded."""
 
 import os
 import stat
@@ -21,9 +21,9 @@ def printable(text: object) -> str:
 
 
 def user_path(text: str, setting: str) -> Path:
-    """Return the path that a user wrote for a setting.
+    """Return the path that a user gave for a setting.
 
-    A file or folder of exactly that name wins, so that ``~t.mp4`` or ``a:b.mp4`` can be given; else ``~`` is expanded.
+    A file or folder of exactly that name has priority, so that ``~t.mp4`` or ``a:b.mp4`` work; else ``~`` is expanded.
     UserError for an empty path, a NUL, and an address (``https://``, ``file://``).
     """
     if not text.strip():
@@ -41,12 +41,12 @@ def user_path(text: str, setting: str) -> Path:
         )
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # ~name of a user whom the machine does not know
+    except RuntimeError:  # ~name of an unknown user
         return Path(text)
 
 
 def require_file(path: Path, remedy: str = "give another file") -> None:
-    """UserError unless the path is a regular file that may be read; a pipe or a device would block the reader."""
+    """Raise UserError unless the path is a readable regular file; a pipe or a device would block the reader."""
     name = printable(path)
     try:
         mode = path.stat().st_mode

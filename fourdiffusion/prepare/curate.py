@@ -1,4 +1,4 @@
-"""Verb `data curate`: scores, reasons, the manifest, and the page on which a person decides."""
+"""Verb `data curate`: scores, reasons, the manifest, and the review page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from fourdiffusion.errors import UserError
 
 
 def curate(config: CurateConfig) -> None:
-    """Score the clips that are not scored yet, write manifest and keep list, and serve the page where asked to."""
+    """Score new clips, write manifest and keep.txt, and serve the review page if requested."""
     for name in ("clips", "output"):
         if getattr(config, name) in ("", "???"):
             raise UserError(f"{name} is not set; give it, for example {name}=data/{name}")
@@ -60,7 +60,7 @@ def curate(config: CurateConfig) -> None:
 
 
 def report(rows: list[dict[str, Any]], output: Path) -> None:
-    """Print how many clips stay, why the others do not, and which objects of test sets were found."""
+    """Print how many clips are kept, the reasons for the others, and the test-set objects found."""
     kept = sum(row["keep"] for row in rows)
     print(f"{len(rows)} clips, {kept} kept: {output / MANIFEST}, {output / KEEP}")
     for reason, count in Counter(reason for row in rows for reason in row["reasons"]).most_common():

@@ -1,4 +1,4 @@
-"""Render single frames of a scene with everything that a picture can show: color, alpha, depth and normals.
+"""Render single frames of a scene: color, alpha, depth and normals.
 
 Letters: H W pixels of a frame.
 """
@@ -17,7 +17,7 @@ from fourdiffusion.scene.scene import Scene
 
 CHANNELS = ("rgb", "alpha", "depth", "normal")
 CHUNK = 1 << 15  # rays rendered at once
-DEPTH_REACH = 0.8  # scene units that a depth picture shows before and behind the middle
+DEPTH_REACH = 0.8  # depth range of a picture, scene units before and behind the center
 
 
 @torch.no_grad()
@@ -30,7 +30,7 @@ def render_frame(
         c2w: [4, 4].
         fovy_deg: vertical field of view in degrees.
         time: in [0, 1].
-        normals: adds "normal", at four more densities a sample.
+        normals: adds "normal", for four more densities per sample.
 
     Returns:
         "rgb" [3, H, W] in [0, 1], straight (not multiplied by alpha, black where alpha is 0); "alpha" [1, H, W] in
@@ -60,11 +60,11 @@ def render_frame(
 def show(frame: dict[str, Tensor], channel: str, background: Tensor, distance: float = DISTANCE) -> Tensor:
     """Return a channel of a frame as a picture [3, H, W] in [0, 1].
 
-    "rgb" on the background [3]; "alpha" as gray; "depth" on black, from white, 0.8 scene units nearer than the middle,
+    "rgb" on the background [3]; "alpha" as gray; "depth" on black, from white, 0.8 scene units nearer than the center,
     to black, 0.8 farther; "normal" as (n + 1) / 2 on the background.
 
     Args:
-        distance: of the camera from the middle, scene units.
+        distance: from the camera to the center, scene units.
     """
     alpha, ground = frame["alpha"], background[:, None, None].to(frame["rgb"])
     if channel == "rgb":
@@ -80,7 +80,7 @@ def show(frame: dict[str, Tensor], channel: str, background: Tensor, distance: f
 
 
 def with_alpha(frame: dict[str, Tensor], channel: str = "rgb", distance: float = DISTANCE) -> Tensor:
-    """Return a channel as ``show`` does, with straight alpha in place of a background: [4, H, W] in [0, 1]."""
+    """Return a channel as in ``show``, with straight alpha instead of a background: [4, H, W] in [0, 1]."""
     opaque = frame | {"alpha": torch.ones_like(frame["alpha"])}
     picture = show(frame if channel == "alpha" else opaque, channel, torch.zeros(3), distance)
     return torch.cat([picture, frame["alpha"]])

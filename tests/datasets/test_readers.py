@@ -215,7 +215,7 @@ def test_videos_with_azimuths_given(tmp_path: Path) -> None:
     check_circle(folder, azimuths, 8.0, 2.0, azimuths_deg=azimuths, elevation_deg=8.0, distance=2.0, fovy_deg=33.8)
     found = open_views(folder, azimuths_deg=azimuths, fovy_deg=33.8)
     assert found.fovy_deg == 33.8 and found.pictures.shape[:2] == (5, FRAMES)
-    with pytest.raises(UserError, match="nothing says where its 5 cameras .* give azimuths_deg"):
+    with pytest.raises(UserError, match="positions of its 5 cameras .* are unknown: give azimuths_deg"):
         open_views(folder)
     with pytest.raises(UserError, match="azimuths_deg has 4 values for 5 views"):
         open_views(folder, azimuths_deg=AZIMUTHS)
@@ -277,7 +277,7 @@ def test_views_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds several sets of views .4 of mask_<k>, 4 of view_<k>"):
         open_views(tmp_path / "two")
     folder = write_frames(tmp_path / "three", "eval_", views=3)
-    with pytest.raises(UserError, match="azimuths_deg has 4 values for 3 views|nothing says where its 3 cameras"):
+    with pytest.raises(UserError, match="azimuths_deg has 4 values for 3 views|positions of its 3 cameras"):
         open_views(folder)
 
 

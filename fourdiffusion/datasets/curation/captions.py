@@ -1,4 +1,4 @@
-"""Captions of clips: from a table by uid, the clip's own, or a captioning network whose weights lie on this disk."""
+"""Captions of clips: from a table by uid, the clip's own, or a captioning network with local weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Captioner = Callable[[Tensor], str]  # a picture [3, H, W] in [0, 1] -> what it 
 
 
 def read_caption_table(path: Path) -> dict[str, str]:
-    """Return {uid: caption} of a table as Cap3D publishes it: `uid,caption` a line, without a header, UTF-8."""
+    """Return {uid: caption} of a table in Cap3D's format: one `uid,caption` per line, no header, UTF-8."""
     if not path.is_file():
         raise UserError(f"captions={path}: no such file; give a .csv of uid,caption")
     found = {}
@@ -38,7 +38,7 @@ def read_caption_table(path: Path) -> dict[str, str]:
 
 
 def add_captions(lines: list[dict[str, Any]], table: str, captioner: str) -> list[dict[str, Any]]:
-    """Return lines of score_log.py with the captions of a table, and of a captioner where there is none still.
+    """Return lines of score_log.py with the captions of a table, or of a captioner if there is none.
 
     ``table`` and ``captioner`` are paths, empty for none. The table's uid is a clip's name or an Objaverse uid in it.
     """

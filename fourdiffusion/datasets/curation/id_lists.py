@@ -1,4 +1,4 @@
-"""Lists of object ids: text, JSON and .npy files, joined by how many of them hold an id."""
+"""Lists of object ids: text, JSON and .npy files, joined by the number of lists that contain an id."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SHIPPED = ("paper926",)
 
 
 def read_ids(source: str) -> list[str]:
-    """Return the ids of a list, in its order, each once.
+    """Return the unique ids of a list, in its order.
 
-    ``source`` is the name of a list that ships (paper926) or a file: text with one id a line (# begins a comment), JSON
+    ``source`` is the name of a shipped list (paper926) or a file: text with one id a line (# begins a comment), JSON
     with a list of ids or an object whose keys are ids, or .npy with an array of text.
 
     Raises:
-        UserError: the file is missing or is no such list. A .npy that holds Python objects is never unpickled.
+        UserError: the file is missing or not such a list. A .npy file with Python objects is never unpickled.
     """
     if source in SHIPPED:
         return list(shipped_ids(source))
@@ -53,7 +53,7 @@ def read_ids(source: str) -> list[str]:
 
 
 def join_lists(sources: list[str], at_least: int = 1) -> list[str]:
-    """Return the ids that at least so many of the lists hold, in the order of the lists."""
+    """Return the ids that are in at least ``at_least`` of the lists, in the order of the lists."""
     if not 1 <= at_least <= len(sources):
         raise UserError(f"at_least={at_least} of {len(sources)} lists: give 1 to the number of lists")
     counts = Counter(uid for source in sources for uid in read_ids(source))

@@ -1,7 +1,7 @@
-"""Score a folder of clips: each clip once, every outcome a line of `scores.jsonl`.
+"""Score a folder of clips: each clip once, with one line per result in `scores.jsonl`.
 
 A line holds `uid`, `folder`, `stamp`, the fields of scores.Scores, `look` and `motion` (hashing.py), `caption`,
-`license`, `author`, `source`; or `error` instead of the scores, where the clip cannot be read.
+`license`, `author`, `source`; or `error` instead of the scores if the clip cannot be read.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from fourdiffusion.datasets.curation.thumbnails import write_thumbnail
 from fourdiffusion.errors import UserError
 
 LOG, THUMBNAILS = "scores.jsonl", "thumbnails"
-VERSION = 1  # of the scores: raise it where their values change
+VERSION = 1  # of the scores: increase it when their values change
 
 
 def score_all(folders: list[Path], output: Path, config: CurateConfig) -> list[dict[str, Any]]:
-    """Return the line of every clip, in the order of ``folders``; only clips without a valid line are read.
+    """Return the line of every clip, in the order of ``folders``; read only clips without a valid line.
 
-    A clip is scored again where its transforms.json has changed since, or the settings of reading have.
+    A clip is scored again if its transforms.json or the settings of reading have changed.
     """
     log = output / LOG
     known = _read_log(log)
@@ -73,7 +73,7 @@ def score_one(job: tuple[Path, Path, list[Any], int, int]) -> dict[str, Any]:
 def _run(jobs: list[Any], num_workers: int) -> Iterator[dict[str, Any]]:
     if num_workers == 1 or len(jobs) < 2:
         threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the workers: scores shall not depend on num_workers
+        torch.set_num_threads(1)  # as in the workers: scores must not depend on num_workers
         try:
             yield from map(score_one, jobs)
         finally:
@@ -85,13 +85,13 @@ def _run(jobs: list[Any], num_workers: int) -> Iterator[dict[str, Any]]:
 
 
 def _stamp(folder: Path, config: CurateConfig) -> list[Any]:
-    """Return what a clip's scores depend on: they hold while this is the same."""
+    """Return the key of a clip's scores: they are valid while it is unchanged."""
     state = (folder / "transforms.json").stat()
     return [VERSION, state.st_size, state.st_mtime_ns, config.max_views, config.max_frames]
 
 
 def _read_log(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the last line of each clip; the half of a line that a killed run left is cut off."""
+    """Return the last line of each clip; drop an incomplete last line of a killed run."""
     data = path.read_bytes() if path.exists() else b""
     if data and not data.endswith(b"\n"):
         data = data[: data.rfind(b"\n") + 1]

@@ -17,7 +17,7 @@ GRAY = 235  # of the background
 
 
 def write_thumbnail(path: Path, views: list[Tensor]) -> None:
-    """Write views, uint8 [F, 4, H, W] each, side by side as an animated WebP; the file appears whole or not at all."""
+    """Write views, uint8 [F, 4, H, W] each, side by side as an animated WebP, atomically."""
     strips = [_over_gray(view) for view in views]
     pictures = [Image.fromarray(np.concatenate(row, axis=1)) for row in zip(*strips, strict=True)]
     options = {"duration": round(1000 / FPS), "loop": 0, "quality": QUALITY, "method": 1}
