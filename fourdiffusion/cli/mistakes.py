@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 import select
 import sys
 
@@ -22,10 +21,6 @@ REMEDIES = {
     errno.EEXIST: "it exists: choose another path, or delete it",
     errno.EMFILE: "too many files are open: raise the limit (ulimit -n), or take fewer num_workers",
 }
-WORKER = (
-    "a data loading process ended from outside (killed, or out of memory): take fewer num_workers; the same command "
-    "goes on from the last checkpoint"
-)
 NO_MEMORY = "out of memory: take fewer frames, views or workers, or smaller images"
 
 
@@ -33,11 +28,7 @@ def mistake(error: BaseException) -> str | None:
     """Return the one line to print in place of a traceback; None for a fault of the program."""
     text = str(error)
     if isinstance(error, UserError):
-        if text.startswith("Caught UserError in DataLoader worker"):  # torch puts the worker's traceback before it
-            text = text.rpartition("UserError: ")[2]
         return " ".join(text.split())
-    if re.match(r"DataLoader worker \(pid.* (killed|exited)", text):
-        return WORKER
     # torch and safetensors, which are not imported here, have types of their own
     no_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if no_memory or "can't allocate memory" in text:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.hooks import apply_layerwise_casting
@@ -28,6 +28,7 @@ from fourdiffusion.media.paths import require_file
 from fourdiffusion.renames import VALUES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Module = TypeVar("Module", bound=nn.Module)
 OFFLOADS = ("none", "model")
 MAX_LAYERS, MAX_WIDTH = 1000, 10**6  # of the networks in a model folder
 
@@ -119,7 +120,7 @@ def _check_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet(*libraries: str) -> Iterator[None]:
-    """Keep what libraries log of a folder off the terminal: what is wrong with it is told in one line."""
+    """Keep what libraries log off the terminal: what is wrong is told in one line, and the rest is no news."""
     before = {name: logging.getLogger(name).level for name in libraries}
     for name in libraries:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
@@ -128,6 +129,12 @@ def _quiet(*libraries: str) -> Iterator[None]:
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
+
+
+def cast(module: Module, dtype: torch.dtype) -> Module:
+    """Convert a network to a dtype; diffusers warns of parts that must stay in float32, and here there are none."""
+    with _quiet("diffusers"):
+        return module.to(dtype)
 
 
 def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
