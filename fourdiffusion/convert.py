@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fourdiffusion.diffusion import encoders, release
-from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, cast, fresh_pipeline, load_pipeline
+from fourdiffusion.diffusion.loading import DTYPES, cast, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.model_card import save_motion_folder
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.motion_sources import motion_config
@@ -27,8 +27,6 @@ def convert(config: ConvertConfig) -> None:
     """Read, check every key, shape and value, then write; nothing is written where anything is wrong."""
     if config.dtype not in DTYPES:
         raise UserError(f"dtype={config.dtype} is none of {', '.join(DTYPES)}")
-    if config.model.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.model.offload} is none of {', '.join(OFFLOADS)}")
     if config.checkpoint is not None:
         _export_motion(config)
         return

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.diffusion.schedulers import noise_schedule, set_scheduler
 from fourdiffusion.diffusion.settings import GenerationConfig, ModelConfig, architecture, override
-from fourdiffusion.documents import read_json
+from fourdiffusion.documents import first_non_finite, read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import require_file
 from fourdiffusion.renames import VALUES
@@ -105,13 +106,21 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
 
 
 def _check_files(folder: Path) -> None:
-    """UserError for a pipe or a device in a model folder, and for sizes that no machine could build."""
+    """UserError for a pipe or a device in a model folder, for JSON that is no object of finite numbers, and for sizes
+    that no machine could build.
+    """
+    remedy = "restore the model's folder, or choose another"
     for path in sorted(folder.rglob("*")):
-        if not path.is_dir():
-            require_file(path, "restore the model's folder, or choose another")
-    for path in sorted(folder.glob("*/config.json")):
-        content = read_json(path, "restore the model's folder, or choose another")
-        for key, value in content.items() if isinstance(content, dict) else ():
+        if path.suffix != ".json":
+            if not path.is_dir():
+                require_file(path, remedy)
+            continue
+        content = read_json(path, remedy)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds a {type(content).__name__}, not an object; {remedy}")
+        if key := first_non_finite(content):
+            raise UserError(f"{path}: {key} is NaN or infinite; {remedy}")
+        for key, value in content.items() if path.name == "config.json" else ():
             most = MAX_LAYERS if "layers" in key or "blocks" in key else MAX_WIDTH
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, int) and number > most:
@@ -125,7 +134,9 @@ def _quiet(*libraries: str) -> Iterator[None]:
     for name in libraries:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
@@ -139,12 +150,26 @@ def cast(module: Module, dtype: torch.dtype) -> Module:
 
 def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
     """Raise ValueError for a tensor that is missing or unknown, where ``from_pretrained`` only warns, or not finite."""
-    if len(pipeline.tokenizer) < 256:  # one entry per byte at least
-        raise ValueError(f"tokenizer: its vocabulary has {len(pipeline.tokenizer)} entries")
+    _check_tokens(pipeline)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             _check_part(folder, name, part)
     _check_numbers(pipeline)
+
+
+def _check_tokens(pipeline: FourDiffusionPipeline) -> None:
+    """Raise ValueError where the tokenizer makes what the text encoder cannot read."""
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder.config
+    if len(tokenizer) < 256:  # one entry per byte at least
+        raise ValueError(f"tokenizer: its vocabulary has {len(tokenizer)} entries")
+    length, longest = tokenizer.model_max_length, encoder.max_position_embeddings
+    if type(length) is not int or not 2 <= length <= longest:
+        raise ValueError(f"tokenizer: model_max_length={length} must be a whole number from 2 to {longest}")
+    used = {"pad_token_id": encoder.pad_token_id, "the highest entry": max(tokenizer.get_vocab().values())}
+    used |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    for name, number in used.items():
+        if type(number) is not int or not 0 <= number < encoder.vocab_size:
+            raise ValueError(f"text_encoder: {name}={number} is none of its {encoder.vocab_size} tokens")
 
 
 def _check_numbers(pipeline: FourDiffusionPipeline) -> None:

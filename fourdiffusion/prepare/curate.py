@@ -19,10 +19,11 @@ from fourdiffusion.datasets.curation.manifest import (
     write_manifest,
 )
 from fourdiffusion.datasets.curation.page import serve
-from fourdiffusion.datasets.curation.score_log import THUMBNAILS, score_all
+from fourdiffusion.datasets.curation.score_log import LOG, THUMBNAILS, score_all
 from fourdiffusion.datasets.curation.settings import CurateConfig, check_test_sets
 from fourdiffusion.datasets.curation.test_sets import contamination, ids_in
 from fourdiffusion.errors import UserError
+from fourdiffusion.runs import lock_folder, terminable
 
 
 def curate(config: CurateConfig) -> None:
@@ -35,10 +36,13 @@ def curate(config: CurateConfig) -> None:
     output = Path(config.output)
     listed = set(join_lists(config.lists, config.at_least)) if config.lists else None
     folders = list_clips(Path(config.clips))
-    try:
-        (output / THUMBNAILS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written ({error.strerror}); give another folder") from error
+    with terminable(), lock_folder(output, keep=LOG):
+        _curate(config, output, folders, listed)
+
+
+def _curate(config: CurateConfig, output: Path, folders: list[Path], listed: set[str] | None) -> None:
+    """Score, decide and serve, in an output folder that is held."""
+    (output / THUMBNAILS).mkdir(exist_ok=True)
     decisions = read_decisions(output)
     lines = add_captions(score_all(folders, output, config), config.captions, config.captioner)
     rows = decide(lines, config, decisions, listed)

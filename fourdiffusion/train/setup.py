@@ -11,8 +11,7 @@ from tqdm import tqdm
 
 from fourdiffusion.datasets.sampling import ClipSamples, open_clips
 from fourdiffusion.diffusion import encoders, precompute
-from fourdiffusion.diffusion.generation_config import SCHEDULERS
-from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, cast, fresh_pipeline, load_pipeline
+from fourdiffusion.diffusion.loading import DTYPES, cast, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.lora import add_lora
 from fourdiffusion.diffusion.motion_sources import read_motion
 from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective, TowersObjective
@@ -107,10 +106,6 @@ def check_settings(config: TrainConfig, num_processes: int) -> None:
         raise UserError(f"timestep_shift={config.timestep_shift}: give a number above 0; 1 is uniform")
     if config.model.dtype != "float32":
         raise UserError(f"model.dtype={config.model.dtype}: training keeps float32 weights, set mixed_precision=bf16")
-    if config.model.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.model.offload} is none of {', '.join(OFFLOADS)}")
-    if config.model.scheduler not in (None, *SCHEDULERS):
-        raise UserError(f"model.scheduler={config.model.scheduler} is none of {', '.join(SCHEDULERS)}")
     if config.optimizer not in OPTIMIZERS:
         raise UserError(f"optimizer={config.optimizer} is none of {', '.join(OPTIMIZERS)}")
     if config.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:

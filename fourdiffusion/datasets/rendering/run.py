@@ -23,6 +23,7 @@ from fourdiffusion.datasets.rendering.object_job import PARTIAL, Batch, ObjectJo
 from fourdiffusion.datasets.rendering.render_log import RenderLog
 from fourdiffusion.datasets.rendering.settings import PIXEL_SETTINGS, RenderAssetsConfig
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_own_file
 
 LOG, SETTINGS, LOCK = "render_log.jsonl", "render.json", ".lock"
 
@@ -65,6 +66,7 @@ def _claimed(output: Path, config: RenderAssetsConfig) -> Iterator[None]:
     """Hold the output folder: one run at a time, and clips of one choice of settings, noted in `render.json`."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        require_own_file(output / LOCK)
         lock = (output / LOCK).open("w")
     except OSError as error:
         raise UserError(f"output={output} cannot be written ({error.strerror}); give another folder") from error
@@ -81,6 +83,7 @@ def _claimed(output: Path, config: RenderAssetsConfig) -> Iterator[None]:
 def _compare_settings(note: Path, config: RenderAssetsConfig) -> None:
     settings = json.loads(json.dumps(asdict(config)))
     wanted = {name: value for name, value in settings.items() if name in PIXEL_SETTINGS}
+    require_own_file(note)
     if not note.exists():
         partial = note.with_name(note.name + ".partial")
         partial.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
