@@ -87,7 +87,7 @@ def pickled(path: Path) -> None:
         ("gone.txt", lambda path: None, "no such file"),
         ("empty.txt", lambda path: path.write_text("# nothing\n"), "empty"),
         ("numbers.json", lambda path: path.write_text("[1, 2]"), "no list of ids"),
-        ("broken.json", lambda path: path.write_text("[1, "), "cannot be read"),
+        ("broken.json", lambda path: path.write_text("[1, "), "not valid JSON"),
         ("bytes.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot be read"),
         ("objects.npy", pickled, "allow_pickle=False|np.save"),
         ("numbers.npy", lambda path: np.save(path, np.arange(3)), "no list of ids"),

@@ -22,6 +22,7 @@ from fourdiffusion.datasets.rendering.engine import EngineFailure
 from fourdiffusion.datasets.rendering.object_job import PARTIAL, Batch, ObjectJob
 from fourdiffusion.datasets.rendering.render_log import RenderLog
 from fourdiffusion.datasets.rendering.settings import PIXEL_SETTINGS, RenderAssetsConfig
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import require_own_file
 
@@ -83,16 +84,15 @@ def _claimed(output: Path, config: RenderAssetsConfig) -> Iterator[None]:
 def _compare_settings(note: Path, config: RenderAssetsConfig) -> None:
     settings = json.loads(json.dumps(asdict(config)))
     wanted = {name: value for name, value in settings.items() if name in PIXEL_SETTINGS}
-    require_own_file(note)
     if not note.exists():
         partial = note.with_name(note.name + ".partial")
         partial.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
         partial.rename(note)
         return
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{note}: not valid JSON ({error}); delete it to start this folder again") from error
+    remedy = "delete it to start this folder again"
+    found = read_json(note, remedy)
+    if not isinstance(found, dict):
+        raise UserError(f"{note}: holds a {type(found).__name__}, not an object; {remedy}")
     differs = [f"{name}={found.get(name)}" for name in wanted if name in found and found[name] != wanted[name]]
     if differs:
         folder = note.parent
