@@ -249,13 +249,13 @@ PATHS: dict[str, dict[str, str]] = {  # {command: {setting: what it is given: an
     "data render": {"assets": "assets", "output": "new", "manifest": "file", "blender": "file", "hdri": "file"},
     "fit views": {"views": "truth", "output": "new"},
     "data curate": {"clips": "clips", "output": "new", "captions": "file", "captioner": "file"},
-    "data pack": {"clips": "clips", "output": "new", "ids": "file", "manifest": "file", "model.path": "model"},
+    "data pack": {"clips": "clips", "output": "new", "ids": "file", "manifest": "file"},
     "data objaverse": {"output": "new", "captions": "file"},
     "app": {"output": "new"},
     "doctor": {"model.path": "model"},
 }  # fmt: skip
 PASSING = ("matting_model", "loss.lpips_weights", "lpips_weights", "validation_data", "lpips", "weights",
-           "blender", "manifest", "hdri", "truth", "mask", "feature_cache", "captioner", "captions")  # fmt: skip
+           "blender", "manifest", "hdri", "truth", "mask", "feature_cache")  # fmt: skip
 
 
 def of_paths(name: str) -> Iterator[Case]:
