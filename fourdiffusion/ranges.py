@@ -333,6 +333,19 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
     },
 }
 
+# Settings that are one of a few words, by class; also where a verb has no use for them. What is null stays.
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "ModelConfig": {
+        "scheduler": ("ddim", "dpm++", "unipc", "euler"),
+        "timestep_spacing": ("leading", "trailing", "linspace"),
+        "long_video": ("windows", "interleaved"),
+        "dtype": ("float32", "bfloat16", "float16"),
+        "storage_dtype": ("float32", "bfloat16", "float16"),
+        "offload": ("none", "model"),
+        "prediction_type": ("epsilon", "v_prediction", "velocity"),
+    },
+}
+
 # Settings that are paths, by class: the command line reads them all by the one rule of media.paths.user_path.
 PATHS: dict[str, set[str]] = {
     "InputVideo": {"video", "mask"},

@@ -22,7 +22,6 @@ from torch import Tensor
 from fourdiffusion.cameras import DISTANCE, FOVY_DEG
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import write_video
 from fourdiffusion.scene.export.html import write_html
@@ -31,6 +30,7 @@ from fourdiffusion.scene.export.surface import scene_meshes
 from fourdiffusion.scene.frames import CHANNELS, render_frame, render_path, show
 from fourdiffusion.scene.live import load_newest, newest_file
 from fourdiffusion.scene.paths import CameraPath, write_path
+from fourdiffusion.scene.run_input import read_run_input
 from fourdiffusion.scene.scene import Scene, load_scene, scene_folder
 from fourdiffusion.settings import ViewConfig
 
@@ -126,12 +126,10 @@ class Session:
 
     def _images(self) -> np.ndarray | None:
         """Return the input video, uint8 [F, H, W, 3] on white; None where the run has none."""
-        if not self._input().is_file():
+        found = read_run_input(self.folder)
+        if found is None or found[0] is None:
             return None
-        tensors, _ = load_tensors(self._input())
-        if "rgba" not in tensors:
-            return None
-        pixels = to_pixels(composite(tensors["rgba"]))
+        pixels = to_pixels(composite(found[0]))
         factor = max(INPUT_HEIGHT // pixels.shape[1], 1)
         return pixels.repeat(factor, axis=1).repeat(factor, axis=2)
 
