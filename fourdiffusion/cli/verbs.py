@@ -231,6 +231,7 @@ VERBS = (
             "format",
             "output",
             "fps",
+            "animation",
             "resolution",
             "iso_level",
             "texture_size",
