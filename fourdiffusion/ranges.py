@@ -207,6 +207,12 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "lambda_sparsity": _WEIGHT,
         "sparsity_start_step": _STEPS,
     },
+    "CameraConfig": {
+        "fovy": (1.0, 120.0),
+        "distance": (1e-3, 1e6),
+        "elevation": _LATITUDE,
+        "view": (0, 10_000),
+    },
     "FitConfig": {
         "num_frames": _FRAMES,
         "num_views": _VIEWS,
@@ -345,6 +351,7 @@ PATHS: dict[str, set[str]] = {
     "DataConfig": {"path"},
     "TrainConfig": {"output", "lpips_weights", "validation_data"},
     "FitConfig": {"output"},
+    "CameraConfig": {"file"},
     "LossConfig": {"lpips_weights"},
     "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
 }

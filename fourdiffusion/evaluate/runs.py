@@ -1,7 +1,7 @@
 """Compare a run of this project with a clip: the same cameras, the same times, the same framing, or a refusal.
 
-A run records what its video showed, see fit_input.py. A scene's world is the truth's, scaled about its center so that
-the object has the size that the fit's camera saw.
+A run records what its video showed, see fit_input.py. A scene's world is the truth's, scaled as the run says; where it
+does not, so that the object has the size that the fit's camera saw.
 
 Letters: V views, F frames, S the side of a square picture in pixels.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fourdiffusion.cameras import FOVY_DEG, azimuth_deg, find, orbit, orthogonal_azimuths, rays
+from fourdiffusion.cameras import azimuth_deg, find, orbit, orthogonal_azimuths, rays, turn
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate.collection import read_motion
@@ -30,6 +30,7 @@ from fourdiffusion.scene.scene import Scene, load_scene
 SAME_VIEW_DEG = 2.0
 FOVY_TOLERANCE_DEG = 1.5  # the perspective of a field of view that is off by more is not made up for by scaling
 PER_FRAME = ("rgb", "alpha", "truth", "depth", "truth_depth", "motion")  # [V, F, ...] of a Part
+SAME_DISTANCE = 0.02  # relative, between the camera that a fit was told and the truth's front view
 OFF_CENTER = 0.025  # of the crop's side: a crop further from the middle of the frame turns the camera
 
 
@@ -78,7 +79,11 @@ def compare_run(folder: Path, truth_folder: Path, device: torch.device) -> tuple
 
     UserError where nothing can be compared.
     """
-    truth, fit, notes = read_clip(truth_folder), read_input(folder), []
+    truth, fit = read_clip(truth_folder), read_input(folder)
+    notes: list[str] = []
+    if fit.turn_deg:
+        truth = dataclasses.replace(truth, c2w=turn(truth.c2w, fit.turn_deg))
+        notes.append(f"azimuths count from the input's camera, {-fit.turn_deg:g} degrees in the truth's world")
     if fit.unrecorded_crop:
         notes.append(
             f"{folder} was made with crop=object and does not record its square: prediction and truth may be framed "
@@ -143,7 +148,7 @@ def frame_truth(folder: Path, truth: Clip, fit: FitInput) -> Framing:
         source_width, source_height = fit.source_size or (width, height)
         if abs(source_width / source_height - width / height) > 0.01:
             raise _refusal(
-                folder, f"its video was {source_width:g} x {source_height:g}, the truth is {width} x {height}", truth
+                folder, f"its video was {source_width:g} x {source_height:g}, the truth is {width} x {height}"
             )
         left, top, side = (value * width / source_width for value in fit.crop)
         off = max(abs(left + side / 2 - width / 2), abs(top + side / 2 - height / 2)) / side
@@ -151,21 +156,21 @@ def frame_truth(folder: Path, truth: Clip, fit: FitInput) -> Framing:
     elif height != width:
         raise UserError(f"the truth's pictures are {width} x {height}: a run is compared on square ones")
     if off > OFF_CENTER:
-        raise _refusal(folder, f"its crop stands {100 * off:.0f} percent of its side off the frame's middle", truth)
-    if fit.elevation_deg is not None:
-        fronts = [float(e) for e, a in zip(_elevations(truth.c2w), _azimuths(truth.c2w), strict=True) if _front(a)]
-        if fronts and min(abs(front - fit.elevation_deg) for front in fronts) > SAME_VIEW_DEG:
-            seen_from = f"the truth's front view from {fronts[0]:.3g} (camera.elevation={fronts[0]:.3g})"
-            raise _refusal(folder, f"it was fitted as seen from {fit.elevation_deg:g} deg, {seen_from}", truth)
+        raise _refusal(folder, f"its crop stands {100 * off:.0f} percent of its side off the frame's middle")
+    front = _check_front(folder, truth, fit)
     fovy = math.degrees(2 * math.atan(math.tan(math.radians(truth.fovy_deg) / 2) * square[2] / height))
     scale = 1.0
     if fit.fovy_deg is not None and fit.distance is not None:
         if abs(fovy - fit.fovy_deg) > FOVY_TOLERANCE_DEG:
             raise _refusal(
-                folder, f"it was fitted with a field of view of {fit.fovy_deg:g} deg, the truth has {fovy:.1f}", truth
+                folder,
+                f"it was fitted with a field of view of {fit.fovy_deg:.4g} deg, the truth has {fovy:.1f} there "
+                f"(camera.fovy={truth.fovy_deg:.4g})",
             )
-        seen = fit.distance * math.tan(math.radians(fit.fovy_deg) / 2)
-        scale = seen / (_distance(truth) * math.tan(math.radians(fovy) / 2))
+        if not fit.knows_world:
+            seen = fit.distance * math.tan(math.radians(fit.fovy_deg) / 2)
+            distance = _distance(truth.c2w) if front is None else _distance(truth.c2w[front : front + 1])
+            scale = seen / (distance * math.tan(math.radians(fovy) / 2))
         if abs(scale - 1) > 1e-3:
             notes.append(f"the scene is {scale:.4g} times the truth's size (distance {fit.distance:g}): scaled back")
     if square != (0, 0, height):
@@ -173,15 +178,43 @@ def frame_truth(folder: Path, truth: Clip, fit: FitInput) -> Framing:
     return Framing(square, fovy, scale, notes)
 
 
-def _refusal(folder: Path, reason: str, truth: Clip) -> UserError:
+def _check_front(folder: Path, truth: Clip, fit: FitInput) -> int | None:
+    """Return which view of the truth stands where the fit's camera stood, None where none does.
+
+    UserError where a view at that azimuth has another elevation, or another distance than the fit was told.
+    """
+    fronts = [number for number, azimuth in enumerate(_azimuths(truth.c2w)) if _front(azimuth)]
+    if fit.elevation_deg is None or not fronts:
+        return fronts[0] if fronts else None
+    elevations = _elevations(truth.c2w)
+    front = min(fronts, key=lambda number: abs(elevations[number] - fit.elevation_deg))  # type: ignore[operator]
+    if abs(elevations[front] - fit.elevation_deg) > SAME_VIEW_DEG:
+        other = elevations[front]
+        raise _refusal(
+            folder,
+            f"it was fitted as seen from {fit.elevation_deg:g} deg, the truth's front view from {other:.3g} "
+            f"(camera.elevation={other:.3g})",
+        )
+    if fit.knows_world and fit.distance is not None:
+        told, found = fit.distance / fit.scale, _distance(truth.c2w[front : front + 1])
+        if abs(told / found - 1) > SAME_DISTANCE:
+            raise _refusal(
+                folder,
+                f"it was fitted as seen from a distance of {told:.4g}, the truth's front view stands at {found:.4g} "
+                f"(camera.distance={found:.4g})",
+            )
+    return front
+
+
+def _refusal(folder: Path, reason: str) -> UserError:
     return UserError(
-        f"{folder} cannot be compared: {reason}. Fit a video with crop=frame that was seen through a field of view of "
-        f"{FOVY_DEG:g} degrees, or give a reference seen through the fit's own camera"
+        f"{folder} cannot be compared: {reason}. Fit the video with crop=frame and the camera that saw it "
+        "(camera.file=REFERENCE/transforms.json), or give a reference seen through the fit's own camera"
     )
 
 
-def _distance(truth: Clip) -> float:
-    return float(truth.c2w[:, :3, 3].norm(dim=-1).median())
+def _distance(c2w: Tensor) -> float:
+    return float(c2w[:, :3, 3].norm(dim=-1).median())
 
 
 def _cut(rgba: Tensor, square: tuple[int, int, int], size: int) -> np.ndarray:
@@ -312,7 +345,11 @@ def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput, moti
         raise UserError(f"{folder} shows times {generated.times.tolist()}, the truth {truth.times.tolist()}")
     if uncut and abs(generated.fovy_deg - truth.fovy_deg) > 0.1:
         raise UserError(f"{folder} has a field of view of {generated.fovy_deg:g} deg, the truth {truth.fovy_deg:g}")
-    views = _paired_views(folder, generated, truth)
+    placed, farther = truth, _distance(truth.c2w) / _distance(generated.c2w)
+    if fit.distance is not None and abs(farther - 1) > 1e-3:
+        notes.append(f"the truth's cameras stand {farther:.4g} times as far: taken as a world so much larger")
+        placed = dataclasses.replace(truth, c2w=_as_far_as(generated.c2w, truth.c2w))
+    views = _paired_views(folder, generated, placed)
     pixels = generated.rgba.float() / 255
     alpha = pixels[:, :, 3]
     white = pixels[:, :, :3] * alpha[:, :, None] + 1 - alpha[:, :, None]
@@ -335,6 +372,13 @@ def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput, moti
         fovy_deg=truth.fovy_deg,
         caption=truth.caption,
     )
+
+
+def _as_far_as(generated: Tensor, c2w: Tensor) -> Tensor:
+    """Return cameras [V, 4, 4] at the generated ones' distance: a larger world seen from further away looks alike."""
+    scaled = c2w.clone()
+    scaled[:, :3, 3] *= _distance(generated) / _distance(c2w)
+    return scaled
 
 
 def _paired_views(folder: Path, prediction: Clip, truth: Clip) -> list[int]:
@@ -375,8 +419,8 @@ def _input_camera(fit: FitInput) -> Tensor:
 
 
 def _azimuths(c2w: Tensor) -> list[float]:
-    """Of cameras [V, 4, 4], in degrees from 0 to 360."""
-    return [round(float(azimuth) % 360, 2) for azimuth in azimuth_deg(c2w)]
+    """Of cameras [V, 4, 4], in degrees, at least 0 and below 360."""
+    return [round(float(azimuth) % 360, 2) % 360 for azimuth in azimuth_deg(c2w)]
 
 
 def _elevations(c2w: Tensor) -> list[float]:
