@@ -251,6 +251,7 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "early_stop": _FRACTION,
         "normal_epsilon": (1e-6, 1.0),
     },
+    "EvaluateConfig": {"baseline_steps": (1, 10**6)},
     "ProtocolConfig": {
         "frames": _FRAMES,
         "size": _PIXELS,

@@ -18,8 +18,9 @@ from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit
 from fourdiffusion.datasets.clips import Clip, opaque_clip, write_clip
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate
+from fourdiffusion.evaluate.fit_input import FitInput
+from fourdiffusion.evaluate.framing import frame_truth, match_times
 from fourdiffusion.evaluate.measure import VideoResult
-from fourdiffusion.evaluate.runs import FitInput, frame_truth, match_times  # type: ignore[attr-defined]
 from fourdiffusion.evaluate.settings import EvaluateConfig, ProtocolConfig
 from fourdiffusion.evaluate.summary import Row, summarize
 from fourdiffusion.fit.camera import input_camera
