@@ -209,6 +209,12 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "lambda_sparsity": _WEIGHT,
         "sparsity_start_step": _STEPS,
     },
+    "CameraConfig": {
+        "fovy": (1.0, 120.0),
+        "distance": (1e-3, 1e6),
+        "elevation": _LATITUDE,
+        "view": (0, 10_000),
+    },
     "FitConfig": {
         "num_frames": _FRAMES,
         "num_views": _VIEWS,
@@ -247,6 +253,7 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "early_stop": _FRACTION,
         "normal_epsilon": (1e-6, 1.0),
     },
+    "EvaluateConfig": {"baseline_steps": (1, 10**6)},
     "ProtocolConfig": {
         "frames": _FRAMES,
         "size": _PIXELS,
@@ -361,6 +368,7 @@ PATHS: dict[str, set[str]] = {
     "TrainConfig": {"output", "lpips_weights", "validation_data"},
     "FitConfig": {"output"},
     "FitViewsConfig": {"views", "output", "lpips_weights"},
+    "CameraConfig": {"file"},
     "LossConfig": {"lpips_weights"},
     "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
 }

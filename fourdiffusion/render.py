@@ -100,6 +100,7 @@ def _overview(config: RenderConfig, folder: Path, run: Path) -> None:
         config.elevation_deg,
         times,
         label="render",
+        input_camera=pictures.recorded_camera(run),
     )
     print(f"written: {', '.join(map(str, written))}")
 

@@ -25,25 +25,38 @@ def evaluate_runs(
     networks: Networks,
     device: torch.device,
     films: list[Film] | None,
+    baselines: list[str] | None = None,
+    steps: int = 1,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Measure scenes and generated videos at the truth's cameras; also the sheets to write, {file name: picture}."""
+    """Measure scenes and generated videos at the truth's cameras; also the sheets to write, {file name: picture}.
+
+    ``baselines`` are made and measured too; ``steps`` of a static scene.
+    """
     notes: list[str] = []
     reports: dict[str, dict[str, Any]] = {}
     rows: dict[str, list[Row]] = {}
     sheets = {}
     for name, (folder, truth) in runs.items():
-        parts, found = compare_run(folder, truth, device)
+        parts, found = compare_run(folder, truth, device, baselines, steps)
         notes += found
         reports[name] = {}
         for part in (_restrict(part, protocol, notes) for part in parts):
             notes += [f"{part.name}: {note}" for note in part.notes]
-            report, measured = _compare_part(name, part, protocol, networks, notes, films)
+            report, measured, others = _compare_part(name, part, protocol, networks, notes, films)
             reports[name][part.name] = report
             rows.setdefault(part.name, []).extend(measured)
+            for baseline, found_rows in others.items():
+                rows.setdefault(f"{part.name} {baseline}", []).extend(found_rows)
             prefix = "" if len(runs) == 1 else f"{name}/"
             sheets[f"{prefix}comparison_{part.name}.png"] = _sheet(part)
     chosen = "scene" if "scene" in rows else "videos"
     result = summarize(rows[chosen], protocol, {})
+    result["baselines"] = {}
+    for name, measured in rows.items():
+        part_name, _, baseline = name.partition(" ")
+        if baseline and part_name == chosen and {row.object for row in measured} == set(runs):
+            summary = summarize(measured, protocol, {})
+            result["baselines"][baseline] = {key: summary[key] for key in ("mean", "objects")}
     return {"runs": reports, "table_of": chosen} | result | {"notes": notes + result["notes"]}, sheets
 
 
@@ -76,8 +89,8 @@ def _compare_part(
     networks: Networks,
     notes: list[str],
     films: list[Film] | None,
-) -> tuple[dict[str, Any], list[Row]]:
-    """All measures of one part by view and role, at fitted times; and the same of the copied input."""
+) -> tuple[dict[str, Any], list[Row], dict[str, list[Row]]]:
+    """All measures of one part by view and role, at fitted times; and the same of its baselines."""
     fitted = [number for number, known in enumerate(part.fitted) if known]
     truth = [_of_truth(part, view, protocol) for view in range(len(part.truth))]
     predicted = [_of_part(part, view, protocol) for view in range(len(part.rgb))]
@@ -115,17 +128,25 @@ def _compare_part(
         for metric, views in result["per_frame"].items():
             both = [a + b for a, b in zip(views, unseen["per_frame"][metric], strict=True)]
             result["per_frame"][metric] = [[values[place] for place in order] for values in both]
+    others: dict[str, list[Row]] = {}
     if "input" in part.roles:
         front = truth[part.roles.index("input")]
         copies = copied_input(front.rgb, len(truth))
-        baseline = _by_view(rows_at([Pictures(copy, front.alpha) for copy in copies], fitted))
+        others["copied_input"] = rows_at([Pictures(copy, front.alpha) for copy in copies], fitted)
+        baseline = _by_view(others["copied_input"])
         report["baseline"] = {
             "what": "the input frame shown at every view",
             "mean_by_role": group_means(baseline, part.roles),
         } | baseline
     else:
         notes.append("the truth has no view at azimuth 0, elevation 0: the copied-input baseline is left out")
-    return report | {"mean_by_role": group_means(result, part.roles)} | result, measured
+    report["baselines"] = {}
+    for baseline_name, pixels in part.baselines.items():
+        shown = dataclasses.replace(part, rgb=pixels, alpha=None, depth=None)
+        others[baseline_name] = rows_at([_of_part(shown, view, protocol) for view in range(len(pixels))], fitted)
+        by_view = _by_view(others[baseline_name])
+        report["baselines"][baseline_name] = {"mean_by_role": group_means(by_view, part.roles)} | by_view
+    return report | {"mean_by_role": group_means(result, part.roles)} | result, measured, others
 
 
 def _of_part(part: Part, view: int, protocol: ProtocolConfig) -> Pictures:

@@ -49,7 +49,10 @@ def fit(config: FitConfig) -> None:
             optimize(problem, output)
             save_scene(output / "scene", problem.scene)
             target, size = problem.target, problem.pipeline.generation_config.image_size
-            pictures = write_pictures(output, problem.scene, target.images, size, times=target.times)
+            camera = (target.input.c2w, target.input.fovy_deg)
+            pictures = write_pictures(
+                output, problem.scene, target.images, size, times=target.times, input_camera=camera
+            )
             tqdm.write(f"scene: {output / 'scene'}; pictures: {', '.join(map(str, pictures))}")
 
 
@@ -85,7 +88,10 @@ def optimize(problem: Problem, output: Path) -> None:
             if stopping:
                 interrupted.leave()
             if config.preview_minutes and now - shown > 60 * config.preview_minutes:
-                write_pictures(output / "preview", scene, target.images, 64, 16, times=target.times)
+                camera = (target.input.c2w, target.input.fovy_deg)
+                write_pictures(
+                    output / "preview", scene, target.images, 64, 16, times=target.times, input_camera=camera
+                )
                 shown = time.monotonic()
 
 
