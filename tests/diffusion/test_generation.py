@@ -164,7 +164,7 @@ def test_four_views_are_sampled_and_no_graph_is_kept(pipeline: FourDiffusionPipe
     assert z.shape[:2] == called.shape[:2] == (FRAMES, 4) and not z.requires_grad and not called.requires_grad
     assert not generate_views(pipeline, images(), num_views=1).requires_grad
     conditions = pipeline.prepare(images(), "a ball", None)
-    states = [value for part in conditions.context for value in (*part.text, *part.image)]
+    states = [value for part in conditions.context if part for value in (*part.text, *part.image)]
     assert not conditions.extra.requires_grad and not any(value.requires_grad for value in states)
 
 
