@@ -117,7 +117,6 @@ def _compare_part(
         "fitted": part.fitted,  # means are over these frames
         "size": list(truth[0].rgb.shape[-2:]),
         "num_frames": len(part.frames),
-        "baseline": None,
     }
     result = _by_view(measured)
     between = [number for number, known in enumerate(part.fitted) if not known]
@@ -128,34 +127,40 @@ def _compare_part(
         for metric, views in result["per_frame"].items():
             both = [a + b for a, b in zip(views, unseen["per_frame"][metric], strict=True)]
             result["per_frame"][metric] = [[values[place] for place in order] for values in both]
-    others: dict[str, list[Row]] = {}
+    shown = {}
     if "input" in part.roles:
         front = truth[part.roles.index("input")]
-        copies = copied_input(front.rgb, len(truth))
-        others["copied_input"] = rows_at([Pictures(copy, front.alpha) for copy in copies], fitted)
-        baseline = _by_view(others["copied_input"])
-        report["baseline"] = {
-            "what": "the input frame shown at every view",
-            "mean_by_role": group_means(baseline, part.roles),
-        } | baseline
+        shown["copied_input"] = [Pictures(copy, front.alpha) for copy in copied_input(front.rgb, len(truth))]
     else:
         notes.append("the truth has no view at azimuth 0, elevation 0: the copied-input baseline is left out")
-    report["baselines"] = {}
-    for baseline_name, pixels in part.baselines.items():
-        shown = dataclasses.replace(part, rgb=pixels, alpha=None, depth=None)
-        others[baseline_name] = rows_at([_of_part(shown, view, protocol) for view in range(len(pixels))], fitted)
-        by_view = _by_view(others[baseline_name])
-        report["baselines"][baseline_name] = {"mean_by_role": group_means(by_view, part.roles)} | by_view
+    for baseline, pixels in part.baselines.items():
+        shown[baseline] = [_of_part(part, view, protocol, pixels) for view in range(len(pixels))]
+    others = {baseline: rows_at(pictures, fitted) for baseline, pictures in shown.items()}
+    report |= _baseline_reports(others, part.roles)
     return report | {"mean_by_role": group_means(result, part.roles)} | result, measured, others
 
 
-def _of_part(part: Part, view: int, protocol: ProtocolConfig) -> Pictures:
-    """A view of a part through the same steps as the truth: 8 bits, size, channels."""
-    if not bool(part.rgb[view].isfinite().all()):
+def _baseline_reports(rows: dict[str, list[Row]], roles: list[str]) -> dict[str, Any]:
+    """Return what a part's report holds of its baselines; the copied input stands apart, as "baseline"."""
+    reports = {}
+    for name, measured in rows.items():
+        by_view = _by_view(measured)
+        reports[name] = {"mean_by_role": group_means(by_view, roles)} | by_view
+    copied = reports.pop("copied_input", None)
+    what = {"what": "the input frame shown at every view"}
+    return {"baseline": None if copied is None else what | copied, "baselines": reports}
+
+
+def _of_part(part: Part, view: int, protocol: ProtocolConfig, baseline: Tensor | None = None) -> Pictures:
+    """A view of a part through the same steps as the truth: 8 bits, size, channels; of a baseline the color alone."""
+    rgb = part.rgb[view] if baseline is None else baseline[view]
+    if not bool(rgb.isfinite().all()):
         raise UserError(f"{part.name}, view {part.views[view]}: pixels are not finite: the fit has diverged, fit again")
-    pixels = (part.rgb[view].clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
     opaque = torch.full_like(pixels[:, :1], 255)
     pictures = prepare(torch.cat([pixels, opaque], dim=1).permute(0, 2, 3, 1).numpy(), protocol, Path(part.name))
+    if baseline is not None:
+        return pictures
     if part.alpha is not None and part.alpha.shape[-2:] == pictures.rgb.shape[-2:]:
         pictures.alpha = part.alpha[view]
     if part.depth is not None and part.depth.shape[-2:] == pictures.rgb.shape[-2:]:
