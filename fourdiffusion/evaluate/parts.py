@@ -107,8 +107,8 @@ def _compare_part(
     if films is not None:
         for row, a, b in zip(measured, predicted, truth, strict=True):
             if len(films) < MAX_FILMS:
-                shown = (_frames(a, fitted).rgb, _frames(b, fitted).rgb)
-                films.append(Film(f"{name}, {part.name}", row.view, *shown, row.result.per_frame))
+                pair = (_frames(a, fitted).rgb, _frames(b, fitted).rgb)
+                films.append(Film(f"{name}, {part.name}", row.view, *pair, row.result.per_frame))
     report: dict[str, Any] = {
         "views": part.views,
         "azimuth_deg": part.azimuths_deg,
@@ -127,7 +127,7 @@ def _compare_part(
         for metric, views in result["per_frame"].items():
             both = [a + b for a, b in zip(views, unseen["per_frame"][metric], strict=True)]
             result["per_frame"][metric] = [[values[place] for place in order] for values in both]
-    shown = {}
+    shown: dict[str, list[Pictures]] = {}
     if "input" in part.roles:
         front = truth[part.roles.index("input")]
         shown["copied_input"] = [Pictures(copy, front.alpha) for copy in copied_input(front.rgb, len(truth))]
