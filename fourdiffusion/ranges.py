@@ -346,7 +346,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "scheduler": ("ddim", "dpm++", "unipc", "euler"),
         "timestep_spacing": ("leading", "trailing", "linspace"),
         "long_video": ("windows", "interleaved"),
-        "dtype": ("float32", "bfloat16", "float16"),
+        "dtype": ("float32", "bfloat16", "float16", "auto"),
         "storage_dtype": ("float32", "bfloat16", "float16"),
         "offload": ("none", "model"),
         "prediction_type": ("epsilon", "v_prediction", "velocity"),

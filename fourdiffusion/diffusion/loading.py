@@ -14,6 +14,7 @@ from diffusers.hooks import apply_layerwise_casting
 from safetensors import safe_open
 from torch import nn
 
+from fourdiffusion.device import bf16_is_faster
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.encoders import CLIPTokenizer
 from fourdiffusion.diffusion.generation import check_image_size
@@ -27,11 +28,28 @@ from fourdiffusion.documents import first_non_finite, read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import require_file
 from fourdiffusion.renames import VALUES
+from fourdiffusion.runs import run_record
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Module = TypeVar("Module", bound=nn.Module)
 OFFLOADS = ("none", "model")
 MAX_LAYERS, MAX_WIDTH = 1000, 10**6  # the networks of a model folder
+
+
+def resolve_dtype(config: ModelConfig, device: torch.device, run: Path | None = None) -> ModelConfig:
+    """Replace dtype "auto" by that of the run in the folder ``run``, else by the one that the device multiplies faster.
+
+    A run keeps the dtype of its first start, so that it resumes bit for bit.
+    """
+    if config.dtype != "auto":
+        return config
+    known = None
+    if run is not None and (run / "config.yaml").is_file():
+        model = run_record(run)["settings"].get("model")
+        known = model.get("dtype") if isinstance(model, dict) else None
+    if known not in DTYPES:
+        known = "bfloat16" if bf16_is_faster(device) else "float32"
+    return replace(config, dtype=known)
 
 
 def check_precision(config: ModelConfig, device: torch.device) -> None:
@@ -56,6 +74,7 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
     Raises:
         UserError: a setting that is unknown, not available here or contradicts the weights; or ``load_pipeline``'s.
     """
+    config = resolve_dtype(config, device)
     check_precision(config, device)
     pipeline = load_pipeline(config.path, DTYPES[config.dtype])
     check_architecture(config, pipeline)
