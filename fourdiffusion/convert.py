@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fourdiffusion.diffusion import encoders, release
-from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, load_pipeline
+from fourdiffusion.diffusion.loading import DTYPES, cast, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.model_card import save_motion_folder
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.motion_sources import motion_config
@@ -27,8 +27,6 @@ def convert(config: ConvertConfig) -> None:
     """Read, check every key, shape and value, then write; after an error nothing is written."""
     if config.dtype not in DTYPES:
         raise UserError(f"dtype={config.dtype} is not one of {', '.join(DTYPES)}")
-    if config.model.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.model.offload} is not one of {', '.join(OFFLOADS)}")
     if config.checkpoint is not None:
         _export_motion(config)
         return
@@ -89,7 +87,7 @@ def read_release(
 
     if motion is None:
         fresh = MotionModules(unet.block_channels(), sizes.motion_heads, sizes.max_frames, sizes.norm_groups)
-        pipeline.register_modules(motion=fresh.to(dtype))
+        pipeline.register_modules(motion=cast(fresh, dtype))
     else:
         _fill(trained, read_motion(Path(motion), unet, trained), dtype)
     pipeline.text_encoder.config.pad_token_id = 0  # OpenCLIP's
@@ -135,7 +133,7 @@ def _export_motion(config: ConvertConfig) -> None:
         unet = MultiviewUNet.from_config(MultiviewUNet.load_config(base / "unet"))
     motion = MotionModules.from_config(motion_config(base))
     motion.load_state_dict(read_training_motion(given, unet, motion, "checkpoint"))
-    save_motion_folder(motion.to(DTYPES[config.dtype]), output, run)
+    save_motion_folder(cast(motion, DTYPES[config.dtype]), output, run)
     tqdm.write(f"{output}: {len(motion.layers)} motion modules and a model card")
 
 

@@ -1,6 +1,7 @@
 """Read untrusted JSON and YAML files: bounded in size, depth and time. This module imports no torch."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ def read_json(path: Path, remedy: str) -> Any:
         raise UserError(f"{name}: is nested too deeply; {remedy}") from error
     except ValueError as error:  # of JSON, of UTF-8, and of integers with thousands of digits
         raise UserError(f"{name}: not valid JSON ({printable(error)[:200]}); {remedy}") from error
+
+
+def first_non_finite(content: Any) -> str | None:
+    """Return the dotted key of the first number in a JSON value that is NaN or infinite; None where all are finite."""
+    open_ends: list[tuple[str, Any]] = [("", content)]
+    while open_ends:
+        key, value = open_ends.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return key
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        open_ends += [(f"{key}.{name}" if key else str(name), each) for name, each in inner]
+    return None
 
 
 def read_yaml(path: Path, remedy: str) -> Any:

@@ -11,7 +11,7 @@ from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.generation_config import sampling_settings
-from fourdiffusion.diffusion.loading import check_precision, open_pipeline, with_own_settings
+from fourdiffusion.diffusion.loading import check_precision, open_pipeline, resolve_dtype, with_own_settings
 from fourdiffusion.diffusion.long_video import frame_groups
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import check_ranges
@@ -34,6 +34,7 @@ def generate(config: GenerateConfig) -> None:
         }
     )
     device = resolve_device(config.device)
+    config = replace(config, model=resolve_dtype(config.model, device, Path(config.output)))
     check_precision(config.model, device)
     sampling = sampling_settings(config.model)  # before the weights, to report errors at once
     video = load_video(config, sampling.image_size)

@@ -56,6 +56,8 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "num_rays": (1, 10**7),
         "foreground_share": _FRACTION,
         "lambda_alpha": _WEIGHT,
+        "lambda_lpips": _WEIGHT,
+        "patch_size": (16, 4096),
         "grid_lr": _RATE,
         "mlp_lr": _RATE,
         "lr_decay": (1e-6, 1.0),
@@ -207,6 +209,12 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "lambda_sparsity": _WEIGHT,
         "sparsity_start_step": _STEPS,
     },
+    "CameraConfig": {
+        "fovy": (1.0, 120.0),
+        "distance": (1e-3, 1e6),
+        "elevation": _LATITUDE,
+        "view": (0, 10_000),
+    },
     "FitConfig": {
         "num_frames": _FRAMES,
         "num_views": _VIEWS,
@@ -245,6 +253,7 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "early_stop": _FRACTION,
         "normal_epsilon": (1e-6, 1.0),
     },
+    "EvaluateConfig": {"baseline_steps": (1, 10**6)},
     "ProtocolConfig": {
         "frames": _FRAMES,
         "size": _PIXELS,
@@ -331,6 +340,19 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
     },
 }
 
+# Choices of string settings, by class; also checked if a verb does not use them. null is always valid.
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "ModelConfig": {
+        "scheduler": ("ddim", "dpm++", "unipc", "euler"),
+        "timestep_spacing": ("leading", "trailing", "linspace"),
+        "long_video": ("windows", "interleaved"),
+        "dtype": ("float32", "bfloat16", "float16", "auto"),
+        "storage_dtype": ("float32", "bfloat16", "float16"),
+        "offload": ("none", "model"),
+        "prediction_type": ("epsilon", "v_prediction", "velocity"),
+    },
+}
+
 # Settings that are paths, by class: the command line resolves them with media.paths.user_path.
 PATHS: dict[str, set[str]] = {
     "InputVideo": {"video", "mask"},
@@ -345,6 +367,8 @@ PATHS: dict[str, set[str]] = {
     "DataConfig": {"path"},
     "TrainConfig": {"output", "lpips_weights", "validation_data"},
     "FitConfig": {"output"},
+    "FitViewsConfig": {"views", "output", "lpips_weights"},
+    "CameraConfig": {"file"},
     "LossConfig": {"lpips_weights"},
     "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
 }

@@ -11,13 +11,13 @@ from torch import Tensor
 
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors
 from fourdiffusion.media.animation import write_gif, write_pictures, write_webm
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import write_image, write_video
 from fourdiffusion.scene import pictures
 from fourdiffusion.scene.frames import CHANNELS, render_path
 from fourdiffusion.scene.paths import PATHS, CameraPath, camera_path, nearest_times, read_path
+from fourdiffusion.scene.run_input import NAME, read_run_input
 from fourdiffusion.scene.scene import load_scene, scene_folder
 from fourdiffusion.settings import RenderConfig
 
@@ -100,6 +100,7 @@ def _overview(config: RenderConfig, folder: Path, run: Path) -> None:
         config.elevation_deg,
         times,
         label="render",
+        input_camera=pictures.recorded_camera(run),
     )
     print(f"written: {', '.join(map(str, written))}")
 
@@ -144,11 +145,10 @@ def _write(output: Path, frames: np.ndarray, fps: float, format: str) -> None:
 
 def _input_of(run: Path, num_frames: int) -> tuple[Tensor | None, Tensor]:
     """Return the run's input on white [F, 3, S, S] and its times [F]; without one, None and evenly spaced times."""
-    path = run / "input.safetensors"
-    if not path.is_file():
+    found = read_run_input(run)
+    if found is None:
         return None, torch.linspace(0, 1, num_frames)
-    tensors, _ = load_tensors(path)
-    missing = {"rgba", "times"} - tensors.keys()
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it is not the input of a fit; remove it")
-    return composite(tensors["rgba"]), tensors["times"]
+    rgba, times = found
+    if rgba is None:
+        raise UserError(f"{run / NAME} lacks rgba: it is not the input of a fit; remove it")
+    return composite(rgba), times

@@ -28,6 +28,7 @@ from torch import Tensor
 from fourdiffusion.documents import read_yaml
 from fourdiffusion.errors import Terminated, UserError
 from fourdiffusion.files import first_non_finite, load_tensors, remove, save_tensors, write_atomic
+from fourdiffusion.media.paths import require_own_file
 from fourdiffusion.renames import current_name, current_value
 
 try:
@@ -222,6 +223,7 @@ def lock_folder(folder: Path, keep: str = "config.yaml") -> Iterator[None]:
     try:
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        require_own_file(folder / LOCK)
         file = open(folder / LOCK, "a+", encoding="utf-8")
     except (OSError, ValueError) as error:
         _remove_empty(made)
@@ -334,6 +336,7 @@ def append_log(folder: Path, line: dict[str, Any]) -> None:
 def trim_log(folder: Path, step: int) -> None:
     """Drop the lines of steps after ``step``, which a resumed run repeats, and invalid lines."""
     path = folder / "log.jsonl"
+    require_own_file(path)
     if path.is_file():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if (number := _step_of(line)) is not None and number <= step]

@@ -96,6 +96,7 @@ class ExportConfig:
     output: str | None = None  # file (glb, html, usd) or folder (others); null: under export/ in the run folder
     num_frames: int | None = None  # evenly spaced over the clip; null: the run's frames, 8 where it does not say
     fps: float = 8.0  # of the animation
+    animation: str = "frames"  # of glb. frames: a mesh a frame | morph: one mesh that moves, where tracking finds one
     resolution: int = 96  # grid points along the longest side of the occupied space
     iso_level: float | None = None  # density of the surface; null: the one with the renderer's silhouettes
     min_component: float = 0.05  # smaller loose parts are removed, as a share of the largest part over all frames

@@ -4,6 +4,7 @@ The scene is its own truth: its pictures are drawn with the truth's cameras, and
 seen of them.
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -17,10 +18,14 @@ from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit
 from fourdiffusion.datasets.clips import Clip, opaque_clip, write_clip
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate
+from fourdiffusion.evaluate.fit_input import FitInput
+from fourdiffusion.evaluate.framing import frame_truth, match_times
 from fourdiffusion.evaluate.measure import VideoResult
-from fourdiffusion.evaluate.runs import FitInput, frame_truth, match_times  # type: ignore[attr-defined]
 from fourdiffusion.evaluate.settings import EvaluateConfig, ProtocolConfig
 from fourdiffusion.evaluate.summary import Row, summarize
+from fourdiffusion.fit.camera import input_camera
+from fourdiffusion.fit.settings import CameraConfig, FitConfig
+from fourdiffusion.media.read import VideoInput
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -31,6 +36,7 @@ pytestmark = pytest.mark.slow
 
 SIZE, AROUND = 24, [0.0, 90.0]
 PROTOCOL = ProtocolConfig(metrics=["psnr"])
+FRAME = VideoInput(torch.zeros(2, 4, SIZE, SIZE), [0, 1], 2, (0, 0, SIZE), "file", source_size=(SIZE, SIZE))
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +75,10 @@ def psnr(run: str, truth: str, tmp_path: Path) -> tuple[float, dict[str, Any]]:
     return report["scene"]["mean"]["psnr"], report
 
 
+def world(scale: float, turn_deg: float = 0.0) -> dict[str, Any]:
+    return {"center": [0.0, 0.0, 0.0], "scale": scale, "turn_deg": turn_deg}
+
+
 TIMES = torch.linspace(0, 1, 2)
 
 
@@ -81,6 +91,37 @@ def test_another_distance_is_scaled_back(scene: Scene, tmp_path: Path) -> None:
     assert any("0.5 times the truth's size" in note for note in report["notes"])
     (tmp_path / "run" / "input.json").unlink()
     assert psnr(run, truth, tmp_path)[0] < 35  # nothing recorded: the cameras are taken as they are
+
+
+def test_a_camera_that_the_fit_was_told_is_the_truths(scene: Scene, tmp_path: Path) -> None:
+    """Field of view 30, elevation 20, azimuth 70, distance 3 of the world; another view from elsewhere and further."""
+    unit = DISTANCE * math.tan(math.radians(45 / 2)) / (3.0 * math.tan(math.radians(30 / 2)))
+    azimuths, elevations, distances = torch.tensor([0.0, 90.0]), torch.tensor([20.0, 5.0]), torch.tensor([3.0, 4.0])
+    inside = orbit(azimuths, elevations, distances * unit).repeat_interleave(2, 0)
+    rgb, _ = render_views(scene, inside, 30.0, TIMES.repeat(2), SIZE)
+    truth = tmp_path / "truth"
+    in_world = orbit(azimuths + 70, elevations, distances)
+    write_clip(truth, opaque_clip("truth", rgb.unflatten(0, (2, 2)), in_world, 30.0, "", "test"))
+    with pytest.raises(UserError, match="has 0 cameras at azimuth 0 among 2: say which .* camera.view=NUMBER"):
+        input_camera(FitConfig(camera=CameraConfig(file=str(truth))), FRAME)
+    record = input_camera(FitConfig(camera=CameraConfig(file=str(truth), view=0)), FRAME).record()
+    run = save_run(tmp_path / "run", scene, times=[0.0, 1.0], **record)
+    value, report = psnr(run, str(truth), tmp_path)
+    assert value > 40 and report["scene"]["role"] == ["input", "novel"]
+    assert report["scene"]["azimuth_deg"] == pytest.approx([0, 90], abs=0.01)
+    for wrong in (world(unit, turn_deg=-60.0), None):  # None: the front view is not known as such
+        (tmp_path / "run" / "input.json").write_text(json.dumps(record | {"world_to_scene": wrong}))
+        assert psnr(run, str(truth), tmp_path)[0] < value - 3
+
+
+def test_a_crop_narrows_the_field_of_view_that_the_fit_was_told(scene: Scene, tmp_path: Path) -> None:
+    wide = math.degrees(2 * math.atan(math.tan(math.radians(45 / 2)) * 32 / SIZE))
+    truth = save_truth(tmp_path / "truth", film(scene, wide, TIMES, size=32), fovy=wide)
+    cropped = dataclasses.replace(FRAME, crop=(4, 4, 24), source_size=(32, 32))
+    camera = input_camera(FitConfig(camera=CameraConfig(fovy=wide)), cropped)
+    assert camera.fovy_deg == pytest.approx(45.0) and camera.distance == pytest.approx(DISTANCE)
+    recorded = camera.record() | {"crop": [4, 4, 24], "source_size": [32, 32]}
+    assert psnr(save_run(tmp_path / "run", scene, **recorded), truth, tmp_path)[0] > 45
 
 
 def test_a_centered_crop_is_cut_from_the_truth(scene: Scene, tmp_path: Path) -> None:
@@ -98,12 +139,16 @@ def test_a_centered_crop_is_cut_from_the_truth(scene: Scene, tmp_path: Path) -> 
     [
         (
             {"fovy_deg": 30.0, "distance": 1.1},
-            "field of view of 30 deg, the truth has 45.0. Fit a video with crop=frame",
+            "field of view of 30 deg, the truth has 45.0 there .camera.fovy=45.. Fit the video with crop=frame",
         ),
         ({"crop": [8, 0, 16], "source_size": [24, 24]}, "percent of its side off the frame's middle"),
         ({"crop": [0, 0, 24], "source_size": [24, 36]}, "its video was 24 x 36, the truth is 24 x 24"),
         ({"fovy_deg": 45.0, "distance": 1.1, "elevation_deg": 20.0}, "fitted as seen from 20 deg.*camera.elevation=0"),
         ({"times": [0.3, 0.6]}, "fitted at none of the truth's times"),
+        (
+            {"fovy_deg": 45.0, "distance": 1.1, "elevation_deg": 0.0, "world_to_scene": world(0.5)},
+            "seen from a distance of 2.2, the truth's front view stands at 1.1 .camera.distance=1.1.",
+        ),
     ],
 )
 def test_what_cannot_be_made_up_for_is_refused(

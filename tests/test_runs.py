@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -462,6 +463,19 @@ def test_log(tmp_path: Path) -> None:
 
 def first(seed: int, rank: int, step: int) -> tuple[float, ...]:
     return tuple(torch.rand(3, generator=stream(seed, rank, step)).tolist())
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+@pytest.mark.parametrize("name", ["log.jsonl", ".lock"])
+def test_what_is_written_again_is_a_file(tmp_path: Path, name: str, make: Callable[[Path], object]) -> None:
+    """A pipe in its place would block the run, a device would swallow it."""
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: is a (pipe|device|folder), not a file; delete it"):
+        if name == "log.jsonl":
+            trim_log(tmp_path, 3)
+        else:
+            with lock_folder(tmp_path):
+                pass
 
 
 def test_streams_differ() -> None:

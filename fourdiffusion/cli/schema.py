@@ -25,7 +25,7 @@ import yaml
 
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.media.paths import user_path
-from fourdiffusion.ranges import ADDRESSES, PATHS, RANGES
+from fourdiffusion.ranges import ADDRESSES, CHOICES, PATHS, RANGES
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -128,8 +128,28 @@ class Setting:
             (RANGES[c.__name__][field] for c in self.owner.__mro__ if field in RANGES.get(c.__name__, {})), None
         )
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Return the words of which the value must be one; empty where any text may be given."""
+        field = self.key.rpartition(".")[2]
+        return next(
+            (CHOICES[c.__name__][field] for c in self.owner.__mro__ if field in CHOICES.get(c.__name__, {})), ()
+        )
+
+    def check_flag(self, value: object) -> None:
+        """Raise UserError for a number in place of true or false, which OmegaConf would convert."""
+        if self.kind.removesuffix(" | None") in ("bool", "list[bool]"):
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, int | float) and not isinstance(each, bool):
+                    raise UserError(f"{self.key}={each}: expected true or false")
+
     def check(self, value: object) -> None:
-        """Raise UserError for a number outside the setting's range; NaN and infinities lie outside every range."""
+        """Raise UserError for a number outside the setting's range, and a word that is none of its choices.
+
+        NaN and infinities lie outside every range.
+        """
+        if self.choices and value is not None and value not in self.choices:
+            raise UserError(f"{self.key}={value} is none of {', '.join(self.choices)}")
         if not self.is_number:
             return
         for number in value if isinstance(value, list) else [value]:

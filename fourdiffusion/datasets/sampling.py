@@ -181,6 +181,10 @@ class ClipSamples(Dataset[Sample]):
             f"first is {skipped[0]}"
         )
 
+    def first_clip(self, step: int, number: int) -> str:
+        """Return the name of the clip that an item is cut out of, where it can be read."""
+        return self.source.names[self._draw_clip(stream(self.seed, number, step), step, number, 0)]
+
     def _draw_clip(self, generator: torch.Generator, step: int, number: int, attempt: int) -> int:
         """Return the number of a sample's clip; a later attempt moves on from one that cannot be read."""
         count = len(self.source)

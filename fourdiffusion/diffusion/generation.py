@@ -43,7 +43,6 @@ def check_image_size(pipeline: Model, size: int) -> None:
         raise ValueError(f"image_size={size}: the levels of the model's VAE and UNet need a multiple of {factor}")
 
 
-@torch.no_grad()
 def generate_views(
     pipeline: Model,
     images: Images,

@@ -3,16 +3,18 @@
 import contextlib
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.hooks import apply_layerwise_casting
 from safetensors import safe_open
 from torch import nn
 
+from fourdiffusion.device import bf16_is_faster
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.encoders import CLIPTokenizer
 from fourdiffusion.diffusion.generation import check_image_size
@@ -22,14 +24,32 @@ from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.diffusion.schedulers import noise_schedule, set_scheduler
 from fourdiffusion.diffusion.settings import GenerationConfig, ModelConfig, architecture, override
-from fourdiffusion.documents import read_json
+from fourdiffusion.documents import first_non_finite, read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import require_file
 from fourdiffusion.renames import VALUES
+from fourdiffusion.runs import run_record
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Module = TypeVar("Module", bound=nn.Module)
 OFFLOADS = ("none", "model")
 MAX_LAYERS, MAX_WIDTH = 1000, 10**6  # the networks of a model folder
+
+
+def resolve_dtype(config: ModelConfig, device: torch.device, run: Path | None = None) -> ModelConfig:
+    """Replace dtype "auto" by that of the run in the folder ``run``, else by the one that the device multiplies faster.
+
+    A run keeps the dtype of its first start, so that it resumes bit for bit.
+    """
+    if config.dtype != "auto":
+        return config
+    known = None
+    if run is not None and (run / "config.yaml").is_file():
+        model = run_record(run)["settings"].get("model")
+        known = model.get("dtype") if isinstance(model, dict) else None
+    if known not in DTYPES:
+        known = "bfloat16" if bf16_is_faster(device) else "float32"
+    return replace(config, dtype=known)
 
 
 def check_precision(config: ModelConfig, device: torch.device) -> None:
@@ -54,6 +74,7 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
     Raises:
         UserError: a setting that is unknown, not available here or contradicts the weights; or ``load_pipeline``'s.
     """
+    config = resolve_dtype(config, device)
     check_precision(config, device)
     pipeline = load_pipeline(config.path, DTYPES[config.dtype])
     check_architecture(config, pipeline)
@@ -104,13 +125,19 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
 
 
 def _check_files(folder: Path) -> None:
-    """Raise UserError for pipes and devices in a model folder, and for sizes too large for any machine."""
+    """Raise UserError for pipes and devices, for JSON that is not an object of finite numbers, and for huge sizes."""
+    remedy = "restore the model's folder, or choose another"
     for path in sorted(folder.rglob("*")):
-        if not path.is_dir():
-            require_file(path, "restore the model's folder, or choose another")
-    for path in sorted(folder.glob("*/config.json")):
-        content = read_json(path, "restore the model's folder, or choose another")
-        for key, value in content.items() if isinstance(content, dict) else ():
+        if path.suffix != ".json":
+            if not path.is_dir():
+                require_file(path, remedy)
+            continue
+        content = read_json(path, remedy)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds a {type(content).__name__}, not an object; {remedy}")
+        if key := first_non_finite(content):
+            raise UserError(f"{path}: {key} is NaN or infinite; {remedy}")
+        for key, value in content.items() if path.name == "config.json" else ():
             most = MAX_LAYERS if "layers" in key or "blocks" in key else MAX_WIDTH
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, int) and number > most:
@@ -124,20 +151,42 @@ def _quiet(*libraries: str) -> Iterator[None]:
     for name in libraries:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
 
 
+def cast(module: Module, dtype: torch.dtype) -> Module:
+    """Convert a network to a dtype without diffusers' warning about parts that must stay in float32: there are none."""
+    with _quiet("diffusers"):
+        return module.to(dtype)
+
+
 def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
     """Raise ValueError for missing or unknown tensors, for which ``from_pretrained`` only warns, or non-finite ones."""
-    if len(pipeline.tokenizer) < 256:  # at least one entry per byte
-        raise ValueError(f"tokenizer: its vocabulary has {len(pipeline.tokenizer)} entries")
+    _check_tokens(pipeline)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             _check_part(folder, name, part)
     _check_numbers(pipeline)
+
+
+def _check_tokens(pipeline: FourDiffusionPipeline) -> None:
+    """Raise ValueError for tokens or lengths that the text encoder cannot read."""
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder.config
+    if len(tokenizer) < 256:  # one entry per byte at least
+        raise ValueError(f"tokenizer: its vocabulary has {len(tokenizer)} entries")
+    length, longest = tokenizer.model_max_length, encoder.max_position_embeddings
+    if type(length) is not int or not 2 <= length <= longest:
+        raise ValueError(f"tokenizer: model_max_length={length} must be a whole number from 2 to {longest}")
+    used = {"pad_token_id": encoder.pad_token_id, "the highest entry": max(tokenizer.get_vocab().values())}
+    used |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    for name, number in used.items():
+        if type(number) is not int or not 0 <= number < encoder.vocab_size:
+            raise ValueError(f"text_encoder: {name}={number} is none of its {encoder.vocab_size} tokens")
 
 
 def _check_numbers(pipeline: FourDiffusionPipeline) -> None:

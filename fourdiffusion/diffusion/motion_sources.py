@@ -5,7 +5,6 @@ layers and widths. It was trained on SD 1.5, whose features differ from those of
 begins with the projections (``projection_steps`` of `train`).
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor
 from fourdiffusion.diffusion import release
 from fourdiffusion.diffusion.motion import MotionModules, frame_positions
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors, read_foreign
 from fourdiffusion.runs import CHECKPOINT
@@ -116,8 +116,8 @@ def _check_tables(what: str, tables: dict[str, Tensor], max_frames: int) -> None
 
 def motion_config(folder: Path) -> dict[str, object]:
     """Return the sizes of a pipeline folder's motion layers. UserError if there are none."""
-    path = folder / "motion" / "config.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: give model.path, the pipeline folder that was trained on") from error
+    path, remedy = folder / "motion" / "config.json", "give model.path, the pipeline folder that was trained on"
+    content = read_json(path, remedy)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object; {remedy}")
+    return content

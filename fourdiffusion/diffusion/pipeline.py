@@ -116,7 +116,6 @@ class FourDiffusionPipeline(DiffusionPipeline):
             denoiser, self.scheduler, c2w, steps, guidance, generator, groups=groups, progress=progress
         )
 
-    @torch.no_grad()
     def __call__(
         self,
         images: Images,

@@ -53,7 +53,8 @@ class ModelConfig:
     distillation_negative_prompt: str | None = None  # of SDS
     window: int | None = None  # frames denoised together, as many as in training
     long_video: str | None = None  # how videos longer than window are split: windows | interleaved
-    dtype: str = "float32"  # of all networks in generate and fit: float32 | bfloat16 | float16
+    # generate and fit: of all networks: float32 | bfloat16 | float16 | auto: the faster of the first two here
+    dtype: str = "float32"
     # generate and fit: dtype in which UNet, motion layers and encoders are stored; they compute in dtype
     storage_dtype: str | None = None
     channels_last: bool = False  # generate and fit: memory layout of UNet and VAE; convolutions may run faster

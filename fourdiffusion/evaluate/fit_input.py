@@ -1,8 +1,9 @@
 """What a run's video showed: input.json, and what older runs left of it.
 
 {"crop": [left, top, side], "frames": [...], "times_s": [...], "times": [...], "fovy_deg", "distance", "elevation_deg",
-"source_size": [w, h]}. ``fovy_deg`` is that of the square crop, ``times`` are the scene's, in [0, 1]. A fit to
-multi-view video has {"views": [...], "world_to_scene": {"center": [x, y, z], "scale"}} in place of crop and camera.
+"source_size": [w, h]}. ``fovy_deg`` is that of the square crop, ``times`` are the scene's, in [0, 1], ``distance`` is
+in the scene's units. A fit that was told its camera's distance also has {"world_to_scene": {"center": [x, y, z],
+"scale", "turn_deg"}}; one to multi-view video has that and {"views": [...]} in place of crop and camera.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import yaml
 
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors
+from fourdiffusion.scene.run_input import read_run_input
 
 
 @dataclass
@@ -31,6 +32,8 @@ class FitInput:
     fitted_views: list[int] | None = None  # of a fit to multi-view video: numbers of the clip's views
     center: tuple[float, float, float] = (0.0, 0.0, 0.0)  # the scene's world is (x - center) * scale of the clip's
     scale: float = 1.0
+    turn_deg: float = 0.0  # the clip's world is turned about z by so much before that
+    knows_world: bool = False  # whether the run says how the clip's world lies in the scene's
     unrecorded_crop: bool = False  # the run framed the object itself, and did not say how
 
 
@@ -53,15 +56,15 @@ def read_input(folder: Path) -> FitInput:
                 fitted_views=[int(number) for number in content["views"]] if content.get("views") else None,
                 center=_numbers(world["center"], 3),
                 scale=_numbers([world["scale"]], 1)[0],
+                turn_deg=_numbers([world.get("turn_deg", 0.0)], 1)[0],
+                knows_world=bool(content.get("world_to_scene")),
                 unrecorded_crop=content.get("crop") is None and bool(content.get("crops")),  # it moved with the object
             )
         except (OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} is damaged ({reason}): delete it, or run the fit again") from error
-    if fit.times is None and (folder / "input.safetensors").is_file():
-        tensors, _ = load_tensors(folder / "input.safetensors")
-        if "times" in tensors:
-            fit.times = tensors["times"].tolist()
+    if fit.times is None and (found := read_run_input(folder)) is not None:
+        fit.times = found[1].tolist()
     if fit.crop is None and _setting(folder, "crop") in ("object", "follow"):
         fit.unrecorded_crop = True
     return fit

@@ -27,6 +27,7 @@ from fourdiffusion.evaluate.pairing import Pair, check_views, choose_frames, pai
 from fourdiffusion.evaluate.parts import evaluate_runs
 from fourdiffusion.evaluate.runs import is_run, view_roles
 from fourdiffusion.evaluate.settings import (
+    BASELINES,
     SURFACE_METRICS,
     EvaluateConfig,
     ProtocolConfig,
@@ -52,6 +53,9 @@ def evaluate(config: EvaluateConfig) -> None:
     folder, reference = Path(config.prediction), Path(config.reference)
     protocol = config.protocol
     check_protocol(protocol)
+    for name in config.baselines:
+        if name not in BASELINES:
+            raise UserError(f"baselines holds {name!r}: give some of {', '.join(BASELINES)}")
     if not folder.is_dir():
         raise UserError(f"prediction={folder}: no such folder; give a run folder of fit or generate, or a clip folder")
     if not reference.is_dir():
@@ -101,11 +105,13 @@ def _body(
     """Compare runs, meshes or videos, whichever lie there; return the report's body, sheets, and text to print."""
     folder, reference, protocol = Path(config.prediction), Path(config.reference), config.protocol
     if runs := _runs(folder, reference):
-        body, sheets = evaluate_runs(runs, protocol, networks, device, films)
+        body, sheets = evaluate_runs(runs, protocol, networks, device, films, config.baselines, config.baseline_steps)
         printed = "\n".join(run_table(name, parts) for name, parts in body["runs"].items())
         if len(runs) == 1:
             body |= next(iter(body.pop("runs").values()))
         return body, sheets, printed
+    if made := [name for name in config.baselines if name != "copied_input"]:
+        raise UserError(f"baselines={made}: they are made for runs of fit and generate, {folder} holds none")
     if (meshes := find_surfaces(folder)) and (true := find_surfaces(reference)):
         return evaluate_surfaces(meshes, true, (folder, reference), protocol), {}, ""
     body = _evaluate_videos(folder, reference, protocol, networks, films, others)

@@ -25,25 +25,38 @@ def evaluate_runs(
     networks: Networks,
     device: torch.device,
     films: list[Film] | None,
+    baselines: list[str] | None = None,
+    steps: int = 1,
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Measure scenes and generated videos at the truth's cameras; also the sheets to write, {file name: picture}."""
+    """Measure scenes and generated videos at the truth's cameras; also the sheets to write, {file name: picture}.
+
+    ``baselines`` are made and measured too; ``steps`` of a static scene.
+    """
     notes: list[str] = []
     reports: dict[str, dict[str, Any]] = {}
     rows: dict[str, list[Row]] = {}
     sheets = {}
     for name, (folder, truth) in runs.items():
-        parts, found = compare_run(folder, truth, device)
+        parts, found = compare_run(folder, truth, device, baselines, steps)
         notes += found
         reports[name] = {}
         for part in (_restrict(part, protocol, notes) for part in parts):
             notes += [f"{part.name}: {note}" for note in part.notes]
-            report, measured = _compare_part(name, part, protocol, networks, notes, films)
+            report, measured, others = _compare_part(name, part, protocol, networks, notes, films)
             reports[name][part.name] = report
             rows.setdefault(part.name, []).extend(measured)
+            for baseline, found_rows in others.items():
+                rows.setdefault(f"{part.name} {baseline}", []).extend(found_rows)
             prefix = "" if len(runs) == 1 else f"{name}/"
             sheets[f"{prefix}comparison_{part.name}.png"] = _sheet(part)
     chosen = "scene" if "scene" in rows else "videos"
     result = summarize(rows[chosen], protocol, {})
+    result["baselines"] = {}
+    for name, measured in rows.items():
+        part_name, _, baseline = name.partition(" ")
+        if baseline and part_name == chosen and {row.object for row in measured} == set(runs):
+            summary = summarize(measured, protocol, {})
+            result["baselines"][baseline] = {key: summary[key] for key in ("mean", "objects")}
     return {"runs": reports, "table_of": chosen} | result | {"notes": notes + result["notes"]}, sheets
 
 
@@ -76,8 +89,8 @@ def _compare_part(
     networks: Networks,
     notes: list[str],
     films: list[Film] | None,
-) -> tuple[dict[str, Any], list[Row]]:
-    """All measures of one part by view and role, at fitted times; and the same of the copied input."""
+) -> tuple[dict[str, Any], list[Row], dict[str, list[Row]]]:
+    """All measures of one part by view and role, at fitted times; and the same of its baselines."""
     fitted = [number for number, known in enumerate(part.fitted) if known]
     truth = [_of_truth(part, view, protocol) for view in range(len(part.truth))]
     predicted = [_of_part(part, view, protocol) for view in range(len(part.rgb))]
@@ -94,8 +107,8 @@ def _compare_part(
     if films is not None:
         for row, a, b in zip(measured, predicted, truth, strict=True):
             if len(films) < MAX_FILMS:
-                shown = (_frames(a, fitted).rgb, _frames(b, fitted).rgb)
-                films.append(Film(f"{name}, {part.name}", row.view, *shown, row.result.per_frame))
+                pair = (_frames(a, fitted).rgb, _frames(b, fitted).rgb)
+                films.append(Film(f"{name}, {part.name}", row.view, *pair, row.result.per_frame))
     report: dict[str, Any] = {
         "views": part.views,
         "azimuth_deg": part.azimuths_deg,
@@ -104,7 +117,6 @@ def _compare_part(
         "fitted": part.fitted,  # means are over these frames
         "size": list(truth[0].rgb.shape[-2:]),
         "num_frames": len(part.frames),
-        "baseline": None,
     }
     result = _by_view(measured)
     between = [number for number, known in enumerate(part.fitted) if not known]
@@ -115,26 +127,40 @@ def _compare_part(
         for metric, views in result["per_frame"].items():
             both = [a + b for a, b in zip(views, unseen["per_frame"][metric], strict=True)]
             result["per_frame"][metric] = [[values[place] for place in order] for values in both]
+    shown: dict[str, list[Pictures]] = {}
     if "input" in part.roles:
         front = truth[part.roles.index("input")]
-        copies = copied_input(front.rgb, len(truth))
-        baseline = _by_view(rows_at([Pictures(copy, front.alpha) for copy in copies], fitted))
-        report["baseline"] = {
-            "what": "the input frame shown at every view",
-            "mean_by_role": group_means(baseline, part.roles),
-        } | baseline
+        shown["copied_input"] = [Pictures(copy, front.alpha) for copy in copied_input(front.rgb, len(truth))]
     else:
         notes.append("the truth has no view at azimuth 0, elevation 0: the copied-input baseline is left out")
-    return report | {"mean_by_role": group_means(result, part.roles)} | result, measured
+    for baseline, pixels in part.baselines.items():
+        shown[baseline] = [_of_part(part, view, protocol, pixels) for view in range(len(pixels))]
+    others = {baseline: rows_at(pictures, fitted) for baseline, pictures in shown.items()}
+    report |= _baseline_reports(others, part.roles)
+    return report | {"mean_by_role": group_means(result, part.roles)} | result, measured, others
 
 
-def _of_part(part: Part, view: int, protocol: ProtocolConfig) -> Pictures:
-    """A view of a part through the same steps as the truth: 8 bits, size, channels."""
-    if not bool(part.rgb[view].isfinite().all()):
+def _baseline_reports(rows: dict[str, list[Row]], roles: list[str]) -> dict[str, Any]:
+    """Return what a part's report holds of its baselines; the copied input stands apart, as "baseline"."""
+    reports = {}
+    for name, measured in rows.items():
+        by_view = _by_view(measured)
+        reports[name] = {"mean_by_role": group_means(by_view, roles)} | by_view
+    copied = reports.pop("copied_input", None)
+    what = {"what": "the input frame shown at every view"}
+    return {"baseline": None if copied is None else what | copied, "baselines": reports}
+
+
+def _of_part(part: Part, view: int, protocol: ProtocolConfig, baseline: Tensor | None = None) -> Pictures:
+    """A view of a part through the same steps as the truth: 8 bits, size, channels; of a baseline the color alone."""
+    rgb = part.rgb[view] if baseline is None else baseline[view]
+    if not bool(rgb.isfinite().all()):
         raise UserError(f"{part.name}, view {part.views[view]}: pixels are not finite: the fit has diverged, fit again")
-    pixels = (part.rgb[view].clamp(0, 1) * 255).round().to(torch.uint8)
+    pixels = (rgb.clamp(0, 1) * 255).round().to(torch.uint8)
     opaque = torch.full_like(pixels[:, :1], 255)
     pictures = prepare(torch.cat([pixels, opaque], dim=1).permute(0, 2, 3, 1).numpy(), protocol, Path(part.name))
+    if baseline is not None:
+        return pictures
     if part.alpha is not None and part.alpha.shape[-2:] == pictures.rgb.shape[-2:]:
         pictures.alpha = part.alpha[view]
     if part.depth is not None and part.depth.shape[-2:] == pictures.rgb.shape[-2:]:

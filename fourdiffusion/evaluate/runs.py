@@ -1,7 +1,7 @@
 """Compare a run of this project with a clip: the same cameras, the same times, the same framing, or a refusal.
 
-A run records what its video showed, see fit_input.py. A scene's world is the truth's, scaled about its center so that
-the object has the size that the fit's camera saw.
+A run records what its video showed, see fit_input.py. A scene's world is the truth's, scaled as the run says; where it
+does not, so that the object has the size that the fit's camera saw.
 
 Letters: V views, F frames, S the side of a square picture in pixels.
 """
@@ -18,19 +18,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fourdiffusion.cameras import FOVY_DEG, azimuth_deg, find, orbit, orthogonal_azimuths, rays
+from fourdiffusion.cameras import find, orbit, orthogonal_azimuths, rays, turn
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.errors import UserError
+from fourdiffusion.evaluate.baselines import base_model_videos, static_scenes
 from fourdiffusion.evaluate.collection import read_motion
 from fourdiffusion.evaluate.fit_input import FitInput, read_input
-from fourdiffusion.media.crop import resample
+from fourdiffusion.evaluate.framing import SAME_VIEW_DEG, azimuths_of, cut, distance_of, frame_truth, match_times
 from fourdiffusion.scene.renderer import render_image
 from fourdiffusion.scene.scene import Scene, load_scene
 
-SAME_VIEW_DEG = 2.0
-FOVY_TOLERANCE_DEG = 1.5  # the perspective of a field of view that is off by more is not made up for by scaling
 PER_FRAME = ("rgb", "alpha", "truth", "depth", "truth_depth", "motion")  # [V, F, ...] of a Part
-OFF_CENTER = 0.025  # of the crop's side: a crop further from the middle of the frame turns the camera
 
 
 @dataclass
@@ -51,20 +49,26 @@ class Part:
     truth_depth: Tensor | None = None  # the same of the truth, inf: no surface
     motion: Tensor | None = None  # [V, F, 2, S, S] of the truth, pixels to the next frame
     c2w: Tensor | None = None  # [V, 4, 4] of the truth
+    seen_c2w: Tensor | None = None  # [V, 4, 4] the same in the scene's world
+    times: list[float] | None = None  # [F] of the scene
     fovy_deg: float = 0.0
     caption: str = ""
+    baselines: dict[str, Tensor] = field(default_factory=dict)  # {name: [V, F, 3, S, S] in [0, 1]}, like rgb
 
     def of_frames(self, count: int) -> "Part":
         """Return the first frames of every view."""
         kept = {name: value[:, :count] for name in PER_FRAME if (value := getattr(self, name)) is not None}
-        return dataclasses.replace(self, **kept, frames=self.frames[:count], fitted=self.fitted[:count])
+        others = {name: value[:, :count] for name, value in self.baselines.items()}
+        return dataclasses.replace(
+            self, **kept, baselines=others, frames=self.frames[:count], fitted=self.fitted[:count]
+        )
 
     def of_views(self, chosen: list[int]) -> "Part":
         """Return some of the views, by their positions."""
-        names = (*PER_FRAME, "c2w")
+        names = (*PER_FRAME, "c2w", "seen_c2w")
         kept: dict[str, Any] = {name: value[chosen] for name in names if (value := getattr(self, name)) is not None}
         kept |= {name: [getattr(self, name)[n] for n in chosen] for name in ("views", "roles", "azimuths_deg")}
-        return dataclasses.replace(self, **kept)
+        return dataclasses.replace(self, **kept, baselines={name: x[chosen] for name, x in self.baselines.items()})
 
 
 def is_run(folder: Path) -> bool:
@@ -73,12 +77,21 @@ def is_run(folder: Path) -> bool:
     return clip or (folder / "scene").is_dir()
 
 
-def compare_run(folder: Path, truth_folder: Path, device: torch.device) -> tuple[list[Part], list[str]]:
+def compare_run(
+    folder: Path, truth_folder: Path, device: torch.device, baselines: list[str] | None = None, steps: int = 1
+) -> tuple[list[Part], list[str]]:
     """Return a run's scene and generated videos beside their truth, and lines about what is left out.
+
+    Args:
+        baselines: names of settings.BASELINES that are made too. steps: of a static scene.
 
     UserError where nothing can be compared.
     """
-    truth, fit, notes = read_clip(truth_folder), read_input(folder), []
+    truth, fit = read_clip(truth_folder), read_input(folder)
+    notes: list[str] = []
+    if fit.turn_deg:
+        truth = dataclasses.replace(truth, c2w=turn(truth.c2w, fit.turn_deg))
+        notes.append(f"azimuths count from the input's camera, {-fit.turn_deg:g} degrees in the truth's world")
     if fit.unrecorded_crop:
         notes.append(
             f"{folder} was made with crop=object and does not record its square: prediction and truth may be framed "
@@ -102,6 +115,8 @@ def compare_run(folder: Path, truth_folder: Path, device: torch.device) -> tuple
             refused.append((name, error))
     if not parts:
         raise refused[0][1]
+    for part in parts:
+        _add_baselines(part, folder, generated, baselines or [], steps, device, notes)
     notes += [f"the {name} {'is' if name == 'scene' else 'are'} left out: {error}" for name, error in refused]
     return parts, notes
 
@@ -119,106 +134,6 @@ def view_roles(c2w: Tensor, generated_c2w: Tensor, input_c2w: Tensor | None = No
         else:
             roles.append("novel")
     return roles
-
-
-# ---- framing --------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Framing:
-    """How the truth is brought to the frame of the fit."""
-
-    square: tuple[int, int, int]  # left, top, side of the truth's pictures that are compared
-    fovy_deg: float  # of the truth's cameras over that square
-    scale: float  # of the scene's units over the truth's
-    notes: list[str]
-
-
-def frame_truth(folder: Path, truth: Clip, fit: FitInput) -> Framing:
-    """Return how a fit's frame is found in the truth's pictures. UserError where it cannot be, with the two ways on."""
-    height, width = truth.rgba.shape[-2:]
-    notes: list[str] = []
-    square, off = (0, 0, height), 0.0
-    if fit.crop is not None:
-        source_width, source_height = fit.source_size or (width, height)
-        if abs(source_width / source_height - width / height) > 0.01:
-            raise _refusal(
-                folder, f"its video was {source_width:g} x {source_height:g}, the truth is {width} x {height}", truth
-            )
-        left, top, side = (value * width / source_width for value in fit.crop)
-        off = max(abs(left + side / 2 - width / 2), abs(top + side / 2 - height / 2)) / side
-        square = (round(left), round(top), max(1, round(side)))
-    elif height != width:
-        raise UserError(f"the truth's pictures are {width} x {height}: a run is compared on square ones")
-    if off > OFF_CENTER:
-        raise _refusal(folder, f"its crop stands {100 * off:.0f} percent of its side off the frame's middle", truth)
-    if fit.elevation_deg is not None:
-        fronts = [float(e) for e, a in zip(_elevations(truth.c2w), _azimuths(truth.c2w), strict=True) if _front(a)]
-        if fronts and min(abs(front - fit.elevation_deg) for front in fronts) > SAME_VIEW_DEG:
-            seen_from = f"the truth's front view from {fronts[0]:.3g} (camera.elevation={fronts[0]:.3g})"
-            raise _refusal(folder, f"it was fitted as seen from {fit.elevation_deg:g} deg, {seen_from}", truth)
-    fovy = math.degrees(2 * math.atan(math.tan(math.radians(truth.fovy_deg) / 2) * square[2] / height))
-    scale = 1.0
-    if fit.fovy_deg is not None and fit.distance is not None:
-        if abs(fovy - fit.fovy_deg) > FOVY_TOLERANCE_DEG:
-            raise _refusal(
-                folder, f"it was fitted with a field of view of {fit.fovy_deg:g} deg, the truth has {fovy:.1f}", truth
-            )
-        seen = fit.distance * math.tan(math.radians(fit.fovy_deg) / 2)
-        scale = seen / (_distance(truth) * math.tan(math.radians(fovy) / 2))
-        if abs(scale - 1) > 1e-3:
-            notes.append(f"the scene is {scale:.4g} times the truth's size (distance {fit.distance:g}): scaled back")
-    if square != (0, 0, height):
-        notes.append(f"the run's crop, {square[2]} pixels at ({square[0]}, {square[1]}), is cut from the truth too")
-    return Framing(square, fovy, scale, notes)
-
-
-def _refusal(folder: Path, reason: str, truth: Clip) -> UserError:
-    return UserError(
-        f"{folder} cannot be compared: {reason}. Fit a video with crop=frame that was seen through a field of view of "
-        f"{FOVY_DEG:g} degrees, or give a reference seen through the fit's own camera"
-    )
-
-
-def _distance(truth: Clip) -> float:
-    return float(truth.c2w[:, :3, 3].norm(dim=-1).median())
-
-
-def _cut(rgba: Tensor, square: tuple[int, int, int], size: int) -> np.ndarray:
-    """Cut a square from pictures, uint8 [V, F, 4, H, W] -> uint8 [V, F, S, S, 4]."""
-    height, width = rgba.shape[-2:]
-    pixels = rgba.permute(0, 1, 3, 4, 2).contiguous().numpy()
-    if square == (0, 0, height) == (0, 0, width) and size == height:
-        return pixels
-    cut = torch.stack([resample(view, [square] * len(view), size) for view in pixels])
-    return (cut * 255).round().to(torch.uint8).permute(0, 1, 3, 4, 2).contiguous().numpy()
-
-
-# ---- times ----------------------------------------------------------------------------------------------------------
-
-
-def match_times(truth: Clip, fit: FitInput) -> tuple[list[float], list[bool]]:
-    """Return the scene's time at each frame of the truth, and whether the fit saw it.
-
-    Times decide where the truth has all of the fit's. Otherwise a fit that chose frames of a longer video is asked at
-    those frames' own times, and time is linear between them.
-    """
-    times = [float(time) for time in truth.times]
-    if fit.times is None:
-        return times, [True] * len(times)
-    same = all(min(abs(time - other) for other in times) < 1e-3 for time in fit.times)
-    numbered = fit.frames is not None and len(fit.frames) == len(fit.times) > 1 and max(fit.frames) < len(times)
-    if numbered and not same:
-        assert fit.frames is not None
-        scene = np.interp(range(len(times)), fit.frames, fit.times)
-        inside = [fit.frames[0] <= number <= fit.frames[-1] for number in range(len(times))]
-        known = [number in fit.frames for number in range(len(times))]
-        if not all(inside):  # np.interp would hold the last time
-            step = (fit.times[-1] - fit.times[0]) / (fit.frames[-1] - fit.frames[0])
-            extended = [fit.times[0] + (number - fit.frames[0]) * step for number in range(len(times))]
-            scene = np.where(inside, scene, np.clip(extended, 0, 1))
-        return [float(time) for time in scene], known
-    return times, [min(abs(time - other) for other in fit.times) < 1e-3 for time in times]
 
 
 # ---- parts ----------------------------------------------------------------------------------------------------------
@@ -254,20 +169,60 @@ def _scene_part(
         name="scene",
         rgb=rgb,
         alpha=alpha,
-        truth=_cut(truth.rgba, framing.square, size),
+        truth=cut(truth.rgba, framing.square, size),
         views=list(range(num_views)),
         frames=list(range(num_frames)),
         fitted=fitted,
         roles=view_roles(truth.c2w, _generated_cameras(generated), _input_camera(fit)),
-        azimuths_deg=_azimuths(truth.c2w),
+        azimuths_deg=azimuths_of(truth.c2w),
         notes=notes,
         depth=(depth / scale).where(alpha > 0.5, torch.tensor(math.inf)) if uncut else None,
         truth_depth=truth.depth if uncut else None,
         motion=motion if uncut else None,
         c2w=truth.c2w,
+        seen_c2w=c2w,
+        times=times,
         fovy_deg=framing.fovy_deg,
         caption=truth.caption,
     )
+
+
+def _add_baselines(
+    part: Part,
+    folder: Path,
+    generated: Clip | None,
+    names: list[str],
+    steps: int,
+    device: torch.device,
+    notes: list[str],
+) -> None:
+    """Make the baselines that a part can have: videos those of the base model, a scene static scenes."""
+    name = {"videos": "base_model", "scene": "static_scene"}[part.name]
+    if name not in names:
+        return
+    try:
+        if generated is None:
+            raise UserError(f"{folder} holds no generated videos")
+        if name == "base_model":
+            if "input" not in part.roles:
+                raise UserError("the truth has no view where the input stood")
+            front = torch.from_numpy(part.truth[part.roles.index("input")]).permute(0, 3, 1, 2).float() / 255
+            images = front[:, :3] * front[:, 3:] + 1 - front[:, 3:]
+            part.baselines[name] = base_model_videos(folder, images, generated, device)
+        else:
+            part.baselines[name] = _static_pictures(part, static_scenes(folder, generated, steps, device), generated)
+    except UserError as error:
+        notes.append(f"{part.name}: {name}: missing ({error})")
+
+
+def _static_pictures(part: Part, scenes: list[Scene], generated: Clip) -> Tensor:
+    """Return what the truth's cameras see of one static scene a frame, [V, F, 3, S, S]; between them the nearest."""
+    assert part.seen_c2w is not None and part.times is not None
+    nearest = [int((generated.times - time).abs().argmin()) for time in part.times]
+    own = {
+        n: _render(scenes[n], part.seen_c2w, part.fovy_deg, [0.0], part.rgb.shape[-1])[0] for n in sorted({*nearest})
+    }
+    return torch.cat([own[number] for number in nearest], dim=1)
 
 
 @torch.no_grad()
@@ -312,7 +267,11 @@ def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput, moti
         raise UserError(f"{folder} shows times {generated.times.tolist()}, the truth {truth.times.tolist()}")
     if uncut and abs(generated.fovy_deg - truth.fovy_deg) > 0.1:
         raise UserError(f"{folder} has a field of view of {generated.fovy_deg:g} deg, the truth {truth.fovy_deg:g}")
-    views = _paired_views(folder, generated, truth)
+    placed, farther = truth, distance_of(truth.c2w) / distance_of(generated.c2w)
+    if fit.distance is not None and abs(farther - 1) > 1e-3:
+        notes.append(f"the truth's cameras stand {farther:.4g} times as far: taken as a world so much larger")
+        placed = dataclasses.replace(truth, c2w=_as_far_as(generated.c2w, truth.c2w))
+    views = _paired_views(folder, generated, placed)
     pixels = generated.rgba.float() / 255
     alpha = pixels[:, :, 3]
     white = pixels[:, :, :3] * alpha[:, :, None] + 1 - alpha[:, :, None]
@@ -320,12 +279,12 @@ def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput, moti
         name="videos",
         rgb=white,
         alpha=None if bool((generated.rgba[:, :, 3] == 255).all()) else alpha,
-        truth=_cut(truth.rgba[views][:, frames], square, generated.rgba.shape[-1]),
+        truth=cut(truth.rgba[views][:, frames], square, generated.rgba.shape[-1]),
         views=views,
         frames=frames,
         fitted=[True] * len(frames),
         roles=view_roles(truth.c2w[views], generated.c2w, _input_camera(fit)),
-        azimuths_deg=_azimuths(truth.c2w[views]),
+        azimuths_deg=azimuths_of(truth.c2w[views]),
         notes=notes,
         truth_depth=truth.depth[views][:, frames] if uncut and truth.depth is not None else None,
         motion=motion[views][:, frames]
@@ -335,6 +294,13 @@ def _videos_part(folder: Path, generated: Clip, truth: Clip, fit: FitInput, moti
         fovy_deg=truth.fovy_deg,
         caption=truth.caption,
     )
+
+
+def _as_far_as(generated: Tensor, c2w: Tensor) -> Tensor:
+    """Return cameras [V, 4, 4] at the generated ones' distance: a larger world seen from further away looks alike."""
+    scaled = c2w.clone()
+    scaled[:, :3, 3] *= distance_of(generated) / distance_of(c2w)
+    return scaled
 
 
 def _paired_views(folder: Path, prediction: Clip, truth: Clip) -> list[int]:
@@ -372,21 +338,6 @@ def _generated_cameras(generated: Clip | None) -> Tensor:
 
 def _input_camera(fit: FitInput) -> Tensor:
     return orbit(0.0, fit.elevation_deg or 0.0)
-
-
-def _azimuths(c2w: Tensor) -> list[float]:
-    """Of cameras [V, 4, 4], in degrees from 0 to 360."""
-    return [round(float(azimuth) % 360, 2) for azimuth in azimuth_deg(c2w)]
-
-
-def _elevations(c2w: Tensor) -> list[float]:
-    """Of cameras [V, 4, 4] that look at the origin, in degrees."""
-    position = c2w[:, :3, 3]
-    return [math.degrees(math.asin(float(z))) for z in (position[:, 2] / position.norm(dim=-1)).clamp(-1, 1)]
-
-
-def _front(azimuth: float) -> bool:
-    return min(azimuth, 360 - azimuth) < SAME_VIEW_DEG
 
 
 def _angle_deg(a: Tensor, b: Tensor) -> float:

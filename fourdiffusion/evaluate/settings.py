@@ -39,6 +39,7 @@ CHOICES = {
     "averaging": ("objects", "clips"),
     "mesh_alignment": ("none", "similarity", "axis_scales"),
 }
+BASELINES = ("copied_input", "base_model", "static_scene")
 FVD_AXES = ("frames", "views", "diagonal", "raster")
 
 
@@ -103,6 +104,10 @@ class EvaluateConfig:
     weights: str | None = None  # folder of the networks' weights; null: only the libraries' own caches
     feature_cache: str = "auto"  # folder in which networks' features are kept by content; auto: the user's cache; off
     compare: list[str] = field(default_factory=list)  # metrics.json of other methods: more rows of the table
+    # Rows beside a run's: copied_input (the input at every view, always there) | base_model (the run's model without
+    # motion layers, frame by frame) | static_scene (a scene a frame, fitted to the generated views of it alone).
+    baselines: list[str] = field(default_factory=lambda: ["copied_input"])
+    baseline_steps: int = 400  # of each static scene
     page: bool = False  # also write report.html: videos side by side and curves over frames, in one file
     protocol: ProtocolConfig = field(default_factory=ProtocolConfig)  # what is compared, and how
 

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate.published import PUBLISHED, family, published_value
 from fourdiffusion.evaluate.settings import ProtocolConfig, protocol_hash
@@ -20,7 +21,7 @@ def read_others(paths: list[Path], protocol: ProtocolConfig) -> dict[str, dict[s
     for path in paths:
         path = path / "metrics.json" if path.is_dir() else path
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
+            report = read_json(path, "give a metrics.json of this verb")
             measured_under, name = report["protocol"], Path(report["prediction"]).name
             _ = report["mean"], report["objects"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -39,7 +40,8 @@ def table_rows(report: dict[str, Any], others: dict[str, dict[str, Any]], protoc
     columns = list(report["mean"])
     rows = [{"method": Path(report["prediction"]).name or "prediction", "published": False, "values": report["mean"]}]
     paired = []
-    for name, other in others.items():
+    made = {name.replace("_", " "): other for name, other in report.get("baselines", {}).items()}
+    for name, other in (made | others).items():
         rows.append({"method": name, "published": False, "values": other["mean"]})
         shared = [each for each in report["objects"] if each in other["objects"]]
         for metric in columns:
@@ -151,6 +153,10 @@ def run_table(name: str, parts: dict[str, dict[str, Any]]) -> str:
                 ]
             count = report["role"].count(role)
             lines.append(f"{part}, {role} views ({count})".ljust(34) + "".join(f"{cell:>18}" for cell in cells))
+        for name, other in report["baselines"].items():
+            for role, means in other["mean_by_role"].items():
+                cells = [f"{means[measure]:.3f}" if measure in means else "" for measure in measures]
+                lines.append(f"{name}, {role} views".ljust(34) + "".join(f"{cell:>18}" for cell in cells))
         if "between_fitted_times" in report:
             between = report["between_fitted_times"]
             cells = [f"{between['mean'][measure]:.3f}" if measure in between["mean"] else "" for measure in measures]

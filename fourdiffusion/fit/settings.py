@@ -72,6 +72,21 @@ class LossConfig:
 
 
 @dataclass
+class CameraConfig:
+    """The camera that the input video was seen through; it looks at the origin, with the world's z up.
+
+    What is not given is as in the training data: the square crop is seen through 45 degrees, from elevation 0. Sizes
+    follow from the crop in any case, so that a distance only says how long the world's unit is.
+    """
+
+    fovy: float | None = None  # vertical field of view of the whole frame, degrees; null: the crop has 45
+    distance: float | None = None  # from the origin, in the world's units; null: unknown, the world is the scene's
+    elevation: float | None = None  # degrees above the xy plane; null: 0
+    file: str | None = None  # transforms.json that holds the camera; in place of the three above
+    view: int | None = None  # number of the input's view in that file; null: the one at azimuth 0, or the only one
+
+
+@dataclass
 class FitConfig(InputVideo):
     """Settings of one fit."""
 
@@ -91,6 +106,7 @@ class FitConfig(InputVideo):
     preview_minutes: float = 2.0  # 0: none
     log_every: int = 10  # steps; the log has each term's mean over them
     trackers: list[str] = field(default_factory=lambda: ["tensorboard"])  # and wandb; log.jsonl is always written
+    camera: CameraConfig = field(default_factory=CameraConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     scene: SceneConfig = field(default_factory=SceneConfig)
     sds: DistillationConfig = field(default_factory=DistillationConfig)

@@ -12,7 +12,7 @@ from scipy import ndimage
 from torch import Tensor
 from tqdm import tqdm
 
-from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit, orthogonal_azimuths
+from fourdiffusion.cameras import FOVY_DEG, orbit, orthogonal_azimuths
 from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
@@ -23,6 +23,7 @@ from fourdiffusion.diffusion.long_video import frame_groups
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline, unconditional
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.files import save_tensors
+from fourdiffusion.fit.camera import InputCamera, check_camera, input_camera
 from fourdiffusion.fit.memory import check_memory
 from fourdiffusion.fit.settings import DSSIM_BORDERS, GUIDANCES, LPIPS_INPUTS, FitConfig, LossConfig
 from fourdiffusion.fit.step import Perceptual, Problem, Target
@@ -41,7 +42,6 @@ from fourdiffusion.scene.settings import SceneConfig
 from fourdiffusion.tracking import check_trackers
 
 WHITE = 0.96  # of background in a generated view: every channel at least
-ELEVATION_DEG = 0.0  # of the input camera and of the generated views
 # Settings that do not change the result of a run, beyond rounding; max_steps prolongs it, the masks are in the video's
 # digest.
 FREE = {
@@ -64,6 +64,7 @@ class Inputs:
     perceptual_name: str
     backends: dict[str, str]
     device: torch.device
+    camera: InputCamera
 
 
 def check_settings(config: FitConfig) -> None:
@@ -85,6 +86,7 @@ def check_settings(config: FitConfig) -> None:
     if loss.anchor and loss.lambda_dssim > 0 and image_size < WINDOW:
         raise UserError(f"model.image_size={image_size}: D-SSIM needs at least {WINDOW} pixels")
     _check_resolutions(sds.resolutions, sds.resolution_milestones)
+    check_camera(config)
     always = max(loss.lambda_rgb, loss.lambda_input) > 0 or (
         loss.anchor and (loss.lambda_lpips > 0 or loss.lambda_dssim > 0)
     )
@@ -111,13 +113,14 @@ def read_inputs(config: FitConfig) -> Inputs:
     backends = resolve_backends(config.scene, device)
     check_memory(config, backends, device)
     video = load_video(config, sampling_settings(model).image_size)
+    camera = input_camera(config, video)
     pipeline = open_pipeline(model, device)
     own = pipeline.generation_config
     frame_groups(own.long_video, config.num_frames, own.window, pipeline.motion.config.max_frames)
     for module in (pipeline.unet, pipeline.motion, pipeline.vae):
         module.requires_grad_(False)
     name, perceptual = _perceptual(config.loss, pipeline.vae, device)
-    return Inputs(video, _read_sharp(config, video), pipeline, perceptual, name, backends, device)
+    return Inputs(video, _read_sharp(config, video), pipeline, perceptual, name, backends, device, camera)
 
 
 def _read_sharp(config: FitConfig, video: VideoInput) -> Tensor:
@@ -145,8 +148,8 @@ def open_problem(config: FitConfig, inputs: Inputs) -> Problem:
     tqdm.write("backends: " + ", ".join(f"{name}={value}" for name, value in inputs.backends.items()))
     tqdm.write(f"perceptual loss: {inputs.perceptual_name}")
     times = torch.tensor(video.times)
-    video.write(output, {"fovy_deg": FOVY_DEG, "distance": DISTANCE, "elevation_deg": ELEVATION_DEG})
-    target = generate_target(config, pipeline, video.rgba, times, inputs.sharp)
+    video.write(output, inputs.camera.record())
+    target = generate_target(config, pipeline, video.rgba, times, inputs.sharp, inputs.camera)
     guided = sds.guidance_scale if sds.guidance_scale_end in (None, 1) else sds.guidance_scale_end
     negative = unconditional(pipeline.generation_config.distillation_negative_prompt, guided)
     denoiser = pipeline.prepare(target.images, config.prompt, negative, sds.source == "fourdm")
@@ -154,15 +157,21 @@ def open_problem(config: FitConfig, inputs: Inputs) -> Problem:
 
 
 def generate_target(
-    config: FitConfig, pipeline: FourDiffusionPipeline, rgba: Tensor, times: Tensor, sharp: Tensor
+    config: FitConfig,
+    pipeline: FourDiffusionPipeline,
+    rgba: Tensor,
+    times: Tensor,
+    sharp: Tensor,
+    camera: InputCamera,
 ) -> Target:
     """Sample 4DM's videos of the input once, keep them in the run folder, and choose the anchor view (Eq. 11).
 
-    ``rgba`` is the input at the model's size, ``sharp`` at its own.
+    ``rgba`` is the input at the model's size, ``sharp`` at its own. The generated views stand as high as the input, at
+    the model's own distance and field of view; the input in place of one keeps its camera.
     """
     images, output = composite(rgba), Path(config.output)
     azimuths = orthogonal_azimuths(config.num_views)
-    c2w = orbit(azimuths, ELEVATION_DEG)
+    c2w = orbit(azimuths, camera.elevation_deg)
     folder = output / "generated"
     if not folder.is_dir():
         views = _sample(config, pipeline, images, c2w)
@@ -180,18 +189,33 @@ def generate_target(
     views = clip.rgba[:, :, :3].float() / 255
     if not (folder / "contact_sheet.png").is_file():  # written last
         write_views(folder, images, views, azimuths.tolist())
+    fovy = torch.full((config.num_views,), FOVY_DEG)
     if config.loss.use_input_view:
-        views[0] = images
+        views[0], c2w[0], fovy[0] = images, camera.c2w[0], camera.fovy_deg
     anchor = config.loss.anchor_view
     if anchor is None:
         anchor = int((views - images).square().flatten(1).mean(1).argmin())
-    return build_target(images, views, c2w, clip.times, anchor, sharp)
+    return build_target(images, views, c2w, clip.times, anchor, sharp, camera, fovy)
 
 
-def build_target(images: Tensor, views: Tensor, c2w: Tensor, times: Tensor, anchor: int, rgba: Tensor) -> Target:
-    """Return the target of a fit, with what follows from its pictures: see Target, whose ``rgba`` this is."""
-    camera = orbit(torch.zeros(1), ELEVATION_DEG)
-    return Target(images, views, c2w, times, anchor, rgba, camera, _focus(rgba), _empty(views))
+def build_target(
+    images: Tensor,
+    views: Tensor,
+    c2w: Tensor,
+    times: Tensor,
+    anchor: int,
+    rgba: Tensor,
+    camera: InputCamera | None = None,
+    fovy_deg: Tensor | None = None,
+) -> Target:
+    """Return the target of a fit, with what follows from its pictures: see Target, whose ``rgba`` this is.
+
+    Cameras that are not given are the default one.
+    """
+    fovy = torch.full((len(views),), FOVY_DEG) if fovy_deg is None else fovy_deg
+    return Target(
+        images, views, c2w, times, anchor, rgba, fovy, camera or InputCamera(), _focus(rgba), _empty(views)
+    )  # fmt: skip
 
 
 def _focus(rgba: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from fourdiffusion import cameras
 from fourdiffusion.diffusion import distillation
 from fourdiffusion.diffusion.pipeline import Denoiser, FourDiffusionPipeline
+from fourdiffusion.fit.camera import InputCamera
 from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.scene import losses
 from fourdiffusion.scene.render_pass import Rays, RenderPass, random_pixel_rays, view_rays
@@ -33,7 +34,8 @@ class Target:
     times: Tensor  # [F] in [0, 1]
     anchor: int  # number of the anchor view
     rgba: Tensor  # the input at its own resolution, straight alpha, [F, 4, S', S']
-    input_c2w: Tensor  # its camera, [1, 4, 4]
+    fovy_deg: Tensor  # of the views, [V]
+    input: InputCamera
     focus: Tensor  # places of its pixels in and around the object, int64, in the order F, S', S'
     empty: Tensor  # where a generated view shows plain background, bool [V, F, S, S]
 
@@ -116,7 +118,7 @@ def loss_weights(config: FitConfig, step: int, distills: bool) -> dict[str, floa
 
 @dataclass(frozen=True)
 class SideDraw:
-    """V orthogonal cameras at a random azimuth and elevation, some frames, and a noise level."""
+    """V orthogonal cameras at a random azimuth and at or above the input's elevation, some frames, a noise level."""
 
     frames: Tensor  # numbers of the frames, [F'] int64
     c2w: Tensor  # [V, 4, 4]
@@ -130,7 +132,8 @@ def draw_side(problem: Problem, plan: StepPlan, generator: torch.Generator) -> S
     offset, height, level = torch.rand(3, generator=generator).tolist()
     azimuths = cameras.orthogonal_azimuths(len(target.views), 360 * offset)
     low, high = plan.t_range
-    return SideDraw(frames, cameras.orbit(azimuths, config.sds.elevation_max_deg * height), low + (high - low) * level)
+    elevation = target.input.elevation_deg + config.sds.elevation_max_deg * height
+    return SideDraw(frames, cameras.orbit(azimuths, elevation), low + (high - low) * level)
 
 
 def side_rays(problem: Problem, plan: StepPlan, draw: SideDraw, generator: torch.Generator) -> tuple[Rays, Rays | None]:
@@ -149,8 +152,9 @@ def side_rays(problem: Problem, plan: StepPlan, draw: SideDraw, generator: torch
 def draw_anchor(target: Target, side: int, generator: torch.Generator) -> tuple[int, Rays]:
     """Draw a frame, and return its number and the rays of the anchor view at that time."""
     frame = int(torch.randint(len(target.times), (), generator=generator))
-    camera = target.c2w[target.anchor : target.anchor + 1]
-    return frame, view_rays(camera, target.times[frame : frame + 1], side, generator)
+    view = slice(target.anchor, target.anchor + 1)
+    times = target.times[frame : frame + 1]
+    return frame, view_rays(target.c2w[view], times, side, generator, target.fovy_deg[view])
 
 
 def draw_pixels(target: Target, num_rays: int, generator: torch.Generator) -> tuple[Rays, Tensor, Tensor]:
@@ -160,7 +164,7 @@ def draw_pixels(target: Target, num_rays: int, generator: torch.Generator) -> tu
         Their rays, colors [R, 3], and whether they show plain background [R].
     """
     rays, frame, view, row, column = random_pixel_rays(
-        target.c2w, target.times, target.views.shape[-1], num_rays, generator
+        target.c2w, target.times, target.views.shape[-1], num_rays, generator, fovy_deg=target.fovy_deg
     )
     return rays, target.views[view, frame, :, row, column], target.empty[view, frame, row, column]
 
@@ -170,8 +174,9 @@ def draw_input_pixels(target: Target, num_rays: int, generator: torch.Generator)
 
     Half of them are drawn in and around the object: elsewhere there is little to learn.
     """
+    camera = target.input
     rays, frame, _, row, column = random_pixel_rays(
-        target.input_c2w, target.times, target.rgba.shape[-1], num_rays, generator, target.focus
+        camera.c2w, target.times, target.rgba.shape[-1], num_rays, generator, target.focus, camera.fovy_deg
     )
     return rays, target.rgba[frame, :, row, column]
 

@@ -27,6 +27,7 @@ from fourdiffusion.fit_views.settings import BACKGROUNDS, FitViewsConfig
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import contact_sheet, write_image
 from fourdiffusion.metrics.image import psnr
+from fourdiffusion.metrics.lpips import TRUNKS, Lpips, load_lpips
 from fourdiffusion.ops import hash_grid, volume_rendering
 from fourdiffusion.randomness import stream
 from fourdiffusion.ranges import check_numbers
@@ -44,13 +45,14 @@ from fourdiffusion.scene import losses
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.optimization import check_density, check_finite, make_optimizer, resume, scene_tensors
 from fourdiffusion.scene.pictures import write_pictures
-from fourdiffusion.scene.renderer import OccupancyGrid, due_times, render, render_image
+from fourdiffusion.scene.render_pass import Rays
+from fourdiffusion.scene.renderer import OccupancyGrid, RenderOutput, due_times, render, render_image
 from fourdiffusion.scene.scene import Scene, save_scene
 from fourdiffusion.tracking import check_trackers, trackers
 
 FREE = {
     "max_steps", "log_every", "checkpoint_minutes", "trackers", "device",
-    "scene.grid_backend", "scene.ray_backend",
+    "scene.grid_backend", "scene.ray_backend", "lpips_weights",
 }  # fmt: skip
 RATES = "grid_lr or mlp_lr"  # settings that can make a fit diverge
 WARM_UP_STEPS = 20  # of the learning rate
@@ -66,6 +68,7 @@ class Problem:
     scene: Scene
     hull: Tensor  # bool [G, G, G], cells inside the visual hull
     background: str  # random | white | black
+    perceptual: Lpips | None = None
 
 
 def fit_views(config: FitViewsConfig) -> None:
@@ -83,7 +86,9 @@ def fit_views(config: FitViewsConfig) -> None:
             center, scale = normalizing_transform(clip.c2w, clip.fovy_deg, width / height)
         c2w = to_scene(clip.c2w, center, scale)
         pixels = load_pixels(clip, views, frames, c2w)
-        scene = _new_scene(config, device)
+        scene, perceptual = _new_scene(config, device), _perceptual(config, height, width)
+        if perceptual is not None:
+            perceptual.to(device)
         with lock_folder(output):
             open_run(output, config, FREE, content={"views": _digest(pixels)})
             _record(output, clip, views, frames, center, scale)
@@ -93,7 +98,7 @@ def fit_views(config: FitViewsConfig) -> None:
             if background == "auto":
                 background = "random" if pixels.has_alpha else "white"
             tqdm.write(_summary(clip, pixels, hull, background, scale))
-            optimize(Problem(config, pixels, scene, hull, background), output)
+            optimize(Problem(config, pixels, scene, hull, background, perceptual), output)
             save_scene(output / "scene", scene)
             _measure(config, output, scene, clip, frames, c2w)
             pictures = write_pictures(output, scene, None, min(height, 256), times=pixels.times)
@@ -146,10 +151,7 @@ def update(
     rgba = rgba.to(device)
     behind = 1.0 if problem.background == "white" else 0.0
     background = torch.full((3,), behind, device=device)
-    out = render(
-        scene.field, scene.occupancy, drawn.origins.to(device), drawn.directions.to(device), drawn.times.to(device),
-        background, scene.renderer, drawn.jitter.to(device), scene.field.density,
-    )  # fmt: skip
+    out = _rendered(scene, drawn, background)
     alpha = rgba[:, 3:]
     if problem.background == "random":
         terms = {"rgb": losses.error_over_backgrounds(out.rgb, out.opacity, rgba)}
@@ -157,7 +159,10 @@ def update(
         terms = {"rgb": functional.mse_loss(out.rgb, rgba[:, :3] * alpha + background * (1 - alpha))}
     if pixels.has_alpha:
         terms["alpha"] = functional.mse_loss(out.opacity, rgba[:, 3])
-    loss = terms["rgb"] + config.lambda_alpha * terms.get("alpha", torch.zeros((), device=device))
+    if problem.perceptual is not None:
+        terms["lpips"] = _patch_distance(problem, problem.perceptual, generator)
+    weights = {"rgb": 1.0, "alpha": config.lambda_alpha, "lpips": config.lambda_lpips}
+    loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
     check_finite(terms, "the loss term", number, RATES)
     loss.backward()
     factor = min(1.0, (number + 1) / WARM_UP_STEPS) * config.lr_decay**progress
@@ -170,6 +175,25 @@ def update(
     optimizer.zero_grad(set_to_none=True)
     check_finite({name: value.detach() for name, value in parameters.items()}, "the weight", number, RATES)
     return {name: value.detach() for name, value in (terms | {"loss": loss}).items()}
+
+
+def _rendered(scene: Scene, drawn: Rays, background: Tensor) -> RenderOutput:
+    device = background.device
+    return render(
+        scene.field, scene.occupancy, drawn.origins.to(device), drawn.directions.to(device), drawn.times.to(device),
+        background, scene.renderer, drawn.jitter.to(device), scene.field.density,
+    )  # fmt: skip
+
+
+def _patch_distance(problem: Problem, perceptual: Lpips, generator: torch.Generator) -> Tensor:
+    """Return LPIPS of a random square of a view on white, or on black where that is the background."""
+    side, device = problem.config.patch_size, problem.scene.occupancy.density.device
+    background = torch.full((3,), 0.0 if problem.background == "black" else 1.0, device=device)
+    drawn, rgba = problem.pixels.draw_patch(side, generator)
+    rgba = rgba.to(device)
+    truth = rgba[:, :3] * rgba[:, 3:] + background * (1 - rgba[:, 3:])
+    rendered = _rendered(problem.scene, drawn, background).rgb.clamp(0, 1)
+    return perceptual(*(value.view(side, side, 3).movedim(-1, 0)[None] for value in (rendered, truth))).mean()
 
 
 def _update_occupancy(problem: Problem, number: int, generator: torch.Generator) -> None:
@@ -232,6 +256,27 @@ def _new_scene(config: FitViewsConfig, device: torch.device) -> Scene:
         )
     except ValueError as error:
         raise UserError(f"scene: {error}") from error
+
+
+def _perceptual(config: FitViewsConfig, height: int, width: int) -> Lpips | None:
+    """Return LPIPS where a term reads it; UserError where its weights are missing or pictures are too small for it."""
+    if config.lambda_lpips == 0:
+        return None
+    if config.lpips_net not in TRUNKS:
+        raise UserError(f"lpips_net={config.lpips_net} is not one of {', '.join(TRUNKS)}")
+    smallest, largest = TRUNKS[config.lpips_net].min_side, min(height, width)
+    if not smallest <= config.patch_size <= largest:
+        raise UserError(
+            f"patch_size={config.patch_size}: LPIPS on {config.lpips_net} needs {smallest} pixels at least, and the "
+            f"pictures have {width} x {height}"
+        )
+    lpips = load_lpips(config.lpips_weights, config.lpips_net)
+    if lpips is None:
+        raise UserError(
+            f"lambda_lpips={config.lambda_lpips:g}: no weights of LPIPS on {config.lpips_net} on this disk; "
+            "lpips_weights=FOLDER names them (docs/weights.md), lambda_lpips=0 does without"
+        )
+    return lpips
 
 
 def _digest(pixels: PixelSet) -> str:

@@ -48,9 +48,30 @@ class PixelSet:
         if near:
             chosen = torch.randint(len(self.foreground), (near,), generator=generator)
             anywhere = torch.cat([self.foreground[chosen].long(), anywhere])
-        jitter = torch.rand(num_rays, generator=generator)
-        origins, directions, times = self.rays(anywhere)
-        return Rays(origins, directions, times, jitter), self.rgba[anywhere].float() / 255
+        return self._at(anywhere, generator)
+
+    def draw_patch(self, side: int, generator: torch.Generator) -> tuple[Rays, Tensor]:
+        """Draw a square of one picture around a pixel on or near the object; return its rays and RGBA [side^2, 4].
+
+        The square lies inside the picture; ``side`` is at most the picture's shorter side.
+        """
+        _, _, height, width = self.shape
+        if self.has_alpha:
+            middle = int(self.foreground[torch.randint(len(self.foreground), (), generator=generator)])
+        else:
+            middle = int(torch.randint(len(self.rgba), (), generator=generator))
+        picture, place = divmod(middle, height * width)
+        top, left = (
+            min(max(at - side // 2, 0), size - side) for at, size in ((place // width, height), (place % width, width))
+        )
+        row, column = torch.arange(top, top + side)[:, None], torch.arange(left, left + side)
+        return self._at((picture * height * width + row * width + column).flatten(), generator)
+
+    def _at(self, index: Tensor, generator: torch.Generator) -> tuple[Rays, Tensor]:
+        """Return jittered rays and straight RGBA [R, 4] in [0, 1] of pixels by their place in ``rgba``."""
+        jitter = torch.rand(len(index), generator=generator)
+        origins, directions, times = self.rays(index)
+        return Rays(origins, directions, times, jitter), self.rgba[index].float() / 255
 
     def rays(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return origins [R, 3], unit directions [R, 3] and times [R] of pixels by their index in ``rgba``."""

@@ -28,6 +28,10 @@ class FitViewsConfig:
     num_rays: int = 4096  # per step
     foreground_share: float = 0.75  # share of the rays drawn on or near the object; the others anywhere
     lambda_alpha: float = 0.1  # weight of the squared error of opacity against alpha, next to that of colors
+    lambda_lpips: float = 0.0  # weight of LPIPS on a random square patch per step; needs weights (docs/weights.md)
+    lpips_net: str = "vgg"  # vgg | alex | squeeze
+    lpips_weights: str | None = None  # folder of these; null: where torchvision and the package lpips keep them
+    patch_size: int = 48  # side of the patch in pixels
     grid_lr: float = 2e-2  # learning rates
     mlp_lr: float = 3e-3
     lr_decay: float = 0.03  # both rates fall exponentially to this fraction

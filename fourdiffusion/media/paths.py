@@ -61,6 +61,12 @@ def require_file(path: Path, remedy: str = "give another file") -> None:
         raise UserError(f"{name}: cannot be read (Permission denied); {remedy}")
 
 
+def require_own_file(path: Path) -> None:
+    """UserError where a path that is read and written again is there, and no regular file that may be read."""
+    if os.path.lexists(path):
+        require_file(path, "delete it, or choose another output")
+
+
 def _encodes(text: str) -> bool:
     try:
         os.fsencode(text)

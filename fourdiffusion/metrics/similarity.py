@@ -4,7 +4,6 @@ The value depends more on the encoder than on the evaluated method: the metric's
 Letters: N pictures, F frames, D features.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.metrics.image import check_pair
 from fourdiffusion.metrics.weights import Missing
@@ -30,7 +30,7 @@ class ImageEncoder:
         from transformers import AutoModel
 
         try:
-            settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            settings = read_json(folder / "preprocessor_config.json", "give the folder of an image encoder")
             size = settings.get("crop_size") or settings["size"]
             if isinstance(size, dict):
                 size = size.get("height") or size["shortest_edge"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdiffusion.datasets.clips import list_clips
-from fourdiffusion.datasets.curation.captions import add_captions
+from fourdiffusion.datasets.curation.captions import add_captions, read_caption_table
 from fourdiffusion.datasets.curation.decide import decide
 from fourdiffusion.datasets.curation.id_lists import join_lists
 from fourdiffusion.datasets.curation.manifest import (
@@ -19,10 +19,11 @@ from fourdiffusion.datasets.curation.manifest import (
     write_manifest,
 )
 from fourdiffusion.datasets.curation.page import serve
-from fourdiffusion.datasets.curation.score_log import THUMBNAILS, score_all
+from fourdiffusion.datasets.curation.score_log import LOG, THUMBNAILS, score_all
 from fourdiffusion.datasets.curation.settings import CurateConfig, check_test_sets
 from fourdiffusion.datasets.curation.test_sets import contamination, ids_in
 from fourdiffusion.errors import UserError
+from fourdiffusion.runs import lock_folder, terminable
 
 
 def curate(config: CurateConfig) -> None:
@@ -33,14 +34,22 @@ def curate(config: CurateConfig) -> None:
     check_test_sets(config.allow_test_sets)
     require_pyarrow()
     output = Path(config.output)
+    table = read_caption_table(Path(config.captions)) if config.captions else {}
+    if config.captioner and not Path(config.captioner).is_dir():
+        raise UserError(f"captioner={config.captioner}: no such folder; give that of a BLIP captioning model")
     listed = set(join_lists(config.lists, config.at_least)) if config.lists else None
     folders = list_clips(Path(config.clips))
-    try:
-        (output / THUMBNAILS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written ({error.strerror}); give another folder") from error
+    with terminable(), lock_folder(output, keep=LOG):
+        _curate(config, output, folders, listed, table)
+
+
+def _curate(
+    config: CurateConfig, output: Path, folders: list[Path], listed: set[str] | None, captions: dict[str, str]
+) -> None:
+    """Score, decide and serve, in an output folder that is held."""
+    (output / THUMBNAILS).mkdir(exist_ok=True)
     decisions = read_decisions(output)
-    lines = add_captions(score_all(folders, output, config), config.captions, config.captioner)
+    lines = add_captions(score_all(folders, output, config), captions, config.captioner)
     rows = decide(lines, config, decisions, listed)
     write_manifest(output, rows)
     report(rows, output)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from tqdm import tqdm
 
 from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit, orthogonal_azimuths
 from fourdiffusion.datasets.clips import Clip, write_clip
+from fourdiffusion.datasets.processes import run_jobs
 from fourdiffusion.datasets.synthetic import TEST_SEED_START, make_creature, render
 from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
@@ -40,33 +38,8 @@ def _write_missing(config: SynthConfig, output: Path) -> None:
     jobs = [(config, seed, seed >= base + config.num_clips) for seed in seeds]
     todo = [job for job in jobs if not (output / _uid(*job)).exists()]
     with tqdm(total=len(seeds), initial=len(seeds) - len(todo), unit="clip", desc=f"synth {config.split}") as bar:
-        if config.num_workers == 1:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # as in the workers: the pixels must not depend on num_workers
-            try:
-                for job in todo:
-                    _write_one(job)
-                    bar.update()
-            finally:
-                torch.set_num_threads(threads)
-        elif todo:
-            # Spawned processes: torch's thread pool does not survive a fork. An executor, unlike a Pool, notices that
-            # one of them was killed.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(config.num_workers, context, torch.set_num_threads, (1,)) as pool:
-                futures = [pool.submit(_write_one, job) for job in todo]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        bar.update()
-                except BrokenProcessPool as error:
-                    raise UserError(
-                        f"a worker process was killed (or out of memory): take fewer num_workers than "
-                        f"{config.num_workers}, and run the same command again to resume"
-                    ) from error
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        for _ in run_jobs(_write_one, todo, config.num_workers):
+            bar.update()
 
 
 def make_clip(config: SynthConfig, seed: int, faulty: bool = False) -> Clip:

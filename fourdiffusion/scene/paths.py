@@ -18,6 +18,7 @@ from fourdiffusion.files import write_atomic
 from fourdiffusion.media.paths import printable
 
 PATHS = ("still", "fixed", "orbit", "orbit_time", "bullet_time")
+FPS = (0.1, 1000.0)  # of a file, both included
 RUNNING = 0.5  # share of bullet time's pictures in which time advances
 
 
@@ -113,6 +114,8 @@ def read_path(file: Path) -> CameraPath:
         raise UserError(f"path={file}: times must lie in [0, 1] and cameras be finite")
     if not ((path.fovy_deg > 0) & (path.fovy_deg < 180)).all():
         raise UserError(f"path={file}: fields of view must lie between 0 and 180 degrees")
+    if path.fps is not None and not FPS[0] <= path.fps <= FPS[1]:
+        raise UserError(f"path={file}: fps={path.fps:g}: give {FPS[0]} to {FPS[1]}")
     return path
 
 

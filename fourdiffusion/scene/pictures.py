@@ -7,6 +7,7 @@
 Letters: N pictures, F frames of the clip, S the side of a picture.
 """
 
+import math
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from fourdiffusion.cameras import FOVY_DEG, orbit, orthogonal_azimuths
+from fourdiffusion.documents import read_json
 from fourdiffusion.media.write import contact_sheet, write_image, write_video
 from fourdiffusion.scene.scene import Scene, render_views
 
@@ -44,6 +46,21 @@ def render_grid(
     return rgb.unflatten(0, (num_azimuths, len(times))), azimuths.tolist()
 
 
+def recorded_camera(run: Path) -> tuple[Tensor, float] | None:
+    """Return camera [1, 4, 4] and field of view of a run's input from input.json; None where it does not tell them."""
+    path = run / "input.json"
+    if not path.is_file():
+        return None
+    record = read_json(path, "fit it again")
+    values = [record.get(key) for key in ("fovy_deg", "distance", "elevation_deg")]
+    if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
+        return None
+    fovy, distance, elevation = (float(value) for value in values)
+    if not (0 < fovy < 180 and distance > 0 and abs(elevation) < 90):
+        return None
+    return orbit(torch.zeros(1), elevation, distance), fovy
+
+
 def write_pictures(
     folder: Path,
     scene: Scene,
@@ -54,6 +71,7 @@ def write_pictures(
     elevation_deg: float = 0.0,
     times: Tensor | None = None,
     label: str | None = None,
+    input_camera: tuple[Tensor, float] | None = None,
 ) -> list[Path]:
     """Write orbit.mp4, contact_sheet.png (azimuth by time) and, with an input video, input_view.mp4 and .png.
 
@@ -64,6 +82,7 @@ def write_pictures(
         size: side of a picture; the comparison with the input has the input's size.
         times: of the frames [F]; None: evenly spaced from 0 to 1, eight without an input.
         label: shows progress bars.
+        input_camera: camera [1, 4, 4] and field of view in degrees of the input; None: the default camera.
     """
     if times is None:
         times = torch.linspace(0, 1, 8 if images is None else len(images))
@@ -78,7 +97,8 @@ def write_pictures(
     write_image(sheet_path, contact_sheet(grid, rows, columns))
     if images is None:
         return [orbit_path, sheet_path]
-    rendered, _ = render_views(scene, orbit(torch.zeros(len(images))), FOVY_DEG, times, images.shape[-1], label)
+    c2w, fovy = (orbit(torch.zeros(1)), FOVY_DEG) if input_camera is None else input_camera
+    rendered, _ = render_views(scene, c2w.expand(len(images), 4, 4), fovy, times, images.shape[-1], label)
     write_image(input_path, contact_sheet(torch.stack([images, rendered]), ["input", "scene"], columns))
     write_video(input_path.with_suffix(".mp4"), torch.cat([images, rendered], dim=-1))
     return [orbit_path, sheet_path, input_path, input_path.with_suffix(".mp4")]

@@ -33,7 +33,9 @@ class Rays:
         return Rays(self.origins[index], self.directions[index], self.times[index], self.jitter[index])
 
 
-def view_rays(c2w: Tensor, times: Tensor, side: int, generator: torch.Generator) -> Rays:
+def view_rays(
+    c2w: Tensor, times: Tensor, side: int, generator: torch.Generator, fovy_deg: Tensor | float = cameras.FOVY_DEG
+) -> Rays:
     """Return jittered rays of square images, ordered F, V, H, W, on the CPU.
 
     Args:
@@ -41,21 +43,23 @@ def view_rays(c2w: Tensor, times: Tensor, side: int, generator: torch.Generator)
         times: [F] in [0, 1].
         side: H and W.
         generator: of the jitter.
+        fovy_deg: field of view in degrees, a number or [V].
     """
-    origins, directions = cameras.rays(c2w, cameras.FOVY_DEG, side, side)
+    origins, directions = cameras.rays(c2w, fovy_deg, side, side)
     origins, directions = (x.expand(len(times), *x.shape).reshape(-1, 3) for x in (origins, directions))
     jitter = torch.rand(len(origins), generator=generator)
     return Rays(origins, directions, times.repeat_interleave(len(c2w) * side * side), jitter)
 
 
 def random_pixel_rays(
-    c2w: Tensor, times: Tensor, side: int, num_rays: int, generator: torch.Generator, focus: Tensor | None = None
-) -> tuple[Rays, Tensor, Tensor, Tensor, Tensor]:
+    c2w: Tensor, times: Tensor, side: int, num_rays: int, generator: torch.Generator, focus: Tensor | None = None,
+    fovy_deg: Tensor | float = cameras.FOVY_DEG,
+) -> tuple[Rays, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return jittered rays of random pixels of V views at F times, and the frame, view, row and column of each, [R].
 
     Only these rays are computed. The arguments are those of ``view_rays`` and ``random_rays``.
     """
-    origins, directions, at, index = random_rays(c2w, cameras.FOVY_DEG, times, side, num_rays, generator, focus)
+    origins, directions, at, index = random_rays(c2w, fovy_deg, times, side, num_rays, generator, focus)
     rays = Rays(origins, directions, at, torch.rand(num_rays, generator=generator))
     place, column = index // side, index % side
     place, row = place // side, place % side

@@ -22,8 +22,9 @@ from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.diffusion.objectives import DiffusionObjective
 from fourdiffusion.runs import git_commit
+from fourdiffusion.train.batches import make_loader
 from fourdiffusion.train.settings import TrainConfig
-from fourdiffusion.train.setup import make_loader, make_objective, make_optimizer, open_data
+from fourdiffusion.train.setup import make_objective, make_optimizer, open_data
 from fourdiffusion.train.step import diffusion_inputs
 
 CPU = torch.device("cpu")

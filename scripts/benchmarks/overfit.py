@@ -4,29 +4,35 @@
 
 The frozen base has the shipped model's VAE and encoders and an untrained UNet (--base fresh), so that everything that
 the model comes to know of the clips lies in its motion layers; --base shipped takes the shipped model's trained UNet,
-whose loss is low before the first step. Prints the validation loss by noise level, on the training clips, against
-steps. Ends with code 1 unless the mean falls under a tenth of its start. The pictures are the run's sample_*.png: truth
-above model.
+whose loss is low before the first step. The encoders' outputs are cached. Prints the validation loss by noise level,
+on the training clips, against steps, and writes overfit.png: each clip's frames, truth above samples from noise.
+Ends with code 1 unless the mean of the four noise levels falls under a tenth of its start.
 """
 
 import argparse
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import report
 import torch
 
 from fourdiffusion import cli
-from fourdiffusion.cli.config import shipped
+from fourdiffusion.cli.config import build, compose, load_settings_class, shipped
+from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.write import contact_sheet, write_image
 from fourdiffusion.runs import git_commit
+from fourdiffusion.train.settings import TrainConfig
+from fourdiffusion.train.validation import validation_samples
 
-WORDS = ["stage=motion", "batch_size=4", "data.num_views=2", "data.num_frames=2", "data.frame_stride=4", "cpu=true"]
+SETTINGS = "fourdiffusion.train.settings:TrainConfig"
+WORDS = ["stage=motion", "batch_size=4", "data.num_views=2", "data.num_frames=4", "data.frame_stride=2", "cpu=true"]
 WORDS += ["learning_rate=2e-3", "lr_warmup_steps=50", "weight_decay=0", "ema_decay=0.98", "cond_drop_prob=0"]
 WORDS += ["text_drop_prob=0", "log_every=50", "validation_clips=4", "validation_num_inference_steps=20"]
 WORDS += ["validation_guidance_scale=1", "trackers=[]", "checkpoint_minutes=1", "max_loss_rise=0"]
@@ -39,16 +45,25 @@ def main() -> None:
         raise UserError(f"{options.run} exists: delete it")
     clips, base = options.run / "clips", options.run / "base"
     if not clips.exists():
-        words = [f"num_clips={options.clips}", "num_views=2", f"size={options.size}", "rig=orbit", "num_frames=8"]
+        words = [f"num_clips={options.clips}", "num_views=2", f"size={options.size}", "rig=orbit", "num_frames=7"]
         _run(["data", "synth", f"output={clips}", *words])
     if not base.exists():
         write_base(base, options.base)
+    shards = options.run / "shards"
+    _run(["data", "pack", f"clips={clips}", f"output={shards}", "latents=true", f"model.path={base}"])
     words = [*WORDS, f"max_steps={options.steps}", f"lr_decay_steps={options.steps // 3}"]
-    words += [f"data.path={clips}", f"model.path={base}", *options.words, f"output={options.run / 'train'}"]
+    words += [
+        f"data.path={shards}",
+        "data.latents=true",
+        f"model.path={base}",
+        *options.words,
+        f"output={options.run / 'train'}",
+    ]
     began = time.process_time()
     _run(["train", *words, "max_steps=1", "validation_every=1"])  # where the loss starts
     _run(["train", *words, f"validation_every={options.steps // 5}"])
-    print(f"\n{time.process_time() - began:.0f} s of processor time")
+    print(f"\n{time.process_time() - began:.0f} s of processor time, starting and validating included")
+    write_sheet(options.run, build(compose("train", load_settings_class(SETTINGS), words), TrainConfig))
     sys.exit(not table(options.run / "train"))
 
 
@@ -62,6 +77,21 @@ def write_base(folder: Path, kind: str) -> None:
     heads, groups = pipeline.motion.config.num_heads, pipeline.unet.config.norm_groups
     pipeline.register_modules(motion=MotionModules(pipeline.unet.block_channels(), heads, 32, groups))
     pipeline.save_whole(folder)
+
+
+def write_sheet(run: Path, config: TrainConfig) -> None:
+    """Write overfit.png: per clip the views' frames side by side, truth above samples from noise (20 steps)."""
+    pipeline = load_pipeline(run / "train/model")
+    own = replace(pipeline.generation_config, num_inference_steps=20, guidance_scale=1.0, negative_prompt="")
+    samples, rows, labels = validation_samples(config), [], []
+    for number in range(config.validation_clips):
+        sample = samples[0, number]
+        own = replace(own, image_size=sample.input.shape[-1])
+        noise = torch.Generator().manual_seed(number)
+        views = generate_views(pipeline, sample.input, sample.caption, c2w=sample.c2w, settings=own, generator=noise)
+        rows += [sample.target.transpose(0, 1).flatten(0, 1), views.flatten(0, 1)]
+        labels += [f"{number} truth", f"{number} model"]
+    write_image(run / "overfit.png", contact_sheet(torch.stack(rows), labels, min_side=64))
 
 
 def table(run: Path) -> bool:

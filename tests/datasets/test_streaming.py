@@ -26,9 +26,10 @@ from fourdiffusion.datasets.shards.writer import PackedClip, write_shard
 from fourdiffusion.errors import UserError
 from fourdiffusion.prepare.pack import pack
 from fourdiffusion.prepare.settings import PackConfig
+from fourdiffusion.train.batches import make_loader
 from fourdiffusion.train.health import Meter
 from fourdiffusion.train.settings import TrainConfig
-from fourdiffusion.train.setup import make_loader, open_data
+from fourdiffusion.train.setup import open_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 

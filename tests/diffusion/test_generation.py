@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from fourdiffusion import cameras
 from fourdiffusion.cli import config
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.distillation import add_noise, guide
-from fourdiffusion.diffusion.generation import generate_views, sample_latents
+from fourdiffusion.diffusion.generation import check_image_size, generate_views, sample_latents
 from fourdiffusion.diffusion.generation_config import read_generation_config, sampling_settings
 from fourdiffusion.diffusion.images import to_frames
 from fourdiffusion.diffusion.loading import load_pipeline, open_pipeline, with_own_settings
@@ -153,6 +154,30 @@ def test_arguments_out_of_range_are_named(
 
 
 # ---- the model's own settings ---------------------------------------------------------------------------------------
+
+
+def test_four_views_are_sampled_and_no_graph_is_kept(pipeline: FourDiffusionPipeline) -> None:
+    for network in (pipeline.unet, pipeline.motion, pipeline.vae):
+        network.requires_grad_(True)
+    z = generate_views(pipeline, images(), output_type="latent")
+    called = pipeline(images(), output_type="latent", num_inference_steps=1)
+    assert z.shape[:2] == called.shape[:2] == (FRAMES, 4) and not z.requires_grad and not called.requires_grad
+    assert not generate_views(pipeline, images(), num_views=1).requires_grad
+    conditions = pipeline.prepare(images(), "a ball", None)
+    states = [value for part in conditions.context if part for value in (*part.text, *part.image)]
+    assert not conditions.extra.requires_grad and not any(value.requires_grad for value in states)
+
+
+def test_a_size_is_halved_between_the_levels_of_vae_and_unet() -> None:
+    deep = SimpleNamespace(
+        vae=SimpleNamespace(config=SimpleNamespace(block_out_channels=(8, 8, 8))),
+        unet=SimpleNamespace(config=SimpleNamespace(channels=(8, 8, 8, 8))),
+    )
+    for size in (32, 96):
+        check_image_size(deep, size)  # type: ignore[arg-type]
+    for size in (0, 16, 48):
+        with pytest.raises(ValueError, match=f"image_size={size}: .* a multiple of 32"):
+            check_image_size(deep, size)  # type: ignore[arg-type]
 
 
 def test_settings_travel_with_the_weights(copy: Path) -> None:

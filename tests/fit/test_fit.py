@@ -24,6 +24,7 @@ from fourdiffusion.diffusion.distillation import draw_window
 from fourdiffusion.diffusion.loading import with_own_settings
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors
+from fourdiffusion.fit.camera import InputCamera
 from fourdiffusion.fit.loop import fit, update
 from fourdiffusion.fit.settings import DistillationConfig, FitConfig, LossConfig
 from fourdiffusion.fit.setup import generate_target, open_problem, read_inputs
@@ -274,7 +275,7 @@ def write_generated(config, size=SIZE, pipeline=None):
 
 def target_of(config):
     rgba = load_video(config.video, FRAMES, SIZE, crop="frame").rgba
-    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES), rgba)  # type: ignore[arg-type]
+    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES), rgba, InputCamera())  # type: ignore[arg-type]
 
 
 def test_the_anchor_is_the_view_most_like_the_input_and_can_be_set(config):

@@ -78,7 +78,7 @@ def test_input_pixels_have_the_color_and_the_matte_of_their_frame_and_place() ->
     target = small_problem(small_config()).target
     rays, rgba = draw_input_pixels(target, 200, torch.Generator().manual_seed(0))
     side = target.rgba.shape[-1]
-    origins, directions = cameras.rays(target.input_c2w, cameras.FOVY_DEG, side, side)
+    origins, directions = cameras.rays(target.input.c2w, target.input.fovy_deg, side, side)
     for i in range(0, 200, 5):
         frame = int((TIMES - rays.times[i]).abs().argmin())
         row, column = divmod(int((directions[0] - rays.directions[i]).norm(dim=-1).argmin()), side)

@@ -1,10 +1,14 @@
 """What a training run shows, keeps and leaves; how it stops; what it starts from."""
 
 import json
+import multiprocessing
 import os
+import re
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +19,12 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from test_train import base, clips, equal, log_of, settings  # noqa: F401
-from tiny_model import tiny_pipeline
+from tiny_model import tiny_pipeline, write_clips
 from torch import Tensor
 
 from fourdiffusion import cli
 from fourdiffusion.cli.config import build, compose, load_settings_class, shipped
+from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.motion_sources import read_motion
 from fourdiffusion.errors import Terminated, UserError
@@ -117,6 +122,44 @@ def test_sigterm_saves_and_ends_with_143(base: Path, clips: Path, tmp_path: Path
     assert 1 <= step < 500 and log_of(run)[-1]["step"] == step
     train(settings("motion", base, clips, run, max_steps=step + 1))
     train(settings("motion", base, clips, tmp_path / "whole", max_steps=step + 1))
+    assert equal(run / "model", tmp_path / "whole/model")
+
+
+@pytest.mark.parametrize(
+    ("workers", "fault", "said"),
+    [
+        (1, lambda folder: multiprocessing.active_children()[0].kill(), "a data loading process was killed"),
+        (1, lambda folder: shutil.rmtree(folder), "2 of 2 clips in a row cannot be used; the first is clip-"),
+        (0, lambda folder: shutil.rmtree(folder), "2 of 2 clips in a row cannot be used; the first is clip-"),
+    ],
+)
+def test_no_step_is_lost_where_no_batch_comes(
+    base: Path,  # noqa: F811
+    tmp_path: Path,
+    workers: int,
+    fault: Callable[[Path], object],
+    said: str,
+) -> None:
+    """A killed data loading process, and clips that are gone: what is done is saved, the clips are named."""
+    run, clips = tmp_path / "run", write_clips(tmp_path / "clips")  # noqa: F811
+    data = DataConfig(str(clips), num_views=2, num_frames=3, cache_mib=0)
+
+    def spoil() -> None:
+        while not (run / "log.jsonl").is_file():
+            time.sleep(0.01)
+        fault(clips)
+
+    thread = threading.Thread(target=spoil)
+    thread.start()
+    with pytest.raises(UserError, match=said) as caught:
+        train(settings("motion", base, clips, run, max_steps=2000, num_workers=workers, data=data))
+    thread.join()
+    step = load_tensors(run / "checkpoint.safetensors")[1]["step"]
+    assert 1 <= step < 2000 and log_of(run)[-1]["step"] == step
+    assert re.search(rf"\(step {step}, clips clip-\d\)$", str(caught.value))
+    shutil.rmtree(clips, ignore_errors=True)
+    train(settings("motion", base, write_clips(clips), run, max_steps=step + 1, data=data))
+    train(settings("motion", base, clips, tmp_path / "whole", max_steps=step + 1, data=data))
     assert equal(run / "model", tmp_path / "whole/model")
 
 

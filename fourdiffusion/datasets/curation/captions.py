@@ -37,12 +37,11 @@ def read_caption_table(path: Path) -> dict[str, str]:
     return found
 
 
-def add_captions(lines: list[dict[str, Any]], table: str, captioner: str) -> list[dict[str, Any]]:
-    """Return lines of score_log.py with the captions of a table, or of a captioner if there is none.
+def add_captions(lines: list[dict[str, Any]], captions: dict[str, str], captioner: str) -> list[dict[str, Any]]:
+    """Return lines of score_log.py with captions by uid, or a captioner's for clips without one.
 
-    ``table`` and ``captioner`` are paths, empty for none. The table's uid is a clip's name or an Objaverse uid in it.
+    A uid is a clip's name or an Objaverse uid in it. ``captioner`` is a folder, empty for none.
     """
-    captions = read_caption_table(Path(table)) if table else {}
     describe: Captioner | None = None
     result = []
     for line in lines:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from fourdiffusion.datasets.curation.test_sets import shipped_ids
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 
 SHIPPED = ("paper926",)
@@ -35,7 +35,7 @@ def read_ids(source: str) -> list[str]:
             if array.dtype.kind == "S":
                 found = [item.decode("ascii") for item in array.flatten().tolist()]
         elif path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, "write it again")
             found = list(content) if isinstance(content, list | dict) else None
         else:
             lines = path.read_text(encoding="utf-8").splitlines()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdiffusion.datasets.curation.scores import Scores
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import write_atomic
 
@@ -61,10 +62,7 @@ def read_decisions(output: Path) -> dict[str, str]:
     path = output / DECISIONS
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); correct it, it holds manual decisions") from error
+    found = read_json(path, "correct it, it holds manual decisions")
     if not isinstance(found, dict) or any(value not in ("keep", "drop") for value in found.values()):
         raise UserError(f'{path}: give an object of uid: "keep" or "drop"')
     return found

@@ -7,13 +7,10 @@ A line holds `uid`, `folder`, `stamp`, the fields of scores.Scores, `look` and `
 from __future__ import annotations
 
 import json
-import multiprocessing
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from fourdiffusion.datasets.clips import open_clip
@@ -21,7 +18,9 @@ from fourdiffusion.datasets.curation import scores
 from fourdiffusion.datasets.curation.hashing import look_and_motion
 from fourdiffusion.datasets.curation.settings import CurateConfig
 from fourdiffusion.datasets.curation.thumbnails import write_thumbnail
+from fourdiffusion.datasets.processes import run_jobs
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_own_file
 
 LOG, THUMBNAILS = "scores.jsonl", "thumbnails"
 VERSION = 1  # of the scores: increase it when their values change
@@ -45,7 +44,7 @@ def score_all(folders: list[Path], output: Path, config: CurateConfig) -> list[d
     ]
     with tqdm(total=len(folders), initial=len(folders) - len(jobs), unit="clip", desc="curate") as bar:
         with log.open("a", encoding="utf-8") as file:
-            for line in _run(jobs, config.num_workers):
+            for line in run_jobs(score_one, jobs, config.num_workers):
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 known[line["uid"]] = line
@@ -70,20 +69,6 @@ def score_one(job: tuple[Path, Path, list[Any], int, int]) -> dict[str, Any]:
     return line | {"look": look, "motion": motion} | texts
 
 
-def _run(jobs: list[Any], num_workers: int) -> Iterator[dict[str, Any]]:
-    if num_workers == 1 or len(jobs) < 2:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the workers: scores must not depend on num_workers
-        try:
-            yield from map(score_one, jobs)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    context = multiprocessing.get_context("spawn")  # torch's thread pool does not survive a fork
-    with context.Pool(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.imap_unordered(score_one, jobs)
-
-
 def _stamp(folder: Path, config: CurateConfig) -> list[Any]:
     """Return the key of a clip's scores: they are valid while it is unchanged."""
     state = (folder / "transforms.json").stat()
@@ -92,6 +77,7 @@ def _stamp(folder: Path, config: CurateConfig) -> list[Any]:
 
 def _read_log(path: Path) -> dict[str, dict[str, Any]]:
     """Return the last line of each clip; drop an incomplete last line of a killed run."""
+    require_own_file(path)
     data = path.read_bytes() if path.exists() else b""
     if data and not data.endswith(b"\n"):
         data = data[: data.rfind(b"\n") + 1]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_own_file
 
 
 class RenderLog:
@@ -25,6 +26,7 @@ class RenderLog:
         self.done: dict[str, str] = {}  # object by uid
         self.failed: dict[tuple[str, str | None], dict[str, Any]] = {}  # by object and uid
         self.complete: dict[str, list[str]] = {}  # uids by object
+        require_own_file(path)
         data = path.read_bytes() if path.exists() else b""
         if data and not data.endswith(b"\n"):  # a killed run may leave half a line
             data = data[: data.rfind(b"\n") + 1]

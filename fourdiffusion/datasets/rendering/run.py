@@ -22,7 +22,9 @@ from fourdiffusion.datasets.rendering.engine import EngineFailure
 from fourdiffusion.datasets.rendering.object_job import PARTIAL, Batch, ObjectJob
 from fourdiffusion.datasets.rendering.render_log import RenderLog
 from fourdiffusion.datasets.rendering.settings import PIXEL_SETTINGS, RenderAssetsConfig
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_own_file
 
 LOG, SETTINGS, LOCK = "render_log.jsonl", "render.json", ".lock"
 
@@ -65,6 +67,7 @@ def _claimed(output: Path, config: RenderAssetsConfig) -> Iterator[None]:
     """Lock the output folder for one run, and for clips of one set of settings, recorded in `render.json`."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        require_own_file(output / LOCK)
         lock = (output / LOCK).open("w")
     except OSError as error:
         raise UserError(f"output={output} cannot be written ({error.strerror}); give another folder") from error
@@ -86,10 +89,10 @@ def _compare_settings(note: Path, config: RenderAssetsConfig) -> None:
         partial.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
         partial.rename(note)
         return
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{note}: not valid JSON ({error}); delete it to start this folder again") from error
+    remedy = "delete it to start this folder again"
+    found = read_json(note, remedy)
+    if not isinstance(found, dict):
+        raise UserError(f"{note}: holds a {type(found).__name__}, not an object; {remedy}")
     differs = [f"{name}={found.get(name)}" for name in wanted if name in found and found[name] != wanted[name]]
     if differs:
         folder = note.parent
