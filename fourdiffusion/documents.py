@@ -33,7 +33,7 @@ def read_json(path: Path, remedy: str) -> Any:
 
 
 def first_non_finite(content: Any) -> str | None:
-    """Return the dotted key of the first number in a JSON value that is NaN or infinite; None where all are finite."""
+    """Return the dotted key of the first number in a JSON value that is NaN or infinite; None if all are finite."""
     open_ends: list[tuple[str, Any]] = [("", content)]
     while open_ends:
         key, value = open_ends.pop()

@@ -120,7 +120,7 @@ class ViewConfig:
     html: bool = False  # write one file that shows the scene offline, and end
     output: str | None = None  # of html=true; null: export/scene.html in the run folder
     host: str = "127.0.0.1"  # 0.0.0.0 lets other machines in, without a password
-    port: int = 8080  # the next free one where it is taken
+    port: int = 8080  # the next free one if it is taken
     size: int = 256  # height of a picture in pixels while the camera rests
     fps: float = 8.0  # frames of the clip a second at speed 1
     moving_seconds: float = 0.15  # a picture may take while something moves; the resolution adapts

@@ -41,6 +41,22 @@ DIALECT = (  # phrases of an earlier edition; the standard term stands in docs/g
     "not ours (",
     "nobody was shown",
     "goes on from where",
+    "says nothing of",
+    "the last word",
+    "was taken for the object",
+    "where it is none",
+    "young, thin",
+    "hold matter",
+    "holds matter",
+    "travel with",
+    "travels with",
+    "torch twin",
+    "keep list",
+    "a person decide",
+    "what the frozen networks make",
+    "worked off",
+    "where need be",
+    "fetch it again",
 )
 
 

@@ -1,4 +1,4 @@
-"""Work divided over processes, one of which may be killed."""
+"""Run jobs in several processes, and detect killed ones."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator
@@ -15,9 +15,9 @@ Result = TypeVar("Result")
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: list[Job], num_workers: int) -> Iterator[Result]:
-    """Yield ``function(job)`` of each job: in this process, or in ``num_workers`` of their own as they end.
+    """Yield ``function(job)`` for each job: in this process, or in ``num_workers`` processes, in order of completion.
 
-    Each computes with one thread, so that results do not depend on ``num_workers``. UserError where one is killed.
+    Each computes with one thread, so that results do not depend on ``num_workers``. UserError if one is killed.
     """
     if num_workers == 1 or len(jobs) < 2:
         threads = torch.get_num_threads()
@@ -27,8 +27,8 @@ def run_jobs(function: Callable[[Job], Result], jobs: list[Job], num_workers: in
         finally:
             torch.set_num_threads(threads)
         return
-    # Fresh processes: torch's thread pool does not survive a fork. An executor, unlike a Pool, notices that one of them
-    # was killed.
+    # Spawned processes: torch's thread pool does not survive a fork. An executor, unlike a Pool, notices that one of
+    # them was killed.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(num_workers, context, torch.set_num_threads, (1,)) as pool:
         futures = [pool.submit(function, job) for job in jobs]

@@ -186,7 +186,7 @@ def _rendered(scene: Scene, drawn: Rays, background: Tensor) -> RenderOutput:
 
 
 def _patch_distance(problem: Problem, perceptual: Lpips, generator: torch.Generator) -> Tensor:
-    """Return LPIPS of a random square of a view on white, or on black where that is the background."""
+    """Return LPIPS of a random square of a view on white, or on black if that is the background."""
     side, device = problem.config.patch_size, problem.scene.occupancy.density.device
     background = torch.full((3,), 0.0 if problem.background == "black" else 1.0, device=device)
     drawn, rgba = problem.pixels.draw_patch(side, generator)
@@ -259,7 +259,7 @@ def _new_scene(config: FitViewsConfig, device: torch.device) -> Scene:
 
 
 def _perceptual(config: FitViewsConfig, height: int, width: int) -> Lpips | None:
-    """Return LPIPS where a term reads it; UserError where its weights are missing or pictures are too small for it."""
+    """Return LPIPS if a term uses it; UserError if its weights are missing or pictures are too small for it."""
     if config.lambda_lpips == 0:
         return None
     if config.lpips_net not in TRUNKS:
@@ -274,7 +274,7 @@ def _perceptual(config: FitViewsConfig, height: int, width: int) -> Lpips | None
     if lpips is None:
         raise UserError(
             f"lambda_lpips={config.lambda_lpips:g}: no weights of LPIPS on {config.lpips_net} on this disk; "
-            "lpips_weights=FOLDER names them (docs/weights.md), lambda_lpips=0 does without"
+            "lpips_weights=FOLDER names them (docs/weights.md), lambda_lpips=0 disables it"
         )
     return lpips
 

@@ -53,7 +53,7 @@ class PixelSet:
     def draw_patch(self, side: int, generator: torch.Generator) -> tuple[Rays, Tensor]:
         """Draw a square of one picture around a pixel on or near the object; return its rays and RGBA [side^2, 4].
 
-        The square lies inside the picture; ``side`` is at most the picture's shorter side.
+        The square is inside the picture; ``side`` is at most the picture's shorter side.
         """
         _, _, height, width = self.shape
         if self.has_alpha:
@@ -68,7 +68,7 @@ class PixelSet:
         return self._at((picture * height * width + row * width + column).flatten(), generator)
 
     def _at(self, index: Tensor, generator: torch.Generator) -> tuple[Rays, Tensor]:
-        """Return jittered rays and straight RGBA [R, 4] in [0, 1] of pixels by their place in ``rgba``."""
+        """Return jittered rays and straight RGBA [R, 4] in [0, 1] of pixels by their index in ``rgba``."""
         jitter = torch.rand(len(index), generator=generator)
         origins, directions, times = self.rays(index)
         return Rays(origins, directions, times, jitter), self.rgba[index].float() / 255

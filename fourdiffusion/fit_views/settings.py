@@ -30,7 +30,7 @@ class FitViewsConfig:
     lambda_alpha: float = 0.1  # weight of the squared error of opacity against alpha, next to that of colors
     lambda_lpips: float = 0.0  # weight of LPIPS on a random square patch per step; needs weights (docs/weights.md)
     lpips_net: str = "vgg"  # vgg | alex | squeeze
-    lpips_weights: str | None = None  # folder of these; null: where torchvision and the package lpips keep them
+    lpips_weights: str | None = None  # folder of these; null: torchvision's download cache and the package lpips
     patch_size: int = 48  # side of the patch in pixels
     grid_lr: float = 2e-2  # learning rates
     mlp_lr: float = 3e-3

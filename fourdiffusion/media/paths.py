@@ -62,7 +62,7 @@ def require_file(path: Path, remedy: str = "give another file") -> None:
 
 
 def require_own_file(path: Path) -> None:
-    """UserError where a path that is read and written again is there, and no regular file that may be read."""
+    """Raise UserError if a path for reading and rewriting exists but is not a readable regular file."""
     if os.path.lexists(path):
         require_file(path, "delete it, or choose another output")
 

@@ -60,7 +60,7 @@ def find_model(name: str) -> Path:
 def matte(source: str, frames: np.ndarray, model: str) -> np.ndarray:
     """Return RGBA uint8 [F, H, W, 4] of opaque frames, with the network's saliency as alpha."""
     if not installed():
-        raise UserError(f"{source}: alpha=matting is asked for, but onnxruntime is not installed: {INSTALL}")
+        raise UserError(f"{source}: alpha=matting is set, but onnxruntime is not installed: {INSTALL}")
     path = find_model(model)
     import onnxruntime
 

@@ -46,7 +46,7 @@ def curate(config: CurateConfig) -> None:
 def _curate(
     config: CurateConfig, output: Path, folders: list[Path], listed: set[str] | None, captions: dict[str, str]
 ) -> None:
-    """Score, decide and serve, in an output folder that is held."""
+    """Score, decide and serve, in a locked output folder."""
     (output / THUMBNAILS).mkdir(exist_ok=True)
     decisions = read_decisions(output)
     lines = add_captions(score_all(folders, output, config), captions, config.captioner)

@@ -19,16 +19,16 @@ from fourdiffusion.scene.scene import Scene
 
 CHANNELS = ("rgb", "alpha", "depth", "normal")
 CHUNK = 1 << 15  # rays rendered at once
-MOMENT_RESOLUTION = 64  # cells per side of the grid of one time, about
+MOMENT_RESOLUTION = 64  # approximate cells per side of the grid of one time
 DEPTH_REACH = 0.8  # depth range of a picture, scene units before and behind the center
 
 
 @torch.no_grad()
 def occupancy_at(scene: Scene, time: float) -> OccupancyGrid:
-    """Return a finer occupancy grid for one time: cells that hold matter then, and their neighbors.
+    """Return a finer occupancy grid for one time: the cells occupied at this time, and their neighbors.
 
-    The scene's own grid holds what is occupied at any time. A picture through this one needs a third of the samples
-    and differs by what fits between the cells' centers.
+    The scene's own grid has the cells occupied at any time. Rendering with this grid needs a third of the samples and
+    may miss details between the cells' centers.
 
     Args:
         time: in [0, 1].
@@ -44,7 +44,7 @@ def occupancy_at(scene: Scene, time: float) -> OccupancyGrid:
     grid = OccupancyGrid(replace(config, occupancy_resolution=size), scene.occupancy.backend).to(points.device)
     grid.density.masked_scatter_(candidates, sigma)
     opacity = -torch.expm1(-grid.density * config.step)
-    # A sample's weight is at most its opacity: what pruning drops for its weight needs no cell.
+    # A sample's weight is at most its opacity: samples that pruning drops for their weight need no cell.
     dropped = min(config.prune_weight, 0.1 * scene.occupancy.peak_opacity())
     occupied = (opacity > opacity.mean().clamp(max=config.occupancy_threshold).clamp(min=dropped)).float()
     grid.occupied.copy_((max_pool3d(occupied[None, None], 3, 1, 1)[0, 0] > 0) & candidates)
@@ -63,7 +63,7 @@ def render_frame(
         fovy_deg: vertical field of view in degrees.
         time: in [0, 1].
         normals: adds "normal", for four more densities per sample.
-        occupancy: which cells to visit; None: the scene's own grid. ``occupancy_at`` makes a faster one.
+        occupancy: the cells to sample; None: the scene's own grid. ``occupancy_at`` makes a faster one.
 
     Returns:
         "rgb" [3, H, W] in [0, 1], straight (not multiplied by alpha, black where alpha is 0); "alpha" [1, H, W] in

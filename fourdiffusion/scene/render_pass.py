@@ -88,8 +88,8 @@ class RenderPass:
 
     rgb: Tensor  # [R, 3] in [0, 1], a leaf
     opacity: Tensor  # [R] in [0, 1], a leaf
-    facing_away: Tensor | None  # [R], a leaf, see losses.facing_away; None unless asked for
-    distortion: Tensor | None  # [R], a leaf, see losses.distortion; None unless asked for
+    facing_away: Tensor | None  # [R], a leaf, see losses.facing_away; None unless requested
+    distortion: Tensor | None  # [R], a leaf, see losses.distortion; None unless requested
 
     def __init__(
         self, scene: Scene, rays: Rays, chunk: int = 0, with_normals: bool = False, with_distortion: bool = False,

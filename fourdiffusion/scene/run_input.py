@@ -1,4 +1,4 @@
-"""The input video that a fit leaves in its run folder for those who show the scene: input.safetensors."""
+"""The input video in a fit's run folder, for displays of the scene: input.safetensors."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ NAME = "input.safetensors"
 def read_run_input(run: Path) -> tuple[Tensor | None, Tensor] | None:
     """Return the input's RGBA in [0, 1], float32 [F, 4, S, S], and its times in [0, 1], float32 [F].
 
-    None where the run has no such file; None in place of pictures that it lacks. UserError where it is damaged.
+    None if the run has no such file; None for the pictures if the file has none. UserError if it is damaged.
     """
     path = run / NAME
     if not path.is_file():

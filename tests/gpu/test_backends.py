@@ -1,4 +1,4 @@
-"""The native operations against their torch twins on the same GPU: forward and gradient, and pictures made of both."""
+"""The native backends against the torch backend on the same GPU: forward, gradients, and rendered pictures."""
 
 import pytest
 import torch
