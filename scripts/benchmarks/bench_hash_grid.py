@@ -3,7 +3,7 @@
 python scripts/benchmarks/bench_hash_grid.py --points 1000000 --threads 2
 
 All rows use the same points, parameters and gradient, and alternate in one run; times and results are relative to the
-torch backend. ``--compile`` adds torch.compile of it, which takes minutes to compile. The difference is over features and
+torch backend. ``--compile`` adds torch.compile of it, which takes minutes. The difference is over features and
 gradients.
 """
 
