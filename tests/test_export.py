@@ -30,7 +30,7 @@ TIMES = torch.tensor([0.0, 0.5, 1.0])
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder as fit leaves it: an opaque ball that nobody fitted, of three frames."""
+    """A run folder as written by fit: an opaque, not fitted ball of three frames."""
     folder = tmp_path / "run"
     grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
     renderer = RendererConfig(num_samples=24, occupancy_resolution=8)

@@ -167,7 +167,7 @@ def test_resolve_device() -> None:
 
 
 def test_the_models_own_settings_are_used_and_recorded(model: Path, video: Path, tmp_path: Path) -> None:
-    """Without any setting but the path; the run folder says what was used, and the run goes on with it spelled out."""
+    """With only the path set; the run folder records the settings, and the run resumes with them given explicitly."""
     config = settings(model, video, tmp_path / "run", model=ModelConfig(str(model)))
     generate(config)
     assert read_clip(tmp_path / "run/clip").rgba.shape[-1] == SIZE

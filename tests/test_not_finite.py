@@ -90,7 +90,7 @@ def test_every_value_of_a_schedule(model: Path, file: str, key: str, value: floa
 
 
 def test_every_number_of_the_small_files_of_a_model(model: Path) -> None:
-    """In whatever JSON file and at whatever depth: networks' configs, schedule, tokenizer, sampling defaults."""
+    """In any JSON file and at any depth: networks' configs, schedule, tokenizer, sampling defaults."""
     tried = 0
     for path in sorted(model.rglob("*.json")):
         before = path.read_text()

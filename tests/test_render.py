@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder as fit leaves it, with a scene that nobody fitted."""
+    """A run folder as written by fit, with a scene that was not fitted."""
     grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
     renderer = RendererConfig(num_samples=16, occupancy_resolution=8)
     field = DynamicField(FieldConfig(space=grid, spacetime=grid, hidden_width=8), backend="torch")

@@ -97,7 +97,7 @@ def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    """What a killed process left is removed, what a running one writes is not; a full folder gives way if asked."""
+    """Files of killed processes are removed, those of running ones are not; a full folder is replaced if requested."""
     dead, living = tmp_path / f"folder.{2**22 + 1}.partial", tmp_path / f"folder.{os.getppid()}.partial"
     dead.mkdir()
     (dead / "half").touch()
@@ -325,7 +325,7 @@ def test_open_run_after_a_start_that_was_killed(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
-    """The second is told in one line; a lock that a killed process left blocks nobody."""
+    """The second run gets a one-line error; the lock of a killed process does not block."""
     code = "import sys, time; from pathlib import Path; from fourdiffusion.runs import lock_folder\n"
     code += "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     folder = tmp_path / "run"

@@ -1,4 +1,4 @@
-"""The verb `view`: its loop with a page that records what it is told, and a fit that goes on."""
+"""The verb `view`: its loop with a page that records its messages, and a running fit."""
 
 import math
 import threading
@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def checkpoint(run: Path, seed: int, step: int) -> None:
-    """What fit writes while it runs."""
+    """The files of a running fit."""
     scene = small_scene(seed)
     tensors = {f"scene.{name}": value for name, value in scene.field.state_dict().items()}
     tensors |= {f"occupancy.{name}": value for name, value in scene.occupancy.state_dict().items()}

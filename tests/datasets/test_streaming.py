@@ -66,7 +66,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batches(
     path: Path | str, start: int, steps: int, rank: int = 0, ranks: int = 1, workers: int = 0
 ) -> Iterator[Batch]:
-    """What one process of a training run reads from step ``start`` on."""
+    """Return the samples that one process of a training run reads, starting at step ``start``."""
     data = DataConfig(str(path), num_views=1, num_frames=1)
     config = TrainConfig(
         stage="base", batch_size=BATCH, micro_batch_size=2, max_steps=steps, num_workers=workers, data=data

@@ -99,7 +99,7 @@ def test_save_whole_replaces(copy: Path) -> None:
 
 
 def refusal(folder: Path | str | None) -> str:
-    """What load_pipeline says instead of loading."""
+    """Return the error of load_pipeline."""
     with pytest.raises(UserError) as caught:
         load_pipeline(folder)
     assert "\n" not in str(caught.value)
@@ -346,7 +346,7 @@ def views(pipeline: FourDiffusionPipeline) -> Tensor:
 
 
 def picture_gradient(pipeline: FourDiffusionPipeline) -> Tensor:
-    """What distillation takes from the VAE."""
+    """The VAE's part of distillation."""
     pipeline.vae.requires_grad_(False)
     images = video().requires_grad_()
     z = encode_latents(pipeline.vae, images)

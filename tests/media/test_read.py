@@ -86,7 +86,7 @@ def save_gif(path: Path, frames: np.ndarray, disposal: int = 2) -> str:
 
 
 def reference(frames: np.ndarray, size: int = 48, tmp: Path | None = None) -> torch.Tensor:
-    """What a folder of RGBA frames gives: the cleanest input, against which the others are held."""
+    """The result for a folder of RGBA frames, the reference for the other inputs."""
     assert tmp is not None
     return load_video(save_folder(tmp / "reference", frames), len(frames), size).rgba
 
@@ -217,7 +217,7 @@ def ffmpeg(*words: str) -> None:
 
 
 def shown_by_ffmpeg(path: Path, height: int, width: int) -> np.ndarray:
-    """What a player shows: FFmpeg applies the display matrix to what it decodes. uint8 [F, H, W, 3]."""
+    """Return the frames as displayed: FFmpeg applies the display matrix. uint8 [F, H, W, 3]."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24"]
     data = subprocess.run([*command, "-"], check=True, capture_output=True).stdout
     return np.frombuffer(data, np.uint8).reshape(-1, height, width, 3)

@@ -99,7 +99,7 @@ def test_missing_weights_name_the_line_that_gets_them(tmp_path: Path, monkeypatc
 
 
 class Called(torch.nn.Module):
-    """What a TorchScript copy of I3D looks like from outside; the logits are means of the clip's colors."""
+    """A stub with the interface of the TorchScript I3D; its logits are means of the clip's colors."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

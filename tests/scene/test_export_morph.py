@@ -18,7 +18,7 @@ TIMES = np.linspace(0, 1, 5)
 
 
 def mesh_of(implicit: Callable[[np.ndarray], np.ndarray]) -> Mesh:
-    """The surface of an implicit function, positive inside, with a topology of its own."""
+    """The surface of an implicit function, positive inside, with its own topology."""
     axis = np.linspace(-0.9, 0.9, 48)
     grid = np.stack(np.meshgrid(axis, axis, axis, indexing="ij"), axis=-1)
     vertices, faces, _, _ = marching_cubes(implicit(grid), 0.0, gradient_direction="ascent")

@@ -1,4 +1,4 @@
-"""What a training run shows, keeps and leaves; how it stops; what it starts from."""
+"""A training run: logs, checkpoints and results; stopping; initialization."""
 
 import json
 import multiprocessing
