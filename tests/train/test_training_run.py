@@ -194,7 +194,7 @@ def test_every_trained_tensor_gets_a_gradient_and_no_other_changes(
     precision: str,
     checkpointing: bool,
 ) -> None:
-    """After two steps each trained tensor has moved, by a finite amount; frozen ones are the same to the bit."""
+    """After a step each trained tensor has moved, by a finite amount; frozen ones are the same to the bit."""
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
     frozen = "bfloat16" if precision == "bf16" else "float32"
     config = settings("motion", moving, clips, tmp_path / "run", mixed_precision=precision, frozen_dtype=frozen)
