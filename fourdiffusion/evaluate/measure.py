@@ -293,7 +293,7 @@ def clip_logits(
     if min(length, len(prediction)) < MIN_FRAMES:
         return None, f"fvd: missing (clips of {min(length, len(prediction))} frames): I3D needs {MIN_FRAMES} at least"
     starts = range(0, len(prediction) - length + 1, length) if length <= len(prediction) else [0]
-    i3d, kind = networks.i3d, f"i3d {networks.weights.get('fvd')} {protocol.fvd_resize} {list(starts)} {length}"
+    i3d, kind = networks.i3d, f"i3d 2 {networks.weights.get('fvd')} {protocol.fvd_resize} {list(starts)} {length}"
 
     def logits(frames: Tensor) -> Tensor:
         clips = (resize_clip(frames[start : start + length], protocol.fvd_resize) for start in starts)
