@@ -64,7 +64,9 @@ def load_networks(protocol: ProtocolConfig, folders: list[str], device: torch.de
         if isinstance(files, Missing):
             networks.missing.append(files)
             continue
-        networks.lpips[net] = read_lpips(files, net, protocol.lpips_variant, protocol.lpips_spatial).to(device)
+        measure = read_lpips(files, net, protocol.lpips_variant, protocol.lpips_spatial).to(device)
+        # half the time on the CPU: the pictures of ``prepare`` lie so in memory
+        networks.lpips[net] = measure.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         networks.weights[f"lpips_{net}"] = _checked(list(files), protocol)
     if {"clip_i", "clip_c", "clip_c_all", "clip_t", "clip_text"} & set(protocol.metrics):
         folder = find_encoder(protocol.clip_encoder, folders)
@@ -291,7 +293,7 @@ def clip_logits(
     if min(length, len(prediction)) < MIN_FRAMES:
         return None, f"fvd: missing (clips of {min(length, len(prediction))} frames): I3D needs {MIN_FRAMES} at least"
     starts = range(0, len(prediction) - length + 1, length) if length <= len(prediction) else [0]
-    i3d, kind = networks.i3d, f"i3d {networks.weights.get('fvd')} {protocol.fvd_resize} {list(starts)} {length}"
+    i3d, kind = networks.i3d, f"i3d 2 {networks.weights.get('fvd')} {protocol.fvd_resize} {list(starts)} {length}"
 
     def logits(frames: Tensor) -> Tensor:
         clips = (resize_clip(frames[start : start + length], protocol.fvd_resize) for start in starts)

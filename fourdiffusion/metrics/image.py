@@ -56,15 +56,25 @@ def ssim(
     check_pair(prediction, truth)
     if min(prediction.shape[-2:]) < window:
         raise ValueError(f"ssim's window of {window} is larger than the pictures, {list(prediction.shape[-2:])} pixels")
-    x, y = (images.double().flatten(0, -3)[:, None] for images in (prediction, truth))
+    x, y = (images.double().contiguous().flatten(0, -3)[:, None] for images in (prediction, truth))
     offset = torch.arange(window, dtype=torch.float64, device=x.device) - (window - 1) / 2
     kernel = torch.exp(-offset.square() / (2 * sigma**2))
     taps = (kernel / kernel.sum()).tolist()
+    extents = torch.as_tensor(data_range, dtype=torch.float64, device=x.device).expand(prediction.shape[:-3])
+    extents = extents[..., None].expand(prediction.shape[:-2]).reshape(-1, 1, 1, 1)
+    size = len(x) if x.requires_grad or y.requires_grad else 1  # one channel stays in the CPU's cache
+    parts = zip(x.split(size), y.split(size), extents.split(size), strict=True)
+    per_channel = torch.cat([_similarity(*part, taps) for part in parts]).reshape(prediction.shape[:-2])
+    return per_channel.mean(-1).float()
+
+
+def _similarity(x: Tensor, y: Tensor, extent: Tensor, taps: list[float]) -> Tensor:
+    """Return the mean structural similarity of channels [N, 1, H, W] with data ranges [N, 1, 1, 1]: [N]."""
 
     def blur(images: Tensor) -> Tensor:
         # a float64 conv2d of one channel takes thirty times as long on the CPU
         for dim in (-2, -1):
-            length = images.shape[dim] - window + 1
+            length = images.shape[dim] - len(taps) + 1
             total = images.narrow(dim, 0, length) * taps[0]
             for start, weight in enumerate(taps[1:], 1):
                 total.add_(images.narrow(dim, start, length), alpha=weight)
@@ -73,12 +83,9 @@ def ssim(
 
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y, cov = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
-    extents = torch.as_tensor(data_range, dtype=torch.float64, device=x.device).expand(prediction.shape[:-3])
-    extents = extents[..., None].expand(prediction.shape[:-2]).reshape(-1, 1, 1, 1)
-    c1, c2 = (0.01 * extents) ** 2, (0.03 * extents) ** 2
+    c1, c2 = (0.01 * extent) ** 2, (0.03 * extent) ** 2
     similarity = ((2 * mean_x * mean_y + c1) * (2 * cov + c2)) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
-    per_channel = similarity.flatten(1).mean(1).reshape(prediction.shape[:-2])
-    return per_channel.mean(-1).float()
+    return similarity.flatten(1).mean(1)
 
 
 def gmsd(prediction: Tensor, truth: Tensor) -> Tensor:

@@ -1,12 +1,13 @@
 """What a run is made of before its first step: processes, clips, networks, objective, optimizer."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs
 from tqdm import tqdm
 
 from fourdiffusion.datasets.sampling import ClipSamples, open_clips
@@ -23,22 +24,26 @@ from fourdiffusion.train.settings import OPTIMIZERS, STAGES, TrainConfig
 from fourdiffusion.train.step import micro_batch_size
 
 Objective = AutoencoderObjective | TowersObjective | DiffusionObjective
-MIXED = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # mixed_precision: the frozen_dtype that goes with it
+DIVIDING = {  # what `accelerate launch` tells its processes, and what it means
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Return the processes that train. UserError for a precision that cannot be had here."""
+    """Return the processes that train. UserError for a precision that cannot be had here, and for divided weights."""
+    for variable, name in DIVIDING.items():
+        if os.environ.get(variable, "").lower() == "true":
+            raise UserError(
+                f"accelerate's {name} divides weights and optimizer, which checkpoints here do not gather: use "
+                "distributed_type MULTI_GPU, configs/accelerate/ddp.yaml (a process fits on 24 GB)"
+            )
     views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
     try:
-        accelerator = Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[views])
+        return Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[views])
     except ValueError as error:
         raise UserError(f"mixed_precision={config.mixed_precision}: {error}") from error
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UserError(
-            f"accelerate's {accelerator.distributed_type.value} divides weights and optimizer, which checkpoints here "
-            "do not gather: use distributed_type MULTI_GPU, configs/accelerate/ddp.yaml (a process fits on 24 GB)"
-        )
-    return accelerator
 
 
 def open_data(config: TrainConfig) -> ClipSamples:

@@ -32,7 +32,7 @@ from fourdiffusion.files import load_tensors
 from fourdiffusion.train.health import MEAN_STEPS, LossWatch, Meter, check_gradients
 from fourdiffusion.train.loop import train
 from fourdiffusion.train.settings import TrainConfig
-from fourdiffusion.train.setup import make_objective, make_optimizer
+from fourdiffusion.train.setup import make_accelerator, make_objective, make_optimizer
 from fourdiffusion.train.state import restore_scaler, scaler_tensors
 from fourdiffusion.train.step import micro_batch_size
 
@@ -237,7 +237,7 @@ def test_every_trained_tensor_gets_a_gradient_and_no_other_changes(
     precision: str,
     checkpointing: bool,
 ) -> None:
-    """After two steps each trained tensor has moved, by a finite amount; frozen ones are the same to the bit."""
+    """After a step each trained tensor has moved, by a finite amount; frozen ones are the same to the bit."""
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
     frozen = "bfloat16" if precision == "bf16" else "float32"
     config = settings("motion", moving, clips, tmp_path / "run", mixed_precision=precision, frozen_dtype=frozen)
@@ -412,3 +412,11 @@ def test_accelerate_reads_its_config_files(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.distributed_type == "MULTI_GPU" and config.num_processes % config.num_machines == 0
     assert json.dumps(config.to_dict())
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_launchers_that_divide_the_weights_are_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed also where its package is missing, FSDP also on a CPU, where accelerate takes it for DDP."""
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match="divides weights and optimizer.*configs/accelerate/ddp.yaml"):
+        make_accelerator(TrainConfig(cpu=True))
