@@ -192,7 +192,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         batch, frames, views = z.shape[:3]
         if motion is not None and frames > motion.config.max_frames:
             raise ValueError(
-                f"{frames} frames, but the motion layers support {motion.config.max_frames}: sample with "
+                f"{frames} frames, but the motion layers support {motion.config.max_frames} positions: sample with "
                 f"groups=windows({frames}, 8) (runs that overlap) or groups=interleaved({frames}, 8) (paper Fig. 5)"
             )
         time = self.time_embedding(self.timesteps(timestep).to(z.dtype))
