@@ -75,7 +75,7 @@ class ClipFiles:
         return Clip(self.uid, rgba, self.c2w, self.fovy_deg, self.times, *texts, depth=depth, author=self.author)
 
     def _read_depth(self, path: Path) -> Tensor:
-        """float32 [H, W], inf where there is no surface."""
+        """Return float32 [H, W], inf where there is no surface."""
         steps = read_gray16(path)
         check_size(path, steps, self.pictures.size)
         depth = torch.from_numpy(steps.astype(np.float32)) * self.depth_unit

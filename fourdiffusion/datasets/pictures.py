@@ -81,7 +81,7 @@ class PictureGrid:
         return pictures[0] if isinstance(view, int) else pictures
 
     def _read(self, places: list[Place]) -> Tensor:
-        """uint8 [F', 4, H, W] of some frames of one view."""
+        """Read some frames of one view: uint8 [F', 4, H, W]."""
         found = read_places(places)
         for place, pixels in zip(places, found, strict=True):
             check_size(path_of(place), pixels, self.size)

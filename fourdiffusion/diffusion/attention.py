@@ -27,7 +27,7 @@ class KeysValues:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
-    """Multi-head scaled dot-product attention; heads are split off the channels.
+    """Compute multi-head scaled dot-product attention; heads are split from the channels.
 
     query [..., Q, C], key and value [..., K, C] with equal leading axes -> [..., Q, C].
     """

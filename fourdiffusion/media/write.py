@@ -94,6 +94,6 @@ def _enlarge(images: Tensor, min_side: int) -> Tensor:
 
 
 def _to_uint8(images: Tensor) -> np.ndarray:
-    """[N, C, H, W] in [0, 1] -> uint8 [N, H, W, C]."""
+    """Convert [N, C, H, W] in [0, 1] to uint8 [N, H, W, C]."""
     scaled = images.detach().float().clamp(0, 1) * 255
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

@@ -18,7 +18,7 @@ def alpha_iou(prediction: Tensor, truth: Tensor, threshold: float = 0.5) -> Tens
     for name, alpha in (("prediction", prediction), ("truth", truth)):
         low, high = float(alpha.min()), float(alpha.max())
         if not (low >= 0 and high <= 1):
-            raise ValueError(f"{name} lies in [{low:.4g}, {high:.4g}]: alpha must be in [0, 1]")
+            raise ValueError(f"{name} is in [{low:.4g}, {high:.4g}]: alpha must be in [0, 1]")
     a, b = prediction > threshold, truth > threshold
     union = (a | b).flatten(-2).sum(-1)
     shared = (a & b).flatten(-2).sum(-1)

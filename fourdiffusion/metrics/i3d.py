@@ -144,7 +144,7 @@ class TorchscriptI3D(nn.Module):
             raise UserError(f"{path} is not a TorchScript file ({reason}): get it again") from error
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips as of ``I3D`` -> logits [N, 400]."""
+        """Clips as in ``I3D`` -> logits [N, 400]."""
         _check_clips(clips)
         try:
             logits = self.network(clips, rescale=False, resize=False, return_features=True)
@@ -167,7 +167,7 @@ def _check_clips(clips: Tensor) -> None:
         raise ValueError(f"I3D needs clips of {MIN_FRAMES} frames at least, got {clips.shape[2]}")
     low, high = float(clips.min()), float(clips.max())
     if not (low >= -1.5 and 0 < high <= 1.5):  # bicubic resizing overshoots a little
-        raise ValueError(f"I3D's clips lie in [{low:.4g}, {high:.4g}]: they must be in [-1, 1], and not all dark")
+        raise ValueError(f"I3D's clips are in [{low:.4g}, {high:.4g}]: they must be in [-1, 1], and not all dark")
 
 
 def resize_clip(frames: Tensor, rule: str) -> Tensor:

@@ -22,7 +22,7 @@ def check_pair(prediction: Tensor, truth: Tensor) -> None:
     for name, images in (("prediction", prediction), ("truth", truth)):
         low, high = float(images.detach().min()), float(images.detach().max())
         if not (low >= -1e-4 and high <= 1 + 1e-4):
-            raise ValueError(f"{name} lies in [{low:.4g}, {high:.4g}]: pictures must be finite and in [0, 1]")
+            raise ValueError(f"{name} is in [{low:.4g}, {high:.4g}]: pictures must be finite and in [0, 1]")
 
 
 def psnr(prediction: Tensor, truth: Tensor, data_range: Tensor | float = 1.0) -> Tensor:

@@ -28,7 +28,7 @@ def write_thumbnail(path: Path, views: list[Tensor]) -> None:
 
 
 def _over_gray(rgba: Tensor) -> list[np.ndarray]:
-    """uint8 [F, 4, H, W] -> F pictures [SIDE, w, 3]."""
+    """Composite over gray and resize: uint8 [F, 4, H, W] -> F pictures [SIDE, w, 3]."""
     height, width = rgba.shape[-2:]
     size = (max(1, round(SIDE * width / height)), SIDE)
     pictures = []

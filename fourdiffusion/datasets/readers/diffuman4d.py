@@ -63,5 +63,5 @@ def _pictures(folder: Path, optional: bool = False) -> list[Path]:
         return []
     files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
     if not files and not optional:
-        raise UserError(f"{printable(folder)}: holds no picture; a camera's frames lie in images/<camera_label>")
+        raise UserError(f"{printable(folder)}: holds no picture; a camera's frames are in images/<camera_label>")
     return sorted(files, key=lambda file: natural_order(file.stem))

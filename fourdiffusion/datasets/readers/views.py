@@ -130,7 +130,7 @@ def natural_order(text: str) -> list[tuple[int, str]]:
 
 
 def _numbered(paths: list[Path]) -> dict[str, dict[int, Path]]:
-    """{prefix: {number: path}} of names that end in a number: view_3.mp4 is number 3 of "view_"."""
+    """Return {prefix: {number: path}} of names that end in a number: view_3.mp4 is number 3 of "view_"."""
     found: dict[str, dict[int, Path]] = {}
     for path in paths:
         stem = path.stem if path.is_file() else path.name

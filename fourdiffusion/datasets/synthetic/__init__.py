@@ -373,7 +373,7 @@ def _samples_in(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _intersect(unit: Tensor, centre: Tensor, pair: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """First hit of the rays (x, y, -1) with their ellipsoid: distance [S] in units of that ray, and whether it hits.
+    """Return first hits of rays (x, y, -1) with their ellipsoids: distance [S] in units of the ray, and hit flags.
 
     In the frame where the ellipsoid is the unit sphere the ray is o + t d: a t^2 + 2 b t + c = 0, and a, b are
     polynomials of x and y with coefficients that depend on the pair only.
