@@ -346,21 +346,28 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 
 # Settings that are paths, by class: the command line reads them all by the one rule of media.paths.user_path.
 PATHS: dict[str, set[str]] = {
-    "InputVideo": {"video", "mask"},
+    "InputVideo": {"video", "mask", "matting_model"},
     "GenerateConfig": {"output"},
     "RenderConfig": {"scene", "output"},
     "ExportConfig": {"scene", "output"},
     "ViewConfig": {"scene", "output"},
-    "ConvertConfig": {"imagedream", "motion", "output", "tokenizer"},
+    "AppConfig": {"output"},
+    "FitViewsConfig": {"views", "output"},
+    "PackConfig": {"clips", "output", "ids", "manifest"},
+    "CurateConfig": {"clips", "output", "captions", "captioner", "lists"},
+    "ObjaverseConfig": {"output", "captions", "lists"},
+    "ConvertConfig": {"imagedream", "motion", "output", "tokenizer", "checkpoint"},
     "RenderAssetsConfig": {"assets", "output", "manifest", "hdri"},
     "SynthConfig": {"output"},
     "ModelConfig": {"path"},
     "DataConfig": {"path"},
-    "TrainConfig": {"output", "lpips_weights", "validation_data"},
+    "TrainConfig": {"output", "lpips_weights", "validation_data", "init_motion"},
     "FitConfig": {"output"},
     "LossConfig": {"lpips_weights"},
-    "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
+    "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare", "feature_cache"},
 }
+# Of these, the ones that may also be an address (s3://, https://) of shards.
+ADDRESSES: dict[str, set[str]] = {"DataConfig": {"path"}, "TrainConfig": {"validation_data"}}
 
 
 def check_numbers(settings: Any, prefix: str = "") -> None:

@@ -25,7 +25,7 @@ import yaml
 
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.media.paths import user_path
-from fourdiffusion.ranges import CHOICES, PATHS, RANGES
+from fourdiffusion.ranges import ADDRESSES, CHOICES, PATHS, RANGES
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -93,7 +93,10 @@ class Setting:
     @property
     def is_path(self) -> bool:
         """Whether the value is a path or a list of paths."""
-        return any(self.key.rpartition(".")[2] in PATHS.get(c.__name__, ()) for c in self.owner.__mro__)
+        return self._is_in(PATHS)
+
+    def _is_in(self, table: dict[str, set[str]]) -> bool:
+        return any(self.key.rpartition(".")[2] in table.get(c.__name__, ()) for c in self.owner.__mro__)
 
     def expanded(self, value: Any) -> Any:
         """Return a path, or a list of them, with ``~`` expanded; UserError for what is none. Other values stay.
@@ -107,6 +110,9 @@ class Setting:
             or not isinstance(value, str)
             or value == getattr(self.owner, self.key.rpartition(".")[2], None)
         ):
+            return value
+        scheme, separator, _ = value.partition("://")
+        if self._is_in(ADDRESSES) and separator and scheme.isalnum() and scheme != "file":
             return value
         path = user_path(value, self.key)
         if not value.startswith("~"):
