@@ -78,8 +78,12 @@ def drive_page(page_file: Path, out: Path) -> dict[str, object]:
         page.wait_for_selector("body[data-ready]", timeout=60000)
         page.wait_for_timeout(700)
         moved = page.evaluate("Number(document.getElementById('time').value)")
-        page.wait_for_timeout(500)
-        plays = moved != page.evaluate("Number(document.getElementById('time').value)")
+        plays = False
+        for _ in range(40):  # ten seconds on a machine that others use
+            page.wait_for_timeout(250)
+            plays |= moved != page.evaluate("Number(document.getElementById('time').value)")
+            if plays:
+                break
 
         def seek(frame: int) -> None:
             page.evaluate(

@@ -355,22 +355,26 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
 
 # Settings that are paths, by class: the command line resolves them with media.paths.user_path.
 PATHS: dict[str, set[str]] = {
-    "InputVideo": {"video", "mask"},
+    "InputVideo": {"video", "mask", "matting_model"},
     "GenerateConfig": {"output"},
     "RenderConfig": {"scene", "output"},
     "ExportConfig": {"scene", "output"},
     "ViewConfig": {"scene", "output"},
-    "ConvertConfig": {"imagedream", "motion", "output", "tokenizer"},
+    "AppConfig": {"output"},
+    "FitViewsConfig": {"views", "output", "lpips_weights"},
+    "PackConfig": {"clips", "output", "ids", "manifest"},
+    "CurateConfig": {"clips", "output", "captions", "captioner", "lists"},
+    "ObjaverseConfig": {"output", "captions", "lists"},
+    "ConvertConfig": {"imagedream", "motion", "output", "tokenizer", "checkpoint"},
     "RenderAssetsConfig": {"assets", "output", "manifest", "hdri"},
     "SynthConfig": {"output"},
     "ModelConfig": {"path"},
     "DataConfig": {"path"},
-    "TrainConfig": {"output", "lpips_weights", "validation_data"},
+    "TrainConfig": {"output", "lpips_weights", "validation_data", "init_motion"},
     "FitConfig": {"output"},
-    "FitViewsConfig": {"views", "output", "lpips_weights"},
     "CameraConfig": {"file"},
     "LossConfig": {"lpips_weights"},
-    "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
+    "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare", "feature_cache"},
 }
 # Paths that may also be the address of shards (``s3://``, ``https://``).
 ADDRESSES: dict[str, set[str]] = {"DataConfig": {"path"}, "TrainConfig": {"validation_data"}}

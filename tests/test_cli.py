@@ -308,7 +308,7 @@ def test_words_of_choice_are_those_that_the_model_knows() -> None:
     known = CHOICES["ModelConfig"]
     assert known["scheduler"] == SCHEDULERS and known["long_video"] == LONG_VIDEO
     assert known["timestep_spacing"] == TIMESTEP_SPACINGS and known["offload"] == OFFLOADS
-    assert known["dtype"] == known["storage_dtype"] == tuple(DTYPES)
+    assert known["dtype"] == (*known["storage_dtype"], "auto") == (*DTYPES, "auto")
     assert {renames.VALUES.get(word, word) for word in known["prediction_type"]} == set(PREDICTION_TYPES)
     for verb in verbs.VERBS:
         settings = load_settings_class(verb.settings)
