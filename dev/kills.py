@@ -82,14 +82,14 @@ class Child:
                 from fourdiffusion.cli import main as command
 
                 code = command(list(words))
-                sys.stdout.flush()
-                sys.stderr.flush()
             except BaseException:
                 import traceback
 
                 traceback.print_exc()
                 code = 1
             finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(code)
 
     def end(self, seconds: float = 300) -> tuple[int, str]:

@@ -39,6 +39,7 @@ except ImportError:  # Windows
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 LOCK = ".lock"
+MAX_STEP = 10**9
 # Files that a run writes before its first result: a folder with only these does not restrict the next run.
 PREPARATIONS = {
     "config.yaml",
@@ -224,6 +225,7 @@ def lock_folder(folder: Path, keep: str = "config.yaml") -> Iterator[None]:
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         require_own_file(folder / LOCK)
+        is_new = not (folder / LOCK).exists()
         file = open(folder / LOCK, "a+", encoding="utf-8")
     except (OSError, ValueError) as error:
         _remove_empty(made)
@@ -249,7 +251,7 @@ def lock_folder(folder: Path, keep: str = "config.yaml") -> Iterator[None]:
         try:
             yield
         finally:
-            if not (folder / keep).is_file():  # there is no run
+            if is_new and not (folder / keep).is_file():  # there is no run
                 (folder / LOCK).unlink(missing_ok=True)
                 _remove_empty(made)
 
@@ -402,7 +404,7 @@ def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tupl
     if metadata.get("verb", verb) != verb:
         raise UserError(f"{path} is a checkpoint of {metadata['verb']}, not of {verb}")
     step = metadata.get("step")
-    if type(step) is not int or step < 0:
+    if type(step) is not int or not 0 <= step <= MAX_STEP:
         raise UserError(f"{path} has no step that counts (step={step})")
     for name in tensors:
         if name.startswith("optimizer.") and not re.fullmatch(r"optimizer\.\d+\.\w+", name):

@@ -15,6 +15,7 @@ from fourdiffusion.cli.config import from_values
 from fourdiffusion.cli.schema import load_settings_class, settings
 from fourdiffusion.cli.verbs import VERBS
 from fourdiffusion.renames import current_name
+from fourdiffusion.train.settings import TrainConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")]
 
@@ -44,8 +45,11 @@ def test_every_path_goes_through_the_one_rule() -> None:
 
 
 def test_an_address_of_shards_is_taken_as_it_is() -> None:
-    values = {"data": {"path": "s3://bucket/shards"}, "validation_data": "https://example.org/shards"}
-    config = from_values("train", load_settings_class("fourdiffusion.train.settings:TrainConfig"), values)
+    values: dict[str, object] = {
+        "data": {"path": "s3://bucket/shards"},
+        "validation_data": "https://example.org/shards",
+    }
+    config: TrainConfig = from_values("train", TrainConfig, values)
     assert (config.data.path, config.validation_data) == ("s3://bucket/shards", "https://example.org/shards")
 
 

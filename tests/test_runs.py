@@ -352,6 +352,10 @@ def test_a_lock_leaves_nothing_where_no_run_came_about(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="reason"), lock_folder(folder):
             raise UserError("reason")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not any((tmp_path / "mine").iterdir())
+    (tmp_path / "mine" / ".lock").touch()  # of a run whose settings are lost
+    with pytest.raises(UserError, match="reason"), lock_folder(tmp_path / "mine"):
+        raise UserError("reason")
+    assert (tmp_path / "mine" / ".lock").exists()
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file" / "run", Path("a\0b")):
         with pytest.raises(UserError, match="cannot be made"), lock_folder(output):
@@ -424,6 +428,7 @@ def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
         ({}, 6, "train", "is a checkpoint of train, not of fit"),
         ({}, -1, "fit", "has no step that counts .step=-1"),
         ({}, "6", "fit", "has no step that counts"),
+        ({}, 10**30, "fit", "has no step that counts"),
         ({"scene.a": None}, 6, "fit", "lacks the tensor scene.a"),
         ({"optimizer.0.exp_avg": torch.ones(1)}, 6, "fit", r"optimizer.0.exp_avg is \[1\], this run's is \[2\]"),
         ({"scene.a": torch.tensor([0, float("nan"), 0])}, 6, "fit", "scene.a is not finite"),

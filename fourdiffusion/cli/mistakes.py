@@ -37,8 +37,8 @@ def mistake(error: BaseException) -> str | None:
     if no_memory or "can't allocate memory" in text:
         first = text.splitlines()[0] if text else ""
         return f"{NO_MEMORY} ({first})" if first else NO_MEMORY
-    if type(error).__name__ == "SafetensorError" and ("code: 28" in text or "StorageFull" in text):
-        return FULL
+    if type(error).__name__ == "SafetensorError" and (found := re.search(r"(?:os error|code:) (\d+)", text)):
+        return REMEDIES.get(int(found[1])) or os.strerror(int(found[1]))  # its own errors of reading and writing
     if isinstance(error, OSError):
         reason = REMEDIES.get(error.errno or 0) or error.strerror or " ".join(text.split()) or type(error).__name__
         names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]

@@ -34,6 +34,8 @@ def read_caption_table(path: Path) -> dict[str, str]:
                 found[row[0].strip()] = row[1].strip()
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table of UTF-8 text ({error}); give a .csv of uid,caption") from error
+    if not found:
+        raise UserError(f"{path}: holds no caption; give a .csv of uid,caption")
     return found
 
 
