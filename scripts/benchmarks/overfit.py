@@ -6,8 +6,8 @@ The frozen base has the shipped model's VAE and encoders and an untrained UNet (
 the model comes to know of the clips lies in its motion layers; --base shipped takes the shipped model's trained UNet,
 whose loss is low before the first step. The encoders' outputs are cached. Prints the validation loss by noise level,
 on the training clips, against steps, and writes overfit.png: each clip's frames, truth above samples from noise.
-Ends with code 1 unless the mean of the four noise levels falls under a tenth of its start, and under a tenth of 1, about
-what predicting zero gives: the start of a random network may lie above that.
+Ends with code 1 unless the mean of the four noise levels falls under a tenth of its start, and under a tenth of 1,
+which predicting zero gives: the start of a random network may lie above that.
 """
 
 import argparse
