@@ -6,7 +6,8 @@ The frozen base has the shipped model's VAE and encoders and an untrained UNet (
 the model comes to know of the clips lies in its motion layers; --base shipped takes the shipped model's trained UNet,
 whose loss is low before the first step. The encoders' outputs are cached. Prints the validation loss by noise level,
 on the training clips, against steps, and writes overfit.png: each clip's frames, truth above samples from noise.
-Ends with code 1 unless the mean of the four noise levels falls under a tenth of its start.
+Ends with code 1 unless the mean of the four noise levels falls under a tenth of its start, and under a tenth of 1,
+which predicting zero gives: the start of a random network may lie above that.
 """
 
 import argparse
@@ -18,9 +19,11 @@ from pathlib import Path
 
 import report
 import torch
+from diffusers.models.resnet import ResnetBlock2D
 
 from fourdiffusion import cli
 from fourdiffusion.cli.config import build, compose, load_settings_class, shipped
+from fourdiffusion.diffusion.attention import MultiviewTransformer
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.diffusion.motion import MotionModules
@@ -32,7 +35,7 @@ from fourdiffusion.train.settings import TrainConfig
 from fourdiffusion.train.validation import validation_samples
 
 SETTINGS = "fourdiffusion.train.settings:TrainConfig"
-GAIN = 4.0  # of an untrained conv_out: torch's default lets a pixel's 64 normalized features say 0.5 of white noise
+BRANCH, GAIN = 0.3, 4.0  # factors of an untrained UNet's weights, see shrink_branches
 WORDS = ["stage=motion", "batch_size=4", "data.num_views=2", "data.num_frames=3", "data.frame_stride=3", "cpu=true"]
 WORDS += ["learning_rate=2e-3", "lr_warmup_steps=50", "weight_decay=0", "ema_decay=0.98", "cond_drop_prob=0"]
 WORDS += ["text_drop_prob=0", "log_every=50", "validation_clips=4", "validation_num_inference_steps=1"]
@@ -75,11 +78,26 @@ def write_base(folder: Path, kind: str) -> None:
     if kind == "fresh":
         sizes = dict(pipeline.unet.config) | {"channels": [64, 64], "attention_levels": [True, True]}
         pipeline.register_modules(unet=MultiviewUNet.from_config(sizes))
-        with torch.no_grad():  # else normalized features cannot reach the target's variance: see GAIN
-            pipeline.unet.conv_out.weight *= GAIN
+        shrink_branches(pipeline.unet)
     heads, groups = pipeline.motion.config.num_heads, pipeline.unet.config.norm_groups
     pipeline.register_modules(motion=MotionModules(pipeline.unet.block_channels(), heads, 32, groups))
     pipeline.save_whole(folder)
+
+
+def shrink_branches(unet: MultiviewUNet) -> None:
+    """Let an untrained UNet pass its input on, so that layers that see one pixel each can read the noise from it.
+
+    Diffusion UNets begin with residual branches of zero (Dhariwal and Nichol 2021); torch's defaults bury the input
+    under what the branches make of it. A few tenths leave cameras, noise level, prompt and positions in the features.
+    The output convolution is scaled up: by default normalized features cannot say white noise of variance 1.
+    """
+    with torch.no_grad():
+        for module in unet.modules():
+            if isinstance(module, ResnetBlock2D):
+                module.conv2.weight *= BRANCH
+            elif isinstance(module, MultiviewTransformer):
+                module.proj_out.weight *= BRANCH
+        unet.conv_out.weight *= GAIN
 
 
 def write_sheet(run: Path, config: TrainConfig) -> None:
@@ -98,7 +116,7 @@ def write_sheet(run: Path, config: TrainConfig) -> None:
 
 
 def table(run: Path) -> bool:
-    """Print the losses as Markdown. Return whether the last mean is under a tenth of the first."""
+    """Print the losses as Markdown. Return whether the last mean is under a tenth of the first, and of 1."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     lines = [line for line in lines if "validation_loss" in line]
     names = [name for name in lines[0] if name.startswith("validation_loss")]
@@ -108,7 +126,7 @@ def table(run: Path) -> bool:
         print(f"| {line['step']} | " + " | ".join(f"{line[name]:.4f}" for name in names) + " |")
     first, last = lines[0]["validation_loss"], lines[-1]["validation_loss"]
     print(f"\n{first:.4f} -> {last:.4f}, a {first / last:.1f}th; {report.provenance({git_commit()})}")
-    return last < first / 10
+    return last < min(first, 1) / 10
 
 
 def _run(words: list[str]) -> None:

@@ -55,6 +55,8 @@ def main() -> None:
     motion = [f"batch_size={options.batch}", "stage=motion", f"learning_rate={options.rate}"]
     starts: dict[str, list[str]] = {"zero": []}
     for name, steps, start in (("tuned", options.tuned_steps, base), ("fresh", options.fresh_steps, fresh)):
+        if not steps:
+            continue
         other = ["stage=base", "batch_size=4", f"model.path={start}", f"max_steps={steps}", "learning_rate=1e-3"]
         _run(["train", *data, *other, "seed=7", "validation_every=0", f"output={options.run / name}"])
         words = [f"model.path={options.run / name / 'model'}", f"max_steps={options.prior_steps}", "seed=8"]
@@ -62,7 +64,7 @@ def main() -> None:
         _run(["train", *data, *motion, *words, "validation_every=0", f"output={prior}"])
         starts[f"{name}, moved"] = [f"init_motion={prior}"]
         starts[f"{name}, two-stage"] = [f"init_motion={prior}", f"projection_steps={options.steps // 4}"]
-    shown = [f"validation_every={options.steps // 12}", f"validation_data={held_out}", "validation_clips=4"]
+    shown = [f"validation_every={options.steps // 6}", f"validation_data={held_out}", "validation_clips=4"]
     untrained = options.run / "untrained"  # the loss before any step: zero motion layers are the base
     words = [f"model.path={base}", f"output={untrained}", "max_steps=1", "learning_rate=0", "validation_every=1"]
     _run(["train", *data, *motion, *shown, *words])
@@ -119,8 +121,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--frames", type=int, default=4)
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--tuned-steps", type=int, default=150)
-    parser.add_argument("--fresh-steps", type=int, default=600)
+    parser.add_argument("--tuned-steps", type=int, default=150, help="0: without this base")
+    parser.add_argument("--fresh-steps", type=int, default=600, help="0: without this base")
     parser.add_argument("--prior-steps", type=int, default=300)
     parser.add_argument("--steps", type=int, default=240)
     return parser.parse_args()
