@@ -1,12 +1,13 @@
 """Drive a running viewer in headless Chromium: does the picture change with time and camera, does it play, how fast.
 
-    fourdiffusion view scene=runs/demo size=128 moving_seconds=10 &
+    fourdiffusion view scene=runs/demo size=128 moving_seconds=10 fps=30 &
     python dev/check_viewer.py http://127.0.0.1:8080 out/ --pid $!
 
 Prints one JSON line; screenshots go into the second argument. ``moving_seconds=10`` keeps pictures at full size while
-the camera turns, 128 x 128 in the square window in which the rate is measured. The processor seconds a picture (--pid)
-also tell on a busy machine: C cores draw at most C / seconds pictures a second. Needs playwright (Python) and a
-chromium on the PATH.
+something moves, 128 x 128 in the square window in which the rates are measured. While the camera turns, a browser
+without a GPU asks for fewer pictures than the viewer draws; while it plays (fps=30) it only receives them. The
+processor seconds a picture (--pid) also tell on a busy machine: C cores draw at most C / seconds pictures a second.
+Needs playwright (Python) and a chromium on the PATH.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from playwright.sync_api import Page, sync_playwright
 
 CANVAS = (slice(80, 620), slice(40, 560))  # of the page, rows and columns without panels
 
+INPUT = (256, 256)  # size of the input video's frames, which are sent beside the pictures
 JPEG = b"\xff\xd8\xff\xe0\x00\x10JFIF"  # a picture's first bytes
 
 
@@ -109,17 +111,29 @@ def main() -> None:
         page.mouse.click(label["x"] + 105, label["y"] + label["height"] / 2)  # the box stands beside its label
         page.wait_for_timeout(800)
         values = set()
-        for _ in range(8):
+        for pause in range(24):
             values.add(slider.get_attribute("aria-valuenow"))
-            page.wait_for_timeout(300)
+            page.wait_for_timeout(200 + 17 * pause)  # not in step with the frames
         plays = len(values) > 2
         page.screenshot(path=str(out / "viewer_plays.png"))
+        page.set_viewport_size({"width": 480, "height": 480})
+        page.wait_for_timeout(4000)
+        before = processor_seconds(arguments.pid) if arguments.pid else None
+        sent.clear()
+        begin = time.monotonic()
+        page.wait_for_timeout(6000)
+        playing = [size for size in sent if size != INPUT]
+        playing_rate = len(playing) / (time.monotonic() - begin)
+        if before is not None:
+            before = (processor_seconds(arguments.pid) - before) / max(len(playing), 1)
         browser.close()
     found = {
         "console_errors": problems, "plays": plays, "pixels_changed_by_time": changed(start, later),
         "pixels_changed_by_azimuth": changed(later, turned), "pictures_per_second_while_turning": round(rate, 2),
         "messages_of_the_browser_a_second": round(asked, 1), "sizes_while_turning": sorted(set(turning)),
         "processor_seconds_a_picture": spent and round(spent, 4),
+        "pictures_per_second_while_playing": round(playing_rate, 2), "sizes_while_playing": sorted(set(playing)),
+        "processor_seconds_a_picture_playing": before and round(before, 4),
     }  # fmt: skip
     print(json.dumps(found))
 
