@@ -190,7 +190,6 @@ def serve(server: Any, session: Session, stop: threading.Event) -> None:
     controls = add_controls(server, session)
     pictures: dict[int, Picture] = {}
     recorder = Recorder()
-    server.gui.configure_theme(control_layout="fixed")  # beside the picture, not over it
     server.scene.set_up_direction("+z")
     server.on_client_connect(_place_camera)
     while not stop.is_set():
