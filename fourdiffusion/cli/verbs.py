@@ -200,9 +200,6 @@ VERBS = (
             "num_frames",
             "alpha",
             "crop",
-            "camera.fovy",
-            "camera.distance",
-            "camera.elevation",
             "camera.file",
             "max_steps",
             "seed",
@@ -273,7 +270,7 @@ VERBS = (
             "fourdiffusion evaluate prediction=runs/clip reference=data/sample/truth",
             "fourdiffusion evaluate prediction=c4d/pred reference=c4d/gt protocol=consistent4d weights=cache/weights",
         ),
-        ("prediction", "reference", "weights", "output", "device", "compare", "page"),
+        ("prediction", "reference", "weights", "output", "device", "compare", "baselines", "page"),
     ),
     Verb(
         "doctor",

@@ -96,7 +96,10 @@ def legend(lines: list[Line]) -> str:
     fvd = ""
     if "fvd [set]" in taken:
         count = len({line["object"] for line in lines} - {"all"})
-        fvd = f" FVD is the Frechet distance of the two sets of I3D logits, {count} objects by views; mean over seeds."
+        fvd = (
+            f" FVD is the Frechet distance of the two sets of I3D logits, of the videos of {count} objects; mean over "
+            "seeds, comparable only among sets of as many videos, and without a standard error: a set is one number."
+        )
     return (
         f"GMSD is gradient magnitude similarity deviation, a perceptual measure without weights{lpips}. "
         f"The temporal error is the mean absolute error of the differences between neighboring frames.{fvd}"

@@ -12,11 +12,12 @@ from tiny_verbs import tiny_fit, write_frames
 
 from fourdiffusion import cameras
 from fourdiffusion.api import fit_scene
+from fourdiffusion.cli.config import from_values
 from fourdiffusion.datasets.clips import write_clip
 from fourdiffusion.errors import UserError
 from fourdiffusion.fit.camera import InputCamera, check_camera, input_camera
 from fourdiffusion.fit.settings import CameraConfig, FitConfig
-from fourdiffusion.fit.setup import build_target
+from fourdiffusion.fit.setup import build_target, open_problem, read_inputs
 from fourdiffusion.fit.step import draw_anchor, draw_input_pixels, draw_pixels, draw_side, plan_step
 from fourdiffusion.media.read import VideoInput
 from fourdiffusion.randomness import stream
@@ -119,5 +120,15 @@ def test_a_run_keeps_the_camera_that_it_was_told(tmp_path: Path) -> None:
     found = recorded_camera(tmp_path / "run")
     assert found is not None and found[1] == 30.0
     assert torch.allclose(found[0], cameras.orbit(torch.zeros(1), 10.0, inside))
+    for stands_in in (True, False):
+        settings["loss"]["use_input_view"] = stands_in
+        output = tmp_path / f"views{stands_in}"
+        config = from_values("fit", FitConfig, settings | {"video": frames, "output": output})
+        target = open_problem(config, read_inputs(config)).target
+        ring = cameras.orbit(cameras.orthogonal_azimuths(4), 10.0)
+        first = found[0][0] if stands_in else ring[0]
+        assert torch.allclose(target.c2w, torch.cat([first[None], ring[1:]]))
+        assert target.fovy_deg.tolist() == [30.0 if stands_in else 45.0, 45.0, 45.0, 45.0]
+    settings["loss"]["use_input_view"] = True
     with pytest.raises(UserError, match="holds a run with camera.distance=2.5, this one has camera.distance=2.0"):
         fit_scene(frames, tmp_path / "run", **settings | {"camera": {**settings["camera"], "distance": 2.0}})
