@@ -190,8 +190,10 @@ def terminate(base: Path, place: Path, moments: int, rng: Random, verbs: Iterabl
             again, said_again = Child(words, folder).end()
             same = content(folder / "out") == expected
             ok = code in (0, 143, -15) and again == 0 and same and "TRACEBACK" not in said + said_again and not lost
-            good &= told(ok, f"terminate {verb} {number} after {moment:.1f} of {seconds:.1f} s: {code}, then {again}, "
-                         f"{'the same' if same else 'OTHER'} files{lost}", said + (said_again if not ok else ""))  # fmt: skip
+            what = f"terminate {verb} {number} after {moment:.1f} of {seconds:.1f} s: {code}, then {again}"
+            good &= told(
+                ok, f"{what}, {'the same' if same else 'OTHER'} files{lost}", said if ok else said + said_again
+            )
     return good
 
 

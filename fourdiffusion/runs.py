@@ -414,7 +414,7 @@ def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tupl
             _, index, key = name.split(".")
             states.setdefault(index, set()).add(key)
     for index, keys in states.items():
-        if lacking := sorted(set().union(*states.values()) - keys):
+        if keys & {"exp_avg", "exp_avg_sq"} and (lacking := sorted({"exp_avg", "exp_avg_sq", "step"} - keys)):  # Adam's
             raise UserError(f"{path} lacks the tensor optimizer.{index}.{lacking[0]}")
     for name, value in expected.items():
         if name not in tensors:
