@@ -11,7 +11,7 @@ full       files may not grow beyond some bytes (RLIMIT_FSIZE), and the output l
            where this process may mount one: one line, exit code 2; what was there stays whole; with more room the same
            command then ends as one that was never stopped.
 denied     the output folder becomes read-only in the middle of a run, for a process without root's rights; likewise.
-vanish     the output folder is removed while a fit and a training run: one line.
+vanish     the output folder is moved away while a fit and a training run: one line.
 workers    a process that draws, scores or loads clips is killed: one line, no step lost, the same command ends well.
 cut        a fit is killed between generated/ and its pictures: the same command writes them.
 """
@@ -190,8 +190,10 @@ def terminate(base: Path, place: Path, moments: int, rng: Random, verbs: Iterabl
             again, said_again = Child(words, folder).end()
             same = content(folder / "out") == expected
             ok = code in (0, 143, -15) and again == 0 and same and "TRACEBACK" not in said + said_again and not lost
-            good &= told(ok, f"terminate {verb} {number} after {moment:.1f} of {seconds:.1f} s: {code}, then {again}, "
-                         f"{'the same' if same else 'OTHER'} files{lost}", said + (said_again if not ok else ""))  # fmt: skip
+            what = f"terminate {verb} {number} after {moment:.1f} of {seconds:.1f} s: {code}, then {again}"
+            good &= told(
+                ok, f"{what}, {'the same' if same else 'OTHER'} files{lost}", said if ok else said + said_again
+            )
     return good
 
 
@@ -290,7 +292,7 @@ def vanish(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[s
             limit = time.monotonic() + 300
             while not (folder / "out" / "log.jsonl").exists() and time.monotonic() < limit:
                 time.sleep(0.02)
-            shutil.rmtree(folder / "out", ignore_errors=True)
+            os.rename(folder / "out", folder / "elsewhere")  # at once: what is deleted file by file may be made again
             code, said = child.end(120)
             good &= told(code == 2 and "TRACEBACK" not in said, f"vanish {verb} {number}: {code}", said)
     return good

@@ -406,9 +406,16 @@ def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tupl
     step = metadata.get("step")
     if type(step) is not int or not 0 <= step <= MAX_STEP:
         raise UserError(f"{path} has no step that counts (step={step})")
+    states: dict[str, set[str]] = {}  # names of each parameter's state
     for name in tensors:
-        if name.startswith("optimizer.") and not re.fullmatch(r"optimizer\.\d+\.\w+", name):
-            raise UserError(f"{path}: {name[:80]} is not an optimizer state")
+        if name.startswith("optimizer."):
+            if not re.fullmatch(r"optimizer\.\d+\.\w+", name):
+                raise UserError(f"{path}: {name[:80]} is not an optimizer state")
+            _, index, key = name.split(".")
+            states.setdefault(index, set()).add(key)
+    for index, keys in states.items():
+        if keys & {"exp_avg", "exp_avg_sq"} and (lacking := sorted({"exp_avg", "exp_avg_sq", "step"} - keys)):  # Adam's
+            raise UserError(f"{path} lacks the tensor optimizer.{index}.{lacking[0]}")
     for name, value in expected.items():
         if name not in tensors:
             raise UserError(f"{path} lacks the tensor {name}")

@@ -400,7 +400,8 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 
 # ---- checkpoints ----------------------------------------------------------------------------------------------------
 
-STATE = {"scene.a": torch.arange(3.0), "optimizer.0.exp_avg": torch.ones(2)}
+STATE = {"scene.a": torch.arange(3.0), "optimizer.0.step": torch.ones(())}
+STATE |= {f"optimizer.0.{name}": torch.ones(2) for name in ("exp_avg", "exp_avg_sq")}
 
 
 def told(folder: Path, verb: str = "fit") -> tuple[int | None, list[str]]:
@@ -430,6 +431,7 @@ def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
         ({}, "6", "fit", "has no step that counts"),
         ({}, 10**30, "fit", "has no step that counts"),
         ({"scene.a": None}, 6, "fit", "lacks the tensor scene.a"),
+        ({"optimizer.1.exp_avg_sq": torch.ones(2)}, 6, "fit", "lacks the tensor optimizer.1.exp_avg"),
         ({"optimizer.0.exp_avg": torch.ones(1)}, 6, "fit", r"optimizer.0.exp_avg is \[1\], this run's is \[2\]"),
         ({"scene.a": torch.tensor([0, float("nan"), 0])}, 6, "fit", "scene.a is not finite"),
         (None, 6, "fit", "checkpoint.safetensors is damaged"),

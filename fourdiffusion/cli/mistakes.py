@@ -14,6 +14,7 @@ FULL = "the disk is full: free some space, then run the same command again"
 REMEDIES = {
     errno.ENOSPC: FULL,
     errno.EDQUOT: FULL,
+    errno.EFBIG: "files may not become so large here: raise the limit (ulimit -f), or choose another output",
     errno.EROFS: "the file system is read-only: choose another output",
     errno.EACCES: "permission denied: choose another output, or change who may read and write it",
     errno.EPERM: "permission denied: choose another output, or change who may read and write it",

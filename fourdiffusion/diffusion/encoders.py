@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from fourdiffusion.diffusion.finite import require_finite
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 
 CLIP_HUB = "openai/clip-vit-large-patch14"  # the vocabulary is the same for all of CLIP
@@ -96,7 +97,10 @@ def find_tokenizer(folders: list[Path], max_length: int) -> CLIPTokenizer:
     ]
     tokenizer = None
     if found:
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        for path in sorted(found[0].glob("*.json")):
+            if not isinstance(content := read_json(path, "fetch it again"), dict):
+                raise UserError(f"{path}: holds a {type(content).__name__}, not an object; fetch it again")
+        with contextlib.suppress(Exception):  # the library has kinds of its own for each fault
             tokenizer = CLIPTokenizer.from_pretrained(found[0], local_files_only=True, model_max_length=max_length)
     if tokenizer is None or len(tokenizer) < 256:  # one entry per byte; without files the library makes an empty one
         raise UserError(

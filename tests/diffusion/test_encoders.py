@@ -1,11 +1,14 @@
 """The small model's tokenizer, and what the towers and the VAE take and give."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from tiny_model import CAPTIONS, SIZE, tiny_pipeline
 
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.errors import UserError
 
 WORDS = ["abc abc bc ab ab, abab", "A red   snail that's slow"]
 
@@ -73,3 +76,19 @@ def test_latent_distance(pipeline: FourDiffusionPipeline) -> None:
     assert float(encoders.latent_distance(pipeline.vae, a, a).detach()) == 0
     encoders.latent_distance(pipeline.vae, a, b).backward()
     assert a.grad is not None and bool(a.grad.isfinite().all()) and bool(a.grad.any())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("null", "tokenizer.json: holds a NoneType, not an object"),
+        ("[" * 100_000, "tokenizer.json: is nested too deeply"),
+        ('{"model": 3}', "CLIP's vocabulary .* is neither in"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(tmp_path: Path, text: str, message: str) -> None:
+    encoders.train_tokenizer(["a red ball"], 300, 12).save_pretrained(tmp_path)
+    assert len(encoders.find_tokenizer([tmp_path], 12)) > 256
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(UserError, match=message):
+        encoders.find_tokenizer([tmp_path], 12)
