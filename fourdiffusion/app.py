@@ -177,7 +177,7 @@ def build_page(gradio: ModuleType, folder: Path) -> Any:
                 preview = gradio.Image(label="preview", interactive=False)
         with gradio.Row():
             turntable = gradio.Video(label="turntable", autoplay=True, loop=True)
-            model = gradio.Model3D(label="scene.glb", elem_id="model")
+            model = gradio.Model3D(label="scene.glb", elem_id="model", height=400)  # it has none of its own
             files = gradio.File(label="downloads", file_count="multiple", elem_id="downloads")
 
         def show(path: str | None, alpha_from: str, cropped: str) -> tuple[np.ndarray | None, str]:
