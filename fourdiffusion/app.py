@@ -178,7 +178,7 @@ def build_page(gradio: ModuleType, folder: Path) -> Any:
         with gradio.Row():
             turntable = gradio.Video(label="turntable", autoplay=True, loop=True)
             model = gradio.Model3D(label="scene.glb", elem_id="model", height=400)  # it has none of its own
-            files = gradio.File(label="downloads", file_count="multiple", elem_id="downloads")
+            files = gradio.File(label="downloads", file_count="multiple", elem_id="downloads", interactive=False)
 
         def show(path: str | None, alpha_from: str, cropped: str) -> tuple[np.ndarray | None, str]:
             return look(path, alpha_from, cropped) if path else (None, "")
