@@ -58,7 +58,7 @@ def main() -> None:
         page.get_by_role("option", name=RECIPE).click()
         page.locator("#start").click()
         seen = wait_for_status(page, ("done", "error:"), 3600)
-        page.locator("#model canvas").wait_for(timeout=120000)
+        page.locator("#model canvas").wait_for(timeout=240000)
         page.wait_for_timeout(10000)
         page.screenshot(path=str(out / "app_done.png"), full_page=True)
         with page.expect_download(timeout=60000) as download:

@@ -177,25 +177,32 @@ def build_page(gradio: ModuleType, folder: Path) -> Any:
                 preview = gradio.Image(label="preview", interactive=False)
         with gradio.Row():
             turntable = gradio.Video(label="turntable", autoplay=True, loop=True)
-            model = gradio.Model3D(label="scene.glb", elem_id="model")
-            files = gradio.File(label="downloads", file_count="multiple", elem_id="downloads")
+            model = gradio.Model3D(label="scene.glb", elem_id="model", height=400)  # it has none of its own
+            files = gradio.File(label="downloads", file_count="multiple", elem_id="downloads", interactive=False)
 
         def show(path: str | None, alpha_from: str, cropped: str) -> tuple[np.ndarray | None, str]:
             return look(path, alpha_from, cropped) if path else (None, "")
 
         def work(path: str | None, chosen: str, what: str, alpha_from: str, cropped: str) -> Iterator[tuple[Any, ...]]:
             if not path:
-                yield "error: drop a video first", 0, None, None, None, None
+                yield "error: drop a video first", 0, None, None, None
                 return
             run = Path(tempfile.mkdtemp(prefix="job-", dir=folder)) / "run"
             for state in run_job(words_of(path, run, chosen, what, alpha_from, cropped), run):
-                results = state.files.get(FILES[0]), state.files.get(FILES[1]), list(state.files.values()) or None
-                yield state.text, state.share, state.preview, *results
+                yield (
+                    state.text,
+                    state.share,
+                    state.preview,
+                    state.files.get(FILES[0]),
+                    list(state.files.values()) or None,
+                )
 
         for widget in (video, alpha, crop):
             widget.change(show, [video, alpha, crop], [matte, status], show_progress="minimal")
-        results = [status, bar, preview, turntable, model, files]
+        results = [status, bar, preview, turntable, files]
         job = start.click(work, [video, recipe, prompt, alpha, crop], results, show_progress="hidden")
+        # not by the generator: gradio 6.31 then leaves the player without a picture
+        job.then(lambda paths: next((p for p in paths or [] if p.endswith(".glb")), None), files, model)
         halt.click(lambda: "stopped", None, status, cancels=[job])
     return page
 
