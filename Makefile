@@ -2,7 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-fast lint typecheck docs clean
+.PHONY: install demo test test-fast lint typecheck docs clean
+
+install: .venv/.installed
 
 demo: .venv/.installed
 	$(BIN)/fourdiffusion demo

@@ -179,7 +179,7 @@ def judge(case: "bad_cases.Case", code: int | None, out: str, err: str, before: 
     if left := [name for name in after if name.endswith(".partial") and name not in before]:
         return f"left behind: {left[0]}"
     if code == 0:
-        if case.refused:
+        if case.refused and not (case.told and case.told in out + err):
             return "silent"
         return _damaged(folder, before, after)
     lines = [line for line in re.split(r"[\r\n]+", err) if line.strip() and not BAR.search(line)]

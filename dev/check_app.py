@@ -58,10 +58,11 @@ def main() -> None:
         page.get_by_role("option", name=RECIPE).click()
         page.locator("#start").click()
         seen = wait_for_status(page, ("done", "error:"), 3600)
-        page.wait_for_timeout(5000)
+        page.locator("#model canvas").wait_for(timeout=120000)
+        page.wait_for_timeout(10000)
         page.screenshot(path=str(out / "app_done.png"), full_page=True)
         with page.expect_download(timeout=60000) as download:
-            page.locator("#downloads a", has_text="scene").first.click()
+            page.locator("#downloads a[href*='scene.glb']").first.click()
         download.value.save_as(out / download.value.suggested_filename)
         browser.close()
     steps = [line for line in seen if line.startswith("step")]

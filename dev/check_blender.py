@@ -3,7 +3,7 @@
     BLENDER_PYTHON dev/check_blender.py scene.glb [FPS [FRAMES]]        # a Python that has bpy, or blender -b -P
 
 Prints one JSON line. Exits with 1 where FRAMES are given and the file does not last so many at FPS (8), or where in the
-middle of a frame not exactly one mesh is seen.
+middle of a frame not exactly one mesh is seen; of a GLB with morph targets, where a frame does not show its own shape.
 """
 
 import json
@@ -17,6 +17,12 @@ def seen(scene: object, frame: float) -> list[str]:
     """Return the meshes that are not scaled to nothing at a frame."""
     scene.frame_set(int(frame), subframe=frame % 1)  # type: ignore[attr-defined]
     return [each.name for each in bpy.data.objects if each.type == "MESH" and each.matrix_world.to_scale()[0] > 0.5]
+
+
+def shapes(scene: object, frame: float) -> list[str]:
+    """Return the shape keys that are fully on at a frame."""
+    scene.frame_set(int(frame), subframe=frame % 1)  # type: ignore[attr-defined]
+    return [block.name for block in bpy.data.shape_keys[0].key_blocks[1:] if block.value > 0.999]
 
 
 def main() -> None:
@@ -39,6 +45,12 @@ def main() -> None:
     ok = True
     if path.suffix == ".glb" and expected is not None:
         per_frame = scene.render.fps / fps  # Blender's frames a frame of the scene
+    if len(bpy.data.shape_keys) and expected is not None:
+        shown = [shapes(scene, first + index * per_frame) for index in range(expected)]
+        found["shown"] = shown
+        ok = abs(last - first - (expected - 1) * per_frame) < 0.01 and sum(not names for names in shown) == 1
+        ok = ok and all(names == [f"frame_{index:04d}"] for index, names in enumerate(shown) if names)
+    elif path.suffix == ".glb" and expected is not None:
         shown = [seen(scene, first + (index + 0.5) * per_frame) for index in range(expected)]
         found["seen"] = shown
         ok = last - first == expected * per_frame and all(len(names) == 1 for names in shown)

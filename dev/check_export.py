@@ -2,8 +2,9 @@
 
     python dev/check_export.py runs/demo out/
 
-Prints one JSON line: mean intersection over union of silhouettes from 8 views, and what Chromium saw of the page. Needs
-trimesh; the page also needs playwright (Python) and a chromium on the PATH. Screenshots go into the second folder.
+Prints one JSON line: mean intersection over union of silhouettes from 8 views, of the GLB of frames and of that with
+morph targets, and what Chromium saw of the page. The page needs playwright (Python) and a chromium on
+the PATH. Screenshots go into the second folder.
 """
 
 import argparse
@@ -14,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import trimesh
 from PIL import Image
+from pygltflib import GLTF2
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from scene.shapes import iou, silhouette  # noqa: E402
+from scene.test_export_files import accessor  # noqa: E402
 
 from fourdiffusion.cameras import FOVY_DEG, orbit  # noqa: E402
 from fourdiffusion.export import export  # noqa: E402
@@ -37,15 +39,28 @@ SIZE = 128
 
 def silhouettes(run: Path, glb: Path) -> dict[str, float]:
     """Return the mean and the smallest IoU over 8 views (azimuth by 45 degrees, elevation 0) of every frame."""
-    scene, times = load_scene(run), frame_times(run, None)
-    loaded, scores = trimesh.load(glb), []
+    scene, times, scores = load_scene(run), frame_times(run, None), []
     c2w = orbit(torch.arange(8) * 45.0)
-    for frame, time in enumerate(times):
-        part = loaded.geometry[f"frame_{frame:04d}"]
-        mesh = Mesh(np.asarray(part.vertices) @ TO_GLTF, np.asarray(part.faces), np.empty(0), np.empty(0))
+    for mesh, time in zip(frames_of(GLTF2().load(str(glb))), times, strict=True):
         _, alpha = render_views(scene, c2w, FOVY_DEG, time.expand(8), SIZE)
         scores += [iou(silhouette(mesh, c, SIZE), a[0].numpy() > 0.5) for c, a in zip(c2w, alpha, strict=True)]
     return {"iou_mean": float(np.mean(scores)), "iou_min": float(np.min(scores))}
+
+
+def frames_of(gltf: GLTF2) -> list[Mesh]:
+    """Return the meshes of a GLB as it shows them, one a frame, in world coordinates."""
+    parts = []
+    for mesh in gltf.meshes:
+        (primitive,) = mesh.primitives
+        vertices = accessor(gltf, primitive.attributes.POSITION)
+        shown = [vertices]
+        if primitive.targets:
+            moved = np.stack([accessor(gltf, target["POSITION"]) for target in primitive.targets])
+            weights = accessor(gltf, gltf.animations[0].samplers[0].output).reshape(-1, len(moved))
+            shown = list(vertices + np.einsum("ft,tnc->fnc", weights, moved))
+        faces = accessor(gltf, primitive.indices).reshape(-1, 3)
+        parts += [Mesh(each @ TO_GLTF, faces, np.empty(0), np.empty(0)) for each in shown]
+    return parts
 
 
 def drive_page(page_file: Path, out: Path) -> dict[str, object]:
@@ -63,8 +78,12 @@ def drive_page(page_file: Path, out: Path) -> dict[str, object]:
         page.wait_for_selector("body[data-ready]", timeout=60000)
         page.wait_for_timeout(700)
         moved = page.evaluate("Number(document.getElementById('time').value)")
-        page.wait_for_timeout(500)
-        plays = moved != page.evaluate("Number(document.getElementById('time').value)")
+        plays = False
+        for _ in range(40):  # ten seconds on a machine that others use
+            page.wait_for_timeout(250)
+            plays |= moved != page.evaluate("Number(document.getElementById('time').value)")
+            if plays:
+                break
 
         def seek(frame: int) -> None:
             page.evaluate(
@@ -108,6 +127,9 @@ def main() -> None:
     for name in ("glb", "html"):
         export(ExportConfig(str(arguments.run), name, str(arguments.out / f"scene.{name}")))
     found |= silhouettes(arguments.run, arguments.out / "scene.glb")
+    export(ExportConfig(str(arguments.run), "glb", str(arguments.out / "morph.glb"), animation="morph"))
+    found["morph"] = silhouettes(arguments.run, arguments.out / "morph.glb")
+    found["bytes"] = {path.name: path.stat().st_size for path in sorted(arguments.out.glob("*.glb"))}
     found |= drive_page(arguments.out / "scene.html", arguments.out)
     print(json.dumps(found))
 

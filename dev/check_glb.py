@@ -71,7 +71,7 @@ def main() -> None:
         page.goto(f"http://127.0.0.1:{server.server_port}/index.html")
         page.wait_for_function("window.duration > 0", timeout=120000)
         duration, visible, shots = page.evaluate("window.duration"), [], []
-        for name, share in (("three_start", 0.01), ("three_later", 0.3)):
+        for name, share in ((f"three_{arguments.glb.stem}_start", 0.01), (f"three_{arguments.glb.stem}_later", 0.3)):
             visible.append(page.evaluate("time => window.show(time)", share * duration))
             page.screenshot(path=str(arguments.out / f"{name}.png"))
             shots.append(np.asarray(Image.open(arguments.out / f"{name}.png").convert("RGB")).astype(int))

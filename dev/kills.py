@@ -1,46 +1,58 @@
 """Kill, fill, lock and race the verbs that write folders, and see that nothing is lost.
 
-    python dev/kills.py [terminate | race | full | vanish | workers | cut] [--moments 10] [--seed 0]
+    python dev/kills.py [terminate | race | full | denied | vanish | workers | cut] [--moments 10] [--verbs fit]
 
 Commands are forks of this process, which has imported the package and made tiny inputs (see ``tiny_commands.py``).
 
 terminate  SIGTERM at random moments of fit, train and generate; the exit code is 143, the same command goes on and ends
            with the files of a run that nobody stopped, bit for bit.
 race       two processes at once on one output: one ends well, the other says in one line that the folder is in use.
-full       writing fails at the n-th kilobyte (RLIMIT_FSIZE) or the n-th write with "No space left": one line, exit code
-           2; what was there stays whole; the same command then ends well.
+full       files may not grow beyond some bytes (RLIMIT_FSIZE), and the output lies on a file system of some kilobytes,
+           where this process may mount one: one line, exit code 2; what was there stays whole; with more room the same
+           command then ends as one that was never stopped.
+denied     the output folder becomes read-only in the middle of a run, for a process without root's rights; likewise.
 vanish     the output folder is removed while a fit and a training run: one line.
-workers    a worker of `data synth` or of the data loader is killed: one line, and the same command ends well.
+workers    a process that draws, scores or loads clips is killed: one line, no step lost, the same command ends well.
 cut        a fit is killed between generated/ and its pictures: the same command writes them.
 """
 
 import argparse
+import contextlib
 import hashlib
+import json
 import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from random import Random
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "dev"), str(ROOT / "tests"), str(ROOT / "tests" / "datasets")]
 
+import bad_commands  # noqa: E402
 import tiny_commands  # noqa: E402
 import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
 
+from fourdiffusion.files import load_tensors  # noqa: E402
+
 VERBS = {
     "fit": tiny_commands.command("fit", "max_steps=12", "checkpoint_minutes=0", "output=out"),
-    "train": tiny_commands.command("train", "max_steps=12", "checkpoint_every=3", "output=out"),
+    "train": tiny_commands.command("train", "max_steps=12", "checkpoint_every=3", "log_every=1", "output=out"),
     "generate": tiny_commands.command("generate", "model.num_inference_steps=12", "output=out"),
 }
 OTHERS = {
+    "fit views": tiny_commands.command("fit views", "max_steps=12", "checkpoint_minutes=0"),
     "data synth": tiny_commands.command("data synth", "num_clips=6"),
+    "data curate": tiny_commands.command("data curate"),
+    "data pack": tiny_commands.command("data pack"),
     "render": tiny_commands.command("render"),
     "export": tiny_commands.command("export"),
     "export images": tiny_commands.command("export images"),
@@ -54,6 +66,7 @@ class Child:
     """One command in a fork."""
 
     def __init__(self, words: list[str], folder: Path, before: Callable[[], object] = lambda: None):
+        self.began = time.monotonic()
         self.log = folder.with_name(f"{folder.name}.{time.monotonic_ns()}.txt")
         self.pid = os.fork()
         if self.pid == 0:
@@ -69,14 +82,14 @@ class Child:
                 from fourdiffusion.cli import main as command
 
                 code = command(list(words))
-                sys.stdout.flush()
-                sys.stderr.flush()
             except BaseException:
                 import traceback
 
                 traceback.print_exc()
                 code = 1
             finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
                 os._exit(code)
 
     def end(self, seconds: float = 300) -> tuple[int, str]:
@@ -132,6 +145,16 @@ def _bytes(path: Path) -> bytes:
     return repr((metadata, shown)).encode()
 
 
+def steps(run: Path) -> bool:
+    """Return whether a run's checkpoint holds every step that its log tells of."""
+    if not (run / "log.jsonl").is_file():
+        return True
+    lines = (run / "log.jsonl").read_text().splitlines()
+    logged = max((json.loads(line)["step"] for line in lines), default=0)
+    path = run / "checkpoint.safetensors"
+    return logged == (load_tensors(path)[1]["step"] if path.is_file() else 0)
+
+
 def told(ok: bool, what: str, said: str = "") -> bool:
     print(f"{'ok   ' if ok else 'WRONG'} {what}  {said[:200]!r}", flush=True)
     return ok
@@ -143,7 +166,13 @@ def whole(base: Path, place: Path, words: list[str]) -> tuple[dict[str, str], fl
     code, said = Child(words, folder).end()
     if code:
         raise SystemExit(f"{words[0]}: {said}")
-    return content(folder / "out"), time.monotonic() - began
+    return outcome(folder, words), time.monotonic() - began
+
+
+def outcome(folder: Path, words: list[str]) -> dict[str, str]:
+    """Return {file: digest} of what a command wrote, a folder or one file."""
+    path = folder / next(word for word in words if word.startswith("output=")).partition("=")[2]
+    return content(path) if path.is_dir() else {path.name: hashlib.sha256(_bytes(path)).hexdigest()}
 
 
 def terminate(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = tuple(VERBS)) -> bool:
@@ -152,21 +181,17 @@ def terminate(base: Path, place: Path, moments: int, rng: Random, verbs: Iterabl
         expected, seconds = whole(base, place, words)
         for number in range(moments):
             folder, moment = inputs(base, place), rng.uniform(0.02, 1.0) * seconds
-            stops, codes = 0, []
             child = Child(words, folder)
             time.sleep(moment)
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(child.pid, signal.SIGTERM)
-                stops += 1
-            except ProcessLookupError:
-                pass
             code, said = child.end()
-            codes.append(code)
+            lost = "" if code != 143 or steps(folder / "out") else ", STEPS LOST"
             again, said_again = Child(words, folder).end()
             same = content(folder / "out") == expected
-            ok = code in (0, 143, -15) and again == 0 and same and "TRACEBACK" not in said + said_again
-            good &= told(ok, f"terminate {verb} {number} after {moment:.1f} of {seconds:.1f} s: {codes}, then {again}, "
-                         f"{'the same' if same else 'OTHER'} files", said if ok else said + said_again)  # fmt: skip
+            ok = code in (0, 143, -15) and again == 0 and same and "TRACEBACK" not in said + said_again and not lost
+            good &= told(ok, f"terminate {verb} {number} after {moment:.1f} of {seconds:.1f} s: {code}, then {again}, "
+                         f"{'the same' if same else 'OTHER'} files{lost}", said + (said_again if not ok else ""))  # fmt: skip
     return good
 
 
@@ -190,27 +215,71 @@ def race(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str
 def full(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = (*VERBS, *OTHERS)) -> bool:
     good = True
     for verb, words in ((verb, (VERBS | OTHERS)[verb]) for verb in verbs):
-        for _ in range(max(moments // 4, 2)):
+        expected, _ = whole(base, place, words)
+        for number in range(max(moments // 3, 2)):
             limit = rng.choice((100, 1000, 5000, 20_000, 60_000, 200_000))
-
-            def cap(limit: int = limit) -> None:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
             folder = inputs(base, place)
-            code, said = Child(words, folder, cap).end()
-            left = list((folder / "out").rglob("*.partial")) if (folder / "out").is_dir() else []
+            disk = number % 2 == 1 and mount(folder, limit)
+            code, said = Child(words, folder, (lambda: None) if disk else partial(cap, limit)).end()
+            left = [str(path) for path in folder.rglob("*.partial") if base not in path.resolve().parents]
+            if disk:
+                subprocess.run(["mount", "-o", "remount,size=1g", folder], check=True)
             again, said_again = Child(words, folder).end()
-            ok = code in (0, 2) and again == 0 and "TRACEBACK" not in said + said_again and not left
-            good &= told(
-                ok, f"full {verb} at {limit} bytes a file: {code}, then {again}", said if ok else said + said_again
-            )
+            same = outcome(folder, words) == expected
+            if disk:
+                subprocess.run(["umount", "--lazy", folder], check=True)
+            ok = code in (0, 2) and again == 0 and same and "TRACEBACK" not in said + said_again and not left
+            where = f"on a disk of {limit // 1024 + 4} KiB" if disk else f"at {limit} bytes a file"
+            good &= told(ok, f"full {verb} {where}: {code}, then {again}, {'the same' if same else 'OTHER'} files",
+                         said if ok else f"{left} {said} {said_again}")  # fmt: skip
     return good
 
 
-def vanish(base: Path, place: Path, moments: int, rng: Random) -> bool:
+def cap(limit: int) -> None:
+    """Let no file of this process grow beyond some bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+
+def mount(folder: Path, limit: int) -> bool:
+    """Mount a file system with room for the inputs and some bytes more over a folder; False where it is forbidden."""
+    kept = folder.with_name("kept")
+    shutil.copytree(folder, kept, symlinks=True)
+    room = sum(path.lstat().st_size // 4096 + 1 for path in kept.rglob("*")) * 4 + limit // 1024 + 4
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}k", "tmpfs", folder], capture_output=True)
+    if done.returncode == 0:
+        shutil.copytree(kept, folder, symlinks=True, dirs_exist_ok=True)
+    shutil.rmtree(kept)
+    return done.returncode == 0
+
+
+def denied(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = (*VERBS, "fit views")) -> bool:
     good = True
-    for verb in ("fit", "train"):
+    for verb, words in ((verb, (VERBS | OTHERS)[verb]) for verb in verbs):
+        expected, seconds = whole(base, place, words)
+        for number in range(max(moments // 4, 2)):
+            folder = inputs(base, place)
+            child = Child(words, folder, bad_commands.drop_privileges)
+            while not (folder / "out").is_dir() and time.monotonic() - child.began < 60:
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, 0.5 * seconds))
+            closed = [folder, *(path for path in folder.rglob("*") if path.is_dir() and not path.is_symlink())]
+            for each in closed:
+                each.chmod(0o555)
+            code, said = child.end()
+            for each in closed:
+                each.chmod(0o755)
+            again, said_again = Child(words, folder).end()
+            same = content(folder / "out") == expected
+            ok = code in (0, 2) and again == 0 and same and "TRACEBACK" not in said + said_again
+            good &= told(ok, f"denied {verb} {number}: {code}, then {again}, {'the same' if same else 'OTHER'} files",
+                         said if ok else said + said_again)  # fmt: skip
+    return good
+
+
+def vanish(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = ("fit", "train")) -> bool:
+    good = True
+    for verb in verbs:
         words = [w for w in VERBS[verb] if "max_steps" not in w and "log_every" not in w] + [
             "max_steps=3000",
             "log_every=1",
@@ -231,31 +300,39 @@ def children(process: int) -> list[int]:
     return [int(each) for each in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
 
 
-def workers(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = ("data synth", "train")) -> bool:
+WORKING = ("data synth", "data curate", "train")
+
+
+def workers(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = WORKING) -> bool:
     good = True
     tries = {
-        "data synth": tiny_commands.command("data synth", "num_clips=40", "num_workers=2"),
-        "train": [*VERBS["train"], "num_workers=2"],
+        "data synth": (tiny_commands.command("data synth", "num_clips=40", "num_workers=2"), "out/synthetic-*"),
+        "data curate": (tiny_commands.command("data curate", "clips=many", "num_workers=2"), "out/thumbnails/*"),
+        "train": ([*VERBS["train"], "num_workers=2"], "out/log.jsonl"),
     }
-    for verb, words in ((verb, tries[verb]) for verb in verbs):
+    for verb, (words, sign) in ((verb, tries[verb]) for verb in verbs):
         folder = inputs(base, place)
-        child, killed = Child([w.replace("max_steps=12", "max_steps=4000") for w in words], folder), None
-        limit = time.monotonic() + 120
+        for number in range(40 if verb == "data curate" else 0):
+            shutil.copytree(base / "clips" / "clip-0", folder / "many" / f"clip-{number}")
+        child = Child([w.replace("max_steps=12", "max_steps=4000") for w in words], folder)
+        limit, killed = time.monotonic() + 120, None
         while killed is None and time.monotonic() < limit:
-            time.sleep(0.05)
-            busy = (
-                verb != "train"
-                or (folder / "out" / "log.jsonl").exists()
-                or (folder / "out" / "checkpoint.safetensors").exists()
-            )
+            time.sleep(0.02)
             found = [each for each in children(child.pid) if _is_worker(each)]
-            if busy and len(found) > 1 and (verb == "train" or any((folder / "out").glob("synthetic-*"))):
+            if len(found) > 1 and any(folder.glob(sign)):
                 killed = found[-1]
                 os.kill(killed, signal.SIGKILL)
         code, said = child.end(120)
-        good &= told(code == 2 and "TRACEBACK" not in said, f"killed worker of {verb}: {code}", said)
-        again, said = Child(words, folder).end(300) if verb != "train" else (0, "")
-        good &= told(again == 0, f"killed worker of {verb}, again: {again}", said)
+        saved = steps(folder / "out")
+        good &= told(code == 2 and saved and "TRACEBACK" not in said,
+                     f"killed worker of {verb}: {code}{'' if saved else ', STEPS LOST'}", said)  # fmt: skip
+        if verb == "train":
+            step = load_tensors(folder / "out" / "checkpoint.safetensors")[1]["step"]
+            words = [word.replace("max_steps=12", f"max_steps={step + 2}") for word in words]
+        expected, _ = whole(base, place, words) if verb != "data curate" else ({}, 0)
+        again, said = Child(words, folder).end(300)
+        same = verb == "data curate" or content(folder / "out") == expected
+        good &= told(again == 0 and same, f"killed worker of {verb}, again: {again}, {same}", said)
     return good
 
 
@@ -266,7 +343,7 @@ def _is_worker(process: int) -> bool:
         return False
 
 
-def cut(base: Path, place: Path, moments: int, rng: Random) -> bool:
+def cut(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = ("fit",)) -> bool:
     expected, _ = whole(base, place, VERBS["fit"])
     good = True
     for number in range(max(moments // 4, 1)):
@@ -287,7 +364,10 @@ def cut(base: Path, place: Path, moments: int, rng: Random) -> bool:
     return good
 
 
-TRIES = {"terminate": terminate, "race": race, "full": full, "vanish": vanish, "workers": workers, "cut": cut}
+TRIES: dict[str, Callable[..., bool]] = {
+    "terminate": terminate, "race": race, "full": full, "denied": denied, "vanish": vanish, "workers": workers,
+    "cut": cut,
+}  # fmt: skip
 
 
 def main() -> int:
@@ -295,14 +375,18 @@ def main() -> int:
     parser.add_argument("tries", nargs="*", choices=[[], *TRIES], default=[])
     parser.add_argument("--moments", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path)
+    parser.add_argument("--keep", type=Path, help="make the inputs here, and use them where they are there")
+    parser.add_argument("--verbs", help="these alone, with commas between them")
     options = parser.parse_args()
     place = Path(tempfile.mkdtemp(prefix="kills-"))
     base = (options.keep or place / "base").resolve()
     tiny_commands.make_inputs(base)
     tiny_commands.import_everything()
     tiny_commands.warm_up(base)
-    results = [TRIES[name](base, place, options.moments, Random(options.seed)) for name in options.tries or TRIES]
+    chosen = {"verbs": options.verbs.split(",")} if options.verbs else {}
+    results = [
+        TRIES[name](base, place, options.moments, Random(options.seed), **chosen) for name in options.tries or TRIES
+    ]
     shutil.rmtree(place)
     return not all(results)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fourdiffusion.cli.verbs import VERBS
 
-INPUTS = ("in", "model", "clips", "truth", "run", "trained", "gen", "release", "assets")
+INPUTS = ("in", "model", "clips", "truth", "run", "trained", "captured", "gen", "release", "assets")
 SIZES = (
     "channels=[32,32] attention_levels=[true,true] blocks_per_level=1 head_dim=16 context_dim=32 num_image_tokens=2 "
     "resampler_layers=1 resampler_heads=2 resampler_head_dim=16 norm_groups=8 motion_heads=2 max_frames=8 "
@@ -27,13 +27,18 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # {name: (words that run a
         "sds.resolutions=[16] sds.resolution_milestones=[0] sds.start_step=0 sds.every=1 loss.rgb_rays=64",
         ("in", "model"),
     ),
+    "fit views": (
+        "fit views=truth output=out device=cpu max_steps=2 num_rays=64 log_every=1 trackers=[] "
+        f"{GRID} scene.field.hidden_width=16 scene.renderer.num_samples=16 scene.renderer.occupancy_resolution=8",
+        ("truth",),
+    ),
     "train": (
-        "train stage=motion data.path=clips model.path=model output=out data.num_frames=4 max_steps=1 batch_size=1 "
+        "train stage=motion data.path=clips model.path=model output=out data.num_frames=4 max_steps=1 batch_size=2 "
         "validation_every=0 trackers=[] cpu=true",
         ("clips", "model"),
     ),
     "train vae": (
-        "train stage=vae data.path=clips model.path=null output=out data.num_frames=4 max_steps=1 batch_size=1 "
+        "train stage=vae data.path=clips model.path=null output=out data.num_frames=4 max_steps=1 batch_size=2 "
         f"validation_every=0 trackers=[] cpu=true {MODEL}",
         ("clips",),
     ),
@@ -52,6 +57,8 @@ COMMANDS: dict[str, tuple[str, tuple[str, ...]]] = {  # {name: (words that run a
         "supersampling=1 min_movement=0.001",
         ("assets",),
     ),
+    "data curate": ("data curate clips=clips output=out", ("clips",)),
+    "data pack": ("data pack clips=clips output=out", ("clips",)),
     "doctor": ("doctor model.path=model", ("model",)),
 }
 RESUMED = {  # these go on in the folder of a run
@@ -60,9 +67,15 @@ RESUMED = {  # these go on in the folder of a run
     "train resumed": (COMMANDS["train"][0]
                       .replace("output=out", "output=trained").replace("max_steps=1", "max_steps=3"),
                       ("clips", "model", "trained")),
+    "fit views resumed": (COMMANDS["fit views"][0].replace("output=out", "output=captured")
+                          .replace("max_steps=2", "max_steps=3"), ("truth", "captured")),
     "generate again": (COMMANDS["generate"][0].replace("output=out", "output=gen"), ("in", "model", "gen")),
 }  # fmt: skip
-ALL = COMMANDS | RESUMED
+NEVER_PASS = {  # one needs a package and a network, the other serves a page until it is stopped: only to be refused
+    "data objaverse": ("data objaverse lists=[in/000.png] output=out", ("in",)),
+    "app": ("app output=out", ()),
+}
+ALL = COMMANDS | RESUMED | NEVER_PASS
 
 
 def command(name: str, *words: str) -> list[str]:
@@ -112,7 +125,7 @@ def make_inputs(base: Path) -> None:
         if not Path("assets").exists():
             Path("assets").mkdir()
             swinging_box(Path("assets/box.glb"))
-        for name, output in (("fit", "run"), ("train", "trained"), ("generate", "gen")):
+        for name, output in (("fit", "run"), ("train", "trained"), ("fit views", "captured"), ("generate", "gen")):
             if not Path(output).exists() and main(
                 command(name, f"output={output}", "max_steps=2" if name != "generate" else "seed=0")
             ):

@@ -2,7 +2,7 @@
 
 Letters in shapes, everywhere in the package:
     B clips, F frames, V views, C channels, H W pixels, h w latent pixels, R rays, S samples a ray, N points.
-Images are float RGB in [0, 1], channel first; files hold RGBA frames. Conventions of space: fourdiffusion.cameras.
+Images are float RGB in [0, 1], channel first; files hold RGBA frames. Axis conventions: fourdiffusion.cameras.
 """
 
 import importlib
@@ -39,7 +39,7 @@ _COMPONENTS = {
 }
 
 
-if not TYPE_CHECKING:  # a type checker sees the imports above, and that any other name is wrong
+if not TYPE_CHECKING:  # type checkers see the imports above and reject other names
 
     def __getattr__(name: str) -> Any:
         if name not in _COMPONENTS:

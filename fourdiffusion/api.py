@@ -1,7 +1,7 @@
-"""The verbs as Python functions: settings as keyword arguments, over the same config files as on the command line.
+"""The verbs as Python functions: settings are keyword arguments over the config files of the command line.
 
-Version 0.x: names and results may change with each minor version; CHANGELOG.md says what did. All are attributes of the
-package: ``fourdiffusion.fit_scene``.
+Version 0.x: names and results may change with each minor version, see CHANGELOG.md. All are attributes of the package:
+``fourdiffusion.fit_scene``.
 """
 
 import json
@@ -20,7 +20,7 @@ __all__ = ["evaluate_prediction", "fit_scene"]
 
 
 def fit_scene(video: str | Path, output: str | Path, **settings: Any) -> Scene:
-    """Fit a scene to a video, as ``fourdiffusion fit`` does, and return it; run again, it goes on where it stopped.
+    """Fit a scene to a video, as ``fourdiffusion fit`` does, and return it; called again, resume.
 
     Args:
         video: mp4, gif, webm, a folder or a glob of frames.
@@ -33,7 +33,7 @@ def fit_scene(video: str | Path, output: str | Path, **settings: Any) -> Scene:
 
     Raises:
         ValueError: for an unknown setting, or a value of the wrong type or outside its range.
-        UserError: for what the video, the model or the run folder cause.
+        UserError: for errors of the video, the model or the run folder.
     """
     config = from_values("fit", FitConfig, settings | {"video": video, "output": output})
     fit(config)
@@ -51,7 +51,7 @@ def evaluate_prediction(prediction: str | Path, reference: str | Path, **setting
 
     Raises:
         ValueError: for an unknown setting, or a value of the wrong type or outside its range.
-        UserError: where the two cannot be compared.
+        UserError: if the two cannot be compared.
     """
     values = settings | {"prediction": prediction, "reference": reference}
     config = from_values("evaluate", EvaluateConfig, values)

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ def app(config: AppConfig) -> None:
         raise UserError(f"port={config.port} cannot be used on {config.host}: give another port=") from error
     print(f"page: http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
     try:
-        page.block_thread()
+        threading.Event().wait()  # not page.block_thread(), which has words of its own for Ctrl-C
     except KeyboardInterrupt:
         print("page closed")
     finally:

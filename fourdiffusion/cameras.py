@@ -2,10 +2,10 @@
 
 The conventions of the whole project:
 
-* World: z is up; azimuth turns from +x towards +y; elevation rises towards +z. Degrees at every public boundary.
+* World: z is up; azimuth increases from +x towards +y, elevation towards +z. Public functions take degrees.
 * Camera (OpenGL): x right, y up, z back, so a camera looks along its own -z. ``c2w`` is the 4x4 camera-to-world matrix.
-* The input video is seen from azimuth 0; the four generated views stand at azimuth 0, 90, 180 and 270, in this order.
-* The scene lives in the cube [-1, 1]^3; the default camera stands 1.1 from the origin with a 45 degree field of view.
+* The input video has azimuth 0; the four generated views have azimuth 0, 90, 180 and 270, in this order.
+* The scene is in the cube [-1, 1]^3; the default camera is 1.1 from the origin and has a field of view of 45 degrees.
 * Images are square unless stated; the field of view is the same in x and y; row 0 is the top; rays pass through pixel
   centers.
 """
@@ -47,7 +47,7 @@ def orbit(
 
 
 def orthogonal_azimuths(num_views: int, offset_deg: float = 0.0) -> Tensor:
-    """Return the azimuths [V] of evenly spaced views from ``offset_deg`` on, degrees; V = 4 is orthogonal."""
+    """Return the azimuths [V] of evenly spaced views, starting at ``offset_deg``, degrees; V = 4 is orthogonal."""
     return torch.arange(num_views) * (360.0 / num_views) + offset_deg
 
 
@@ -90,7 +90,7 @@ def azimuth_deg(c2w: Tensor) -> Tensor:
 
 
 def turn(c2w: Tensor, angle_deg: Tensor | float) -> Tensor:
-    """Rotate cameras about the z axis: every azimuth grows by ``angle_deg``. [..., 4, 4] -> [..., 4, 4]."""
+    """Rotate cameras about the z axis: every azimuth increases by ``angle_deg``. [..., 4, 4] -> [..., 4, 4]."""
     angle = torch.as_tensor(angle_deg, dtype=c2w.dtype, device=c2w.device) * (math.pi / 180)
     rotation = torch.eye(4, dtype=c2w.dtype, device=c2w.device).repeat(*angle.shape, 1, 1)
     rotation[..., 0, 0] = rotation[..., 1, 1] = angle.cos()
@@ -106,6 +106,6 @@ def mirror(c2w: Tensor) -> Tensor:
 
 
 def find(c2w: Tensor, camera: Tensor) -> int | None:
-    """Return the index of the camera among [N, 4, 4] that equals ``camera`` [4, 4] to 1e-2; None where none does."""
+    """Return the index of the camera among [N, 4, 4] that equals ``camera`` [4, 4] to 1e-2; None if there is none."""
     distances = (c2w - camera).abs().amax(dim=(1, 2))
     return int(distances.argmin()) if distances.min() <= 1e-2 else None

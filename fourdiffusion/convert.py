@@ -1,4 +1,4 @@
-"""``convert``: released checkpoints to a pipeline folder, and trained motion layers to a file as 4DM released it."""
+"""``convert``: released checkpoints to a pipeline folder, and trained motion layers to 4DM's file format."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fourdiffusion.diffusion import encoders, release
-from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, load_pipeline
+from fourdiffusion.diffusion.loading import DTYPES, cast, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.model_card import save_motion_folder
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.motion_sources import motion_config
@@ -24,11 +24,9 @@ from fourdiffusion.settings import ConvertConfig
 
 
 def convert(config: ConvertConfig) -> None:
-    """Read, check every key, shape and value, then write; nothing is written where anything is wrong."""
+    """Read, check every key, shape and value, then write; after an error nothing is written."""
     if config.dtype not in DTYPES:
-        raise UserError(f"dtype={config.dtype} is none of {', '.join(DTYPES)}")
-    if config.model.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.model.offload} is none of {', '.join(OFFLOADS)}")
+        raise UserError(f"dtype={config.dtype} is not one of {', '.join(DTYPES)}")
     if config.checkpoint is not None:
         _export_motion(config)
         return
@@ -58,11 +56,11 @@ def convert(config: ConvertConfig) -> None:
 def read_release(
     imagedream: Path, motion: str | None, tokenizer: str | None, model: ModelConfig, dtype: torch.dtype
 ) -> FourDiffusionPipeline:
-    """Return the pipeline that released files hold, to be saved; tables that are computed on loading are still missing.
+    """Return the pipeline of released files, for saving only: tables that are computed on loading are missing.
 
     Raises:
-        UserError: a file that cannot be read safely, a key that is missing or unknown, a tensor of another shape or
-            of integers, a number that is not finite, no vocabulary.
+        UserError: a file that cannot be read safely, a missing or unknown key, a tensor of another shape or of
+            integers, a number that is not finite, no vocabulary.
     """
     sizes = architecture(model)
     tensors = {} if imagedream.is_dir() else release.unwrap(read_foreign(imagedream))
@@ -72,7 +70,7 @@ def read_release(
     vocabulary = encoders.find_tokenizer([Path(tokenizer)] if tokenizer else beside, sizes.text_length)
     if len(vocabulary) > sizes.vocab_size:
         raise UserError(
-            f"tokenizer: {len(vocabulary)} entries, the text encoder knows {sizes.vocab_size}: give CLIP's own"
+            f"tokenizer: {len(vocabulary)} entries, the text encoder has {sizes.vocab_size}: give CLIP's own"
         )
     with torch.device("meta"):  # names and shapes without memory
         pipeline = fresh_pipeline(model, vocabulary, seed=0)
@@ -89,16 +87,16 @@ def read_release(
 
     if motion is None:
         fresh = MotionModules(unet.block_channels(), sizes.motion_heads, sizes.max_frames, sizes.norm_groups)
-        pipeline.register_modules(motion=fresh.to(dtype))
+        pipeline.register_modules(motion=cast(fresh, dtype))
     else:
         _fill(trained, read_motion(Path(motion), unet, trained), dtype)
     pipeline.text_encoder.config.pad_token_id = 0  # OpenCLIP's
-    pipeline.register_modules(scheduler=noise_schedule(sizes.beta_end))  # its tables were on the meta device, too
+    pipeline.register_modules(scheduler=noise_schedule(sizes.beta_end))  # its tables are on the meta device, too
     return pipeline
 
 
 def read_motion(path: Path, unet: MultiviewUNet, motion: MotionModules) -> dict[str, Tensor]:
-    """Return the state of ``motion`` that a file with 4DM's key names holds."""
+    """Return the state dict of ``motion`` from a file with 4DM's key names."""
     tensors = release.unwrap(read_foreign(path))
     if not any(key.startswith(release.MOTION_PREFIX) for key in tensors):
         raise UserError(f"motion={path} holds no motion layers (keys that begin with {release.MOTION_PREFIX})")
@@ -106,7 +104,7 @@ def read_motion(path: Path, unet: MultiviewUNet, motion: MotionModules) -> dict[
     tables = release.position_tables(unet, motion)
     _check(f"motion={path}", release.to_release(mappings, motion.state_dict()) | tables, tensors, [])
     for key, table in tables.items():
-        if not torch.allclose(tensors[key].float(), table, atol=1e-2):  # half precision is off by 0.004
+        if not torch.allclose(tensors[key].float(), table, atol=1e-2):  # half precision rounds by up to 0.004
             raise UserError(f"motion={path}: {key} is not the table of frame positions that 4DM uses")
     return release.from_release(mappings, tensors)
 
@@ -123,7 +121,7 @@ def _write_motion(folder: str | None, output: Path, dtype: torch.dtype) -> None:
 
 
 def _export_motion(config: ConvertConfig) -> None:
-    """Write the motion layers of a training checkpoint as a folder that ``load_motion`` reads, with a model card."""
+    """Write the motion layers of a training checkpoint as a folder for ``load_motion``, with a model card."""
     given, output = Path(str(config.checkpoint)), Path(config.output)
     if output.exists():
         raise UserError(f"output={output} exists: choose another, or delete it")
@@ -131,16 +129,16 @@ def _export_motion(config: ConvertConfig) -> None:
         raise UserError(f"checkpoint={given}: no such file or folder")
     run = next((folder for folder in (given, *given.parents[:2]) if (folder / "config.yaml").is_file()), given.parent)
     base = Path(config.model.path or str(run_record(run)["settings"].get("model", {}).get("path")))
-    with torch.device("meta"):  # for its blocks' names
+    with torch.device("meta"):  # for the names of its blocks
         unet = MultiviewUNet.from_config(MultiviewUNet.load_config(base / "unet"))
     motion = MotionModules.from_config(motion_config(base))
     motion.load_state_dict(read_training_motion(given, unet, motion, "checkpoint"))
-    save_motion_folder(motion.to(DTYPES[config.dtype]), output, run)
+    save_motion_folder(cast(motion, DTYPES[config.dtype]), output, run)
     tqdm.write(f"{output}: {len(motion.layers)} motion modules and a model card")
 
 
 def _read_folder(folder: Path, mappings: dict[str, dict[str, release.KeyMapping]]) -> dict[str, Tensor]:
-    """Read an ImageDream diffusers folder under the keys of the single file, which its UNet kept."""
+    """Read an ImageDream diffusers folder under the keys of the single file, which its UNet has kept."""
     tensors: dict[str, Tensor] = {}
     for name, where in mappings.items():
         files = sorted((folder / name).glob("*.safetensors")) or sorted((folder / name).glob("*.bin"))
@@ -152,7 +150,7 @@ def _read_folder(folder: Path, mappings: dict[str, dict[str, release.KeyMapping]
         if name == "unet":
             tensors |= {release.UNET_PREFIX + key: value for key, value in state.items()}
             continue
-        # older versions of transformers wrapped the encoder in another module, and stored a table that is a constant
+        # older versions of transformers wrapped the encoder in another module, and stored a constant table
         state = {key.removeprefix("text_model.").removeprefix("vision_model."): value for key, value in state.items()}
         state = {key: value for key, value in state.items() if not key.endswith("position_ids")}
         if strange := sorted(where.keys() ^ state.keys()):
@@ -176,11 +174,11 @@ def _check(what: str, expected: dict[str, Tensor], tensors: dict[str, Tensor], d
         if names
     ]
     if found:
-        raise UserError(f"{what} is another architecture than model.* describes; {'; '.join(found)}")
+        raise UserError(f"{what} has another architecture than model.*; {'; '.join(found)}")
     if integers := [f"{key} ({tensors[key].dtype})" for key in expected if not tensors[key].is_floating_point()]:
-        raise UserError(f"{what} holds weights that are not floating point: {_some(integers)}; fetch it again")
+        raise UserError(f"{what} holds weights that are not floating point: {_some(integers)}; download it again")
     if broken := [key for key in expected if not bool(tensors[key].isfinite().all())]:
-        raise UserError(f"{what} holds weights that are NaN or infinite: {_some(broken)}; fetch it again")
+        raise UserError(f"{what} holds weights that are NaN or infinite: {_some(broken)}; download it again")
 
 
 def _some(names: list[str]) -> str:
@@ -188,7 +186,7 @@ def _some(names: list[str]) -> str:
 
 
 def _fill(module: nn.Module, state: dict[str, Tensor], dtype: torch.dtype) -> None:
-    """Put tensors in place of a meta module's; UserError where one overflows in ``dtype``."""
+    """Replace the tensors of a meta module; UserError if one overflows in ``dtype``."""
     cast = {name: value.to(dtype) for name, value in state.items()}
     if broken := [name for name, value in cast.items() if not bool(value.isfinite().all())]:
         raise UserError(f"dtype={dtype}: {_some(broken)} is too large for it; choose bfloat16 or float32")

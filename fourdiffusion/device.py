@@ -1,4 +1,4 @@
-"""Where tensors live, and in which type the device multiplies fastest."""
+"""Choose the device, and measure its fastest matrix-product type."""
 
 import time
 from functools import cache
@@ -9,7 +9,7 @@ from fourdiffusion.errors import UserError
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device called ``name``: cpu, cuda, cuda:N, or auto for a GPU where there is one. UserError for any other."""
+    """Return the device ``name``: cpu, cuda, cuda:N, or auto for a GPU if there is one. UserError for other names."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     unknown = UserError(f"device={name} is unknown: choose auto, cpu or cuda")
@@ -26,17 +26,17 @@ def resolve_device(name: str) -> torch.device:
 
 @cache
 def bf16_is_faster(device: torch.device) -> bool:
-    """Whether products of matrices in bfloat16 take less than 0.8 of the time of those in float32 on a device.
+    """Return whether matrix products in bfloat16 take less than 0.8 of the time of float32 on a device.
 
-    Measured once a process, in at most a second: a processor's flags do not say it, since libraries have slow paths for
-    bfloat16 too, a hundred times slower than float32 on some processors.
+    Measured once per process, in at most a second: CPU flags do not tell, since libraries also have slow paths for
+    bfloat16, a hundred times slower than float32 on some processors.
     """
     seconds = {dtype: _seconds_of_product(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
     return seconds[torch.bfloat16] < 0.8 * seconds[torch.float32]
 
 
 def _seconds_of_product(device: torch.device, dtype: torch.dtype) -> float:
-    """The shortest of several runs: the first one prepares, and another process slows some down."""
+    """Return the shortest time of several runs: the first is a warm-up, and other processes slow some down."""
     a = torch.ones(256, 256, device=device, dtype=dtype)
     spent, shortest = 0.0, float("inf")
     for _ in range(20):

@@ -1,4 +1,4 @@
-"""``doctor``: what this package can use here: tried where it computes, and the line that mends what is missing."""
+"""``doctor``: test the backends, weights and extras on this machine, with the command that installs what is missing."""
 
 import dataclasses
 import importlib.util
@@ -23,7 +23,7 @@ from fourdiffusion.ops.backends import INSTALL
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.settings import DoctorConfig
 
-EXTRAS = (  # module, what it is for, the line that installs it
+EXTRAS = (  # module, its purpose, the command that installs it
     ("viser", "the scene in the browser", "pip install 'fourdiffusion[viewer]'"),
     ("gradio", "the page of `fourdiffusion app`", "pip install 'fourdiffusion[app]'"),
     ("xatlas", "textures in exported GLB files", "pip install 'fourdiffusion[atlas]'"),
@@ -32,9 +32,9 @@ EXTRAS = (  # module, what it is for, the line that installs it
     ("tensorboard", "training curves", "pip install tensorboard"),
     ("wandb", "training curves on the web", "pip install 'fourdiffusion[wandb]'"),
 )
-MODELS = ("models/4dm",)  # where `fourdiffusion VIDEO` looks for the released weights
-FREE_GIB = 2.0  # of disk, for a few runs
-MEMORY_GIB = 2.0  # of memory that a fit of the small model takes at most
+MODELS = ("models/4dm",)  # folder of the released weights for `fourdiffusion VIDEO`
+FREE_GIB = 2.0  # disk space for a few runs
+MEMORY_GIB = 2.0  # largest memory of a fit of the small model
 GRID = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
 
 
@@ -44,13 +44,13 @@ class Finding:
 
     name: str
     ok: bool
-    detail: str  # what was found, or what is missing and for what
-    remedy: str | None = None  # the command that mends it
-    needed: bool = False  # nothing works without it
+    detail: str  # what was found, or what is missing and its purpose
+    remedy: str | None = None  # the command that installs it
+    needed: bool = False  # required for everything
 
 
 def doctor(config: DoctorConfig) -> None:
-    """Print one line for each part: ok, or missing with the command that mends it; JSON with ``config.json``."""
+    """Print one line for each part: ok, or missing with the command that installs it; JSON with ``config.json``."""
     findings = [*machine(), *backends(), *weights(config.model.path), *extras()]
     if config.json:
         print(json.dumps([dataclasses.asdict(each) for each in findings], indent=1))
@@ -61,7 +61,7 @@ def doctor(config: DoctorConfig) -> None:
 
 
 def machine() -> list[Finding]:
-    """Return Python, torch, GPU, memory and disk."""
+    """Return findings on Python, torch, GPU, memory and disk."""
     found = [
         Finding("python", True, platform.python_version(), needed=True),
         Finding("torch", True, f"{torch.__version__}, {torch.get_num_threads()} threads", needed=True),
@@ -77,7 +77,7 @@ def machine() -> list[Finding]:
 
 
 def backends() -> list[Finding]:
-    """Return whether hash grids, volume rendering and video files work; each is tried on something small."""
+    """Return whether hash grids, volume rendering and video files work, each with a small test."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     on_gpu = device.type == "cuda"
     found = [
@@ -95,7 +95,7 @@ def backends() -> list[Finding]:
 
 
 def weights(model_path: str | None) -> list[Finding]:
-    """Return which weights are here, and where each is looked for."""
+    """Return which weights were found, and the searched folders."""
     there = model_path is not None and (Path(model_path) / "model_index.json").is_file()
     remedy = "give model.path=FOLDER, a folder with model_index.json"
     found = [Finding("model", there, f"looked for in {model_path}", None if there else remedy, needed=True)]
@@ -115,7 +115,7 @@ def weights(model_path: str | None) -> list[Finding]:
 
 
 def extras() -> list[Finding]:
-    """Return which optional packages are installed; of matting, whether its runtime loads."""
+    """Return which optional packages are installed; for matting, whether its runtime loads."""
     found = [_tried("onnxruntime", _try_matting, "pip install onnxruntime")]
     for module, purpose, line in EXTRAS:
         state = _state(module)
@@ -134,7 +134,7 @@ def _gpu() -> Finding:
 
 
 def _free_memory_gib() -> float | None:
-    """Return the memory that a new process can have; None where the system does not say."""
+    """Return the memory available to a new process; None if the system does not report it."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return int(next(line for line in lines if line.startswith("MemAvailable")).split()[1]) / 2**20
@@ -155,7 +155,7 @@ def _close(memory: float, least: float) -> str | None:
 
 
 def _tried(name: str, attempt: Callable[[], str], remedy: str | None, needed: bool = False) -> Finding:
-    """Return a finding of something that was used; what it raises is the reason why not."""
+    """Run a test and return its finding; an exception is the reason of the failure."""
     try:
         return Finding(name, True, attempt(), needed=needed)
     except Exception as error:  # a broken installation may raise anything
@@ -183,7 +183,7 @@ def _try_rendering(backend: str, device: torch.device) -> str:
     weights.sum().backward()
     # a ray through the unit ball's middle: 2 units of density 1
     if abs(float(weights.detach().sum()) / 4 - (1 - 2.718281828**-2)) > 1e-3 or sigma.grad is None:
-        raise RuntimeError("it computes something else")
+        raise RuntimeError("its result is wrong")
     return f"forward and backward on {device.type}"
 
 
@@ -199,13 +199,13 @@ def _try_video() -> str:
 def _try_matting() -> str:
     if not u2net.installed():
         raise ImportError("matting of videos with any background")
-    import onnxruntime  # loads its library: an installed one may not
+    import onnxruntime  # loads its library, which may fail although it is installed
 
     return f"{onnxruntime.__version__}, matting of videos with any background"
 
 
 def _state(module: str) -> str | None:
-    """Return the installed version of a module, without importing it; None where it is missing."""
+    """Return the installed version of a module, without importing it; None if it is missing."""
     if importlib.util.find_spec(module) is None:
         return None
     try:

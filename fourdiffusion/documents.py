@@ -1,6 +1,7 @@
-"""The readers of JSON and YAML that others wrote: bounded in size, depth and time. This module imports no torch."""
+"""Read untrusted JSON and YAML files: bounded in size, depth and time. This module imports no torch."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,9 @@ MAX_YAML_ENTRIES = 100_000
 
 
 def read_json(path: Path, remedy: str) -> Any:
-    """Return the content of a JSON file of bounded size; UserError, which ends with ``remedy``, where it is none.
+    """Return the content of a JSON file of bounded size; otherwise raise UserError, which ends with ``remedy``.
 
-    Pipes and devices are refused: they would block.
+    Pipes and devices are errors: they would block.
     """
     name = printable(path)
     require_file(path, remedy)
@@ -31,10 +32,22 @@ def read_json(path: Path, remedy: str) -> Any:
         raise UserError(f"{name}: not valid JSON ({printable(error)[:200]}); {remedy}") from error
 
 
-def read_yaml(path: Path, remedy: str) -> Any:
-    """Return the content of a YAML file of bounded size, tags of code refused; UserError, which ends with ``remedy``.
+def first_non_finite(content: Any) -> str | None:
+    """Return the dotted key of the first number in a JSON value that is NaN or infinite; None if all are finite."""
+    open_ends: list[tuple[str, Any]] = [("", content)]
+    while open_ends:
+        key, value = open_ends.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return key
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        open_ends += [(f"{key}.{name}" if key else str(name), each) for name, each in inner]
+    return None
 
-    Aliases may make little text large, or hold themselves: what has too many entries is refused.
+
+def read_yaml(path: Path, remedy: str) -> Any:
+    """Return the content of a YAML file of bounded size without code tags; otherwise raise UserError with ``remedy``.
+
+    Aliases may expand a small file or refer to themselves: too many entries are an error.
     """
     name = printable(path)
     require_file(path, remedy)

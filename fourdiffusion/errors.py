@@ -1,17 +1,17 @@
-"""Errors that are shown to the user as one line, and the end of a run by a signal."""
+"""Errors shown to the user as one line, and the end of a run by a signal."""
 
 import signal
 
 
 class UserError(Exception):
-    """Something that a file, a setting or a command caused: one line that names the value and the remedy.
+    """An error of a file, a setting or a command: one line that names the value and the remedy.
 
     The command line prints it as `error: ...` and exits with code 2. Wrong arguments of functions are ValueError.
     """
 
 
 class Terminated(SystemExit):
-    """A signal such as SIGTERM ended the run, which had saved its state. The exit code is 128 + the signal's number."""
+    """A signal such as SIGTERM ended the run after it saved its state. The exit code is 128 + the signal number."""
 
     def __init__(self, signal_number: int):
         super().__init__(128 + signal_number)
@@ -19,7 +19,7 @@ class Terminated(SystemExit):
 
     def __str__(self) -> str:
         return (
-            f"stopped by {signal.Signals(self.signal_number).name}: where a run was begun, the same command goes on "
+            f"stopped by {signal.Signals(self.signal_number).name}: run the same command again to resume a run "
             "from its last checkpoint"
         )
 

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import fill_folder
+from fourdiffusion.files import fill_folder, write_atomic
 from fourdiffusion.scene.export.origin import credit_of, frame_times, origin
 from fourdiffusion.scene.export.surface import Mesh, scene_meshes
-from fourdiffusion.scene.scene import load_scene, scene_folder
+from fourdiffusion.scene.scene import Scene, load_scene, scene_folder
 from fourdiffusion.settings import ExportConfig
 
 FILES = {"glb": "scene.glb", "html": "scene.html", "usd": "scene.usdc"}  # formats that are one file
@@ -25,6 +27,7 @@ FOLDERS = {
 }
 SUFFIXES = {"glb": (".glb",), "html": (".html",), "usd": (".usdc", ".usda", ".usd")}  # of FILES
 TEXTURED = ("glb", "glb_frames")  # formats that hold a texture
+ANIMATIONS = ("frames", "morph")
 POSITIVE = ("num_frames", "fps", "scale", "size", "num_views", "iso_level")
 
 
@@ -39,7 +42,7 @@ def export(config: ExportConfig) -> None:
     _require_packages(config)
     scene = load_scene(folder, resolve_device(config.device))
     times = frame_times(run, config.num_frames)
-    notes = origin(run, config.author, config.license)
+    notes: dict[str, Any] = dict(origin(run, config.author, config.license))
     if config.format == "images":
         from fourdiffusion.scene.export.images import write_sequence
 
@@ -57,9 +60,11 @@ def export(config: ExportConfig) -> None:
             from fourdiffusion.scene.export.atlas import textured
 
             meshes = textured(scene, meshes, times, config.texture_size, "textures")
-        _write_meshes(output, meshes, config, credit_of(notes), notes | {"iso_level": level}, run.resolve().name)
+        notes |= {"iso_level": level}
         counts = [len(mesh.faces) for mesh in meshes]
         print(f"{len(meshes)} meshes of {min(counts)} to {max(counts)} faces at iso_level={level:.4g}")
+        if config.animation != "morph" or not _write_morph(output, scene, meshes, times, config, notes):
+            _write_meshes(output, meshes, config, credit_of(notes), notes, run.resolve().name)
     print(f"written: {output}")
 
 
@@ -69,6 +74,15 @@ def _check(config: ExportConfig) -> None:
         alike = difflib.get_close_matches(config.format, known, n=1)
         remedy = f"did you mean {alike[0]}?" if alike else f"use {', '.join(known)}"
         raise UserError(f"format={config.format}: there is no such format, {remedy}")
+    if config.animation not in ANIMATIONS:
+        alike = difflib.get_close_matches(config.animation, ANIMATIONS, n=1)
+        remedy = f"did you mean {alike[0]}?" if alike else f"use {' or '.join(ANIMATIONS)}"
+        raise UserError(f"animation={config.animation}: there is no such animation, {remedy}")
+    if config.animation == "morph" and (config.format != "glb" or config.texture_size is not None):
+        what = f"format={config.format}" if config.format != "glb" else f"texture_size={config.texture_size}"
+        raise UserError(
+            f"animation=morph goes with format=glb and vertex colors, not with {what}: leave one of them out"
+        )
     for name in POSITIVE:
         value = getattr(config, name)
         if value is not None and not (math.isfinite(value) and value > 0):
@@ -106,6 +120,26 @@ def _check_output(output: Path, format: str) -> None:
         raise UserError(f"output={output}: the name of a {format} file ends in {' or '.join(SUFFIXES[format])}")
     if format in FOLDERS and output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise UserError(f"output={output} is there already: choose another output, or delete it")
+
+
+def _write_morph(
+    output: Path, scene: Scene, meshes: list[Mesh], times: Tensor, config: ExportConfig, notes: dict[str, Any]
+) -> bool:
+    """Write a GLB with morph targets and return whether there is one; say why where there is none."""
+    from fourdiffusion.scene.export.glb import build_morph_glb
+    from fourdiffusion.scene.export.morph import morph_targets
+
+    if len(meshes) < 2:
+        print("one frame does not move: a GLB of one mesh")
+        return False
+    found, words = morph_targets(scene, meshes, times, "tracking")
+    if found is None:
+        print(f"no mesh that all frames share ({words}): a mesh a frame instead")
+        return False
+    print(f"one mesh with {len(meshes) - 1} morph targets, {words}")
+    content = build_morph_glb(found, config.fps, config.scale, credit_of(notes), notes)
+    write_atomic(output, lambda partial: partial.write_bytes(content))
+    return True
 
 
 def _write_meshes(

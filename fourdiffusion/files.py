@@ -23,7 +23,7 @@ os.umask(UMASK)
 
 
 def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it: an interruption leaves the old file or the new one."""
+    """Write a file atomically: ``write`` fills a temporary file next to ``path``, which is then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
     try:
@@ -37,9 +37,9 @@ def write_atomic(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def fill_folder(folder: Path, write: Callable[[Path], object], replace: bool = False) -> None:
-    """Let ``write`` fill a folder beside ``folder``, then put it in place, whole or not at all.
+    """Write a folder atomically: ``write`` fills a temporary folder next to ``folder``, which is then renamed.
 
-    A folder that is there and not empty is an OSError, or with ``replace`` gives way once everything is written.
+    An existing folder that is not empty is an OSError, or is replaced at the end with ``replace``.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(folder)
@@ -58,7 +58,7 @@ def fill_folder(folder: Path, write: Callable[[Path], object], replace: bool = F
 
 
 def _partial(path: Path) -> Path:
-    """Return the work file of this process beside ``path``; those that killed processes left are removed."""
+    """Return this process's temporary file for ``path``; remove those left by killed processes."""
     for left in path.parent.glob(f"{glob.escape(path.name)}.*.partial"):
         number = left.name.removeprefix(f"{path.name}.").removesuffix(".partial")
         if number.isdigit() and not _is_running(int(number)):
@@ -77,7 +77,7 @@ def _is_running(process: int) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it."""
+    """Remove a file or a folder with its content."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -92,7 +92,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read a file of ``save_tensors``: tensors and metadata. UserError where it is missing or damaged."""
+    """Read a file of ``save_tensors``: tensors and metadata. UserError if it is missing or damaged."""
     require_file(path, "give a folder that a run has written")
     try:
         with safe_open(path, framework="pt") as file:
@@ -100,11 +100,11 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return load_file(path), metadata
     except (SafetensorError, json.JSONDecodeError) as error:
         remedy = "restore a copy, or choose another output"
-        raise UserError(f"{path} is damaged or of another kind ({error}): {remedy}") from error
+        raise UserError(f"{path} is damaged or in another format ({error}): {remedy}") from error
 
 
 def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
-    """Return the name of the first tensor that holds NaN or infinity; None where all are finite."""
+    """Return the name of the first tensor with NaN or infinity; None if all are finite."""
     for name, value in tensors.items():
         if not bool(value.isfinite().all()):
             return name
@@ -112,38 +112,38 @@ def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
 
 
 WRAPPERS = ("state_dict", "model", "module")  # keys under which training scripts store the weights
-FOREIGN = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # what checkpoints of other projects end in
+FOREIGN = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")  # suffixes of other projects' checkpoints
 
 
 def read_foreign(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of another project's checkpoint; of a pickle only tensors are read, never code.
+    """Read the tensors of another project's checkpoint; from a pickle only tensors are read, never code.
 
-    Weights may lie under keys of WRAPPERS. UserError where the file is missing, damaged, or holds more than tensors.
+    Weights may be under keys of WRAPPERS. UserError if the file is missing, damaged, or has other content than tensors.
     """
     if not path.is_file():
         raise UserError(f"no file {path}: give a checkpoint that ends in {', '.join(FOREIGN)}")
     if path.suffix not in FOREIGN:
-        raise UserError(f"{path} is of no known kind: give a checkpoint that ends in {', '.join(FOREIGN)}")
+        raise UserError(f"{path} has an unknown format: give a checkpoint that ends in {', '.join(FOREIGN)}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path} is damaged, or holds more than tensors ({reason}): fetch it again") from error
+        raise UserError(f"{path} is damaged, or holds more than tensors ({reason}): download it again") from error
     while isinstance(content, dict) and (
         inner := next((k for k in WRAPPERS if isinstance(content.get(k), dict)), None)
     ):
         content = content[inner]
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds a {type(content).__name__} and no named tensors: it is no checkpoint of weights")
+        raise UserError(f"{path} holds a {type(content).__name__} and no named tensors: it is not a checkpoint")
     if strange := [str(key) for key, value in content.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path} holds more than tensors ({', '.join(strange[:3])}): it is no checkpoint of weights")
+        raise UserError(f"{path} holds more than tensors ({', '.join(strange[:3])}): it is not a checkpoint")
     return content
 
 
 def write_foreign(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write tensors atomically as ``read_foreign`` reads them; the suffix of ``path`` chooses the format."""
+    """Write tensors atomically for ``read_foreign``; the suffix of ``path`` selects the format."""
     if path.suffix == ".safetensors":
         write_atomic(path, lambda partial: save_file(tensors, partial))
     else:

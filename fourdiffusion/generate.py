@@ -1,4 +1,4 @@
-"""``generate``: a monocular video becomes V videos of the same object from evenly spaced views."""
+"""``generate``: sample V videos of an object from evenly spaced views, given a monocular video."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from fourdiffusion.datasets.clips import opaque_clip, write_clip
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.generation_config import sampling_settings
-from fourdiffusion.diffusion.loading import check_precision, open_pipeline, with_own_settings
+from fourdiffusion.diffusion.loading import check_precision, open_pipeline, resolve_dtype, with_own_settings
 from fourdiffusion.diffusion.long_video import frame_groups
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import check_ranges
@@ -21,7 +21,7 @@ from fourdiffusion.media.write import write_views
 from fourdiffusion.runs import folder_digest, lock_folder, open_run, terminable
 from fourdiffusion.settings import GenerateConfig
 
-FREE = {"device", "model.compile", "model.offload", "model.channels_last"}  # the result is the same beyond rounding
+FREE = {"device", "model.compile", "model.offload", "model.channels_last"}  # they change the result only by rounding
 
 
 def generate(config: GenerateConfig) -> None:
@@ -34,8 +34,9 @@ def generate(config: GenerateConfig) -> None:
         }
     )
     device = resolve_device(config.device)
+    config = replace(config, model=resolve_dtype(config.model, device, Path(config.output)))
     check_precision(config.model, device)
-    sampling = sampling_settings(config.model)  # before the weights: mistakes are found at once
+    sampling = sampling_settings(config.model)  # before the weights, to report errors at once
     video = load_video(config, sampling.image_size)
     pipeline = open_pipeline(config.model, device)
     frame_groups(sampling.long_video, config.num_frames, sampling.window, pipeline.motion.config.max_frames)

@@ -1,8 +1,8 @@
-"""Bounds of the numeric settings, both ends included, checked before a verb begins.
+"""Inclusive bounds of the numeric settings, checked before a verb starts.
 
 One table for each settings class, by field; a class inherits its bases' bounds, and a list's bounds are those of its
-entries. They keep out what cannot mean anything (a negative count, NaN, an infinity), not what is unwise. A verb may
-refuse more, where settings depend on each other.
+entries. They reject meaningless values (a negative count, NaN, infinity), not unwise ones. A verb may have further
+checks for settings that depend on each other.
 """
 
 import dataclasses
@@ -56,6 +56,8 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
         "num_rays": (1, 10**7),
         "foreground_share": _FRACTION,
         "lambda_alpha": _WEIGHT,
+        "lambda_lpips": _WEIGHT,
+        "patch_size": (16, 4096),
         "grid_lr": _RATE,
         "mlp_lr": _RATE,
         "lr_decay": (1e-6, 1.0),
@@ -338,28 +340,48 @@ RANGES: dict[str, dict[str, Range]] = {  # {settings class: {field: (least, grea
     },
 }
 
-# Settings that are paths, by class: the command line reads them all by the one rule of media.paths.user_path.
+# Choices of string settings, by class; also checked if a verb does not use them. null is always valid.
+CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
+    "ModelConfig": {
+        "scheduler": ("ddim", "dpm++", "unipc", "euler"),
+        "timestep_spacing": ("leading", "trailing", "linspace"),
+        "long_video": ("windows", "interleaved"),
+        "dtype": ("float32", "bfloat16", "float16", "auto"),
+        "storage_dtype": ("float32", "bfloat16", "float16"),
+        "offload": ("none", "model"),
+        "prediction_type": ("epsilon", "v_prediction", "velocity"),
+    },
+}
+
+# Settings that are paths, by class: the command line resolves them with media.paths.user_path.
 PATHS: dict[str, set[str]] = {
-    "InputVideo": {"video", "mask"},
+    "InputVideo": {"video", "mask", "matting_model"},
     "GenerateConfig": {"output"},
     "RenderConfig": {"scene", "output"},
     "ExportConfig": {"scene", "output"},
     "ViewConfig": {"scene", "output"},
-    "ConvertConfig": {"imagedream", "motion", "output", "tokenizer"},
+    "AppConfig": {"output"},
+    "FitViewsConfig": {"views", "output", "lpips_weights"},
+    "PackConfig": {"clips", "output", "ids", "manifest"},
+    "CurateConfig": {"clips", "output", "captions", "captioner", "lists"},
+    "ObjaverseConfig": {"output", "captions", "lists"},
+    "ConvertConfig": {"imagedream", "motion", "output", "tokenizer", "checkpoint"},
     "RenderAssetsConfig": {"assets", "output", "manifest", "hdri"},
     "SynthConfig": {"output"},
     "ModelConfig": {"path"},
     "DataConfig": {"path"},
-    "TrainConfig": {"output", "lpips_weights", "validation_data"},
+    "TrainConfig": {"output", "lpips_weights", "validation_data", "init_motion"},
     "FitConfig": {"output"},
     "CameraConfig": {"file"},
     "LossConfig": {"lpips_weights"},
-    "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare"},
+    "EvaluateConfig": {"prediction", "reference", "truth", "output", "weights", "lpips", "compare", "feature_cache"},
 }
+# Paths that may also be the address of shards (``s3://``, ``https://``).
+ADDRESSES: dict[str, set[str]] = {"DataConfig": {"path"}, "TrainConfig": {"validation_data"}}
 
 
 def check_numbers(settings: Any, prefix: str = "") -> None:
-    """Raise UserError for the first number of a settings dataclass, nested ones included, outside its bounds."""
+    """Raise UserError for the first number outside its bounds in a settings dataclass, including nested ones."""
     for field in dataclasses.fields(settings):
         key, value = prefix + field.name, getattr(settings, field.name)
         if dataclasses.is_dataclass(value):
@@ -375,8 +397,8 @@ def check_numbers(settings: Any, prefix: str = "") -> None:
 def from_values(settings: type[Any], values: Any) -> Any:
     """Return a settings dataclass from the values of a JSON file, nested ones included.
 
-    Raises ValueError for what is no mapping, a key that is unknown, a field without a value (only those with the
-    default "???" must have one), a value of another type, and a number outside its bounds.
+    Raises ValueError if it is not a mapping, for an unknown key, a missing required field (default "???"), a value of
+    another type, and a number outside its bounds.
     """
     if not isinstance(values, dict):
         raise ValueError(f"it holds a {type(values).__name__}, not an object")
@@ -392,7 +414,7 @@ def from_values(settings: type[Any], values: Any) -> Any:
         kinds = tuple(typing.get_origin(kind) or kind for kind in typing.get_args(of) or (of,))
         number = float in kinds and type(value) is int and abs(value) < 1e300
         if type(value) not in kinds and not number:
-            raise ValueError(f"{name}={str(value)[:40]!r} is no {' or '.join(kind.__name__ for kind in kinds)}")
+            raise ValueError(f"{name}={str(value)[:40]!r} is not {' or '.join(kind.__name__ for kind in kinds)}")
         given[name] = float(value) if number else value
     found = settings(**given)
     try:

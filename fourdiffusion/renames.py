@@ -1,7 +1,7 @@
-"""Former names of settings and of keys in files, with which old command lines, run folders and clips still open.
+"""Former names of settings and of keys in files: old command lines, run folders and clips remain valid.
 
-One table for each settings class that had other names in version 0.1.0. The keys are dotted, as the command line
-writes them.
+One table for each settings class that had other names in version 0.1.0. The keys are dotted, as on the command
+line.
 """
 
 from typing import Any
@@ -71,17 +71,17 @@ SETTINGS: dict[str, dict[str, str]] = {  # {settings class: {former key: key}}
 
 
 def current_name(settings_class: str, key: str) -> str:
-    """Return the present name of a dotted settings key; a key that was never renamed is its own."""
+    """Return the current name of a dotted settings key; a key that was never renamed is returned unchanged."""
     return SETTINGS.get(settings_class, {}).get(key, key)
 
 
 def current_value(key: str, value: Any) -> Any:
-    """Return the present value of a dotted settings key, given under its former or its present name."""
+    """Return the current value of a dotted settings key, given under its former or current name."""
     return VALUES.get(value, value) if key.endswith((".prediction", ".prediction_type")) else value
 
 
 def current_unet_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the content of a unet/config.json under the present names and values."""
+    """Return the content of a unet/config.json with current names and values."""
     renamed = {UNET_CONFIG.get(key, key): value for key, value in config.items()}
     if isinstance(kind := renamed.get("prediction_type"), str):
         renamed["prediction_type"] = VALUES.get(kind, kind)

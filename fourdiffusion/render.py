@@ -1,4 +1,4 @@
-"""Verb `render`: pictures and videos of a fitted scene."""
+"""Verb `render`: render pictures and videos of a fitted scene."""
 
 import difflib
 import math
@@ -11,30 +11,30 @@ from torch import Tensor
 
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors
 from fourdiffusion.media.animation import write_gif, write_pictures, write_webm
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import write_image, write_video
 from fourdiffusion.scene import pictures
 from fourdiffusion.scene.frames import CHANNELS, render_path
 from fourdiffusion.scene.paths import PATHS, CameraPath, camera_path, nearest_times, read_path
+from fourdiffusion.scene.run_input import NAME, read_run_input
 from fourdiffusion.scene.scene import load_scene, scene_folder
 from fourdiffusion.settings import RenderConfig
 
 FORMATS = ("mp4", "webm", "gif", "png")
 GRAYS = {"white": 1.0, "gray": 0.5, "black": 0.0}
-SECONDS = 4.0  # length of a video where nothing else says
+SECONDS = 4.0  # default length of a video
 
 
 def render(config: RenderConfig) -> None:
-    """Write the overview's pictures, or the still or video of a camera path; files appear whole or not at all."""
+    """Write the overview's pictures, or the still or video of a camera path, atomically."""
     _check(config)
     folder = scene_folder(Path(config.scene))
     run = folder.parent if folder.name == "scene" else folder
     if config.path == "overview":
         _overview(config, folder, run)
         return
-    # Everything that can be wrong is looked at before the work.
+    # All checks come before the rendering.
     background = parse_background(config.background)
     path, name = _path(config)
     format, output = _output(config, run, name, len(path.times))
@@ -49,7 +49,7 @@ def render(config: RenderConfig) -> None:
 
 
 def parse_background(text: str) -> Tensor | None:
-    """Return the color [3] in [0, 1] that a setting names; None for transparent."""
+    """Return the color [3] in [0, 1] of a setting; None for transparent."""
     if text == "transparent":
         return None
     if text in GRAYS:
@@ -106,7 +106,7 @@ def _overview(config: RenderConfig, folder: Path, run: Path) -> None:
 
 
 def _path(config: RenderConfig) -> tuple[CameraPath, str]:
-    """Return the cameras and times to render, and what to call them."""
+    """Return the cameras and times to render, and their name."""
     if config.path.endswith(".json"):
         return read_path(Path(config.path)), Path(config.path).stem
     num_pictures = max(round((config.seconds or SECONDS) * config.fps), 1)
@@ -145,11 +145,10 @@ def _write(output: Path, frames: np.ndarray, fps: float, format: str) -> None:
 
 def _input_of(run: Path, num_frames: int) -> tuple[Tensor | None, Tensor]:
     """Return the run's input on white [F, 3, S, S] and its times [F]; without one, None and evenly spaced times."""
-    path = run / "input.safetensors"
-    if not path.is_file():
+    found = read_run_input(run)
+    if found is None:
         return None, torch.linspace(0, 1, num_frames)
-    tensors, _ = load_tensors(path)
-    missing = {"rgba", "times"} - tensors.keys()
-    if missing:
-        raise UserError(f"{path} lacks {', '.join(sorted(missing))}: it is not the input of a fit; remove it")
-    return composite(tensors["rgba"]), tensors["times"]
+    rgba, times = found
+    if rgba is None:
+        raise UserError(f"{run / NAME} lacks rgba: it is not the input of a fit; remove it")
+    return composite(rgba), times

@@ -1,6 +1,6 @@
-"""Run folders: settings, the digests of what a run read, a log, checkpoints; signals and a lock.
+"""Run folders: settings, digests of the inputs, a log, checkpoints; signals and a lock.
 
-<run>/config.yaml                     every setting of the run, and the digests of what it reads
+<run>/config.yaml                     all settings of the run, and the digests of its inputs
 <run>/log.jsonl                       one line for each logged step
 <run>/checkpoint.safetensors          the newest state from which the run resumes
 <run>/checkpoint.previous.safetensors the one before, in case the newest is damaged
@@ -28,6 +28,7 @@ from torch import Tensor
 from fourdiffusion.documents import read_yaml
 from fourdiffusion.errors import Terminated, UserError
 from fourdiffusion.files import first_non_finite, load_tensors, remove, save_tensors, write_atomic
+from fourdiffusion.media.paths import require_own_file
 from fourdiffusion.renames import current_name, current_value
 
 try:
@@ -38,7 +39,8 @@ except ImportError:  # Windows
 CHECKPOINT = "checkpoint.safetensors"
 PREVIOUS = "checkpoint.previous.safetensors"
 LOCK = ".lock"
-# Files that a run writes before its first result: a folder with nothing else binds the next run to nothing.
+MAX_STEP = 10**9
+# Files that a run writes before its first result: a folder with only these does not restrict the next run.
 PREPARATIONS = {
     "config.yaml",
     "input.json",
@@ -62,7 +64,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Restore what ``optimizer_tensors`` returned; the groups' settings stay those of ``optimizer``."""
+    """Restore the state of ``optimizer_tensors``; the groups' settings stay those of ``optimizer``."""
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -75,7 +77,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 
 
 def git_commit() -> str:
-    """Return the commit of the source tree, "+" after it where files differ, "unknown" outside its repository."""
+    """Return the commit of the source tree, with "+" if files differ; "unknown" outside its repository."""
     package = Path(__file__).resolve().parent
     commands = (
         ["git", "rev-parse", "--show-toplevel"],
@@ -89,7 +91,7 @@ def git_commit() -> str:
         )
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    if Path(root) != package.parent:  # installed inside a repository of the user's
+    if Path(root) != package.parent:  # installed inside a user's repository
         return "unknown"
     return commit + ("+" if status else "")
 
@@ -102,7 +104,7 @@ def tensor_digest(tensor: Tensor) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return the sha256 of the files in the folders directly inside ``folder``: of a model, its parts."""
+    """Return the sha256 of the files in the direct subfolders of ``folder``, the parts of a model."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*/*")):
         if path.is_file():
@@ -120,21 +122,21 @@ def open_run(
     content: dict[str, str] | None = None,
     fixed: dict[str, str] | None = None,
 ) -> None:
-    """Make a run folder, or make sure that the run in it has the same settings and reads the same content.
+    """Make a run folder, or check that the existing run has the same settings and inputs.
 
-    A folder without a result yet (see PREPARATIONS) binds the run to nothing.
+    A folder without a result yet (see PREPARATIONS) does not restrict the run.
 
     Args:
         folder: the run folder.
         config: a dataclass of settings, all with defaults.
-        free: settings, or groups of them, that may differ when a run goes on: they do not change its result.
-            ``output`` may always: a run folder can be moved.
-        facts: what else to note of this start beside the commit; a run may go on with others.
-        content: {setting that is a path: digest of what it names}. The digest must be the same, the path need not.
-        fixed: facts that must be the same when a run goes on.
+        free: settings, or groups of them, that may differ when a run resumes: they do not change its result.
+            ``output`` may always differ: a run folder can be moved.
+        facts: further values to record besides the commit; they may differ when a run resumes.
+        content: {setting that is a path: digest of its content}. The digest must be the same, the path may differ.
+        fixed: facts that must be the same when a run resumes.
 
     Raises:
-        UserError: the folder cannot be made, holds another run, or files that no run wrote.
+        UserError: the folder cannot be made, has another run, or files that are not from a run.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -142,7 +144,7 @@ def open_run(
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"output={folder} cannot be made ({reason}): choose another output") from error
     content, fixed, path = content or {}, fixed or {}, folder / "config.yaml"
-    entries = [entry for entry in folder.iterdir() if entry.suffix != ".partial"]  # a start that was killed leaves one
+    entries = [entry for entry in folder.iterdir() if entry.suffix != ".partial"]  # left by a killed start
     results = [entry for entry in entries if entry.name not in PREPARATIONS]
     if path.is_file():
         record = _read_record(path)
@@ -159,7 +161,7 @@ def open_run(
 def _check_same(
     folder: Path, record: dict[str, Any], config: Any, free: set[str], content: dict[str, str], fixed: dict[str, str]
 ) -> None:
-    """Raise UserError where a run's record differs from this start in a setting, a digest or a fixed fact."""
+    """Raise UserError if a run's record differs from this start in a setting, a digest or a fixed fact."""
     remedy = "choose another output"
     known = record.get("content")
     known = known if isinstance(known, dict) else {}
@@ -172,7 +174,7 @@ def _check_same(
     for key, value in fixed.items():
         if record.get(key, value) != value:
             raise UserError(f"{folder} holds a run with {key}={record[key]}, this one has {key}={value}: {remedy}")
-    # what the run's version did not know yet, it did as the defaults do
+    # settings newer than the run's version had the behavior of the defaults
     name = type(config).__name__
     written = {current_name(name, key): current_value(key, value) for key, value in _flat(record["settings"]).items()}
     before = _flat(dataclasses.asdict(type(config)())) | written
@@ -185,16 +187,16 @@ def _check_same(
 
 
 def _read_record(path: Path) -> dict[str, Any]:
-    """Return the content of a run's ``config.yaml``; UserError where it is damaged or no run wrote it."""
+    """Return the content of a run's ``config.yaml``; UserError if it is damaged or not from a run."""
     remedy = "choose another output, or restore a copy of the file"
     record = read_yaml(path, remedy)
     if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
-        raise UserError(f"{path} is damaged or of another kind: {remedy}")
+        raise UserError(f"{path} is damaged or not from a run: {remedy}")
     return record
 
 
 def run_record(folder: Path) -> dict[str, Any]:
-    """Return what a run folder's ``config.yaml`` holds: ``settings`` and facts. UserError where there is none."""
+    """Return the content of a run folder's ``config.yaml``: ``settings`` and facts. UserError if there is none."""
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} holds no run: give a folder with config.yaml")
     return _read_record(folder / "config.yaml")
@@ -212,16 +214,18 @@ def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, keep: str = "config.yaml") -> Iterator[None]:
-    """Hold the lock of an output folder, which is made where it is missing.
+    """Hold the lock of an output folder, which is made if it is missing.
 
-    The system drops the lock with the process, however it ends: the file that stays behind blocks nobody. Where the
-    file system has no locks, there is none. Without the file ``keep`` at the end, no run came of it, and the lock goes,
-    too. UserError where another process holds it, or the folder cannot be made.
+    The system releases the lock when the process ends in any way: the remaining file blocks nothing. On a file system
+    without locks there is no lock. If the file ``keep`` is missing at the end, there is no run, and the lock file is
+    removed. UserError if another process holds the lock, or the folder cannot be made.
     """
     made: list[Path] = []
     try:
         made = [each for each in (folder, *folder.parents) if not each.exists()]
         folder.mkdir(parents=True, exist_ok=True)
+        require_own_file(folder / LOCK)
+        is_new = not (folder / LOCK).exists()
         file = open(folder / LOCK, "a+", encoding="utf-8")
     except (OSError, ValueError) as error:
         _remove_empty(made)
@@ -238,7 +242,7 @@ def lock_folder(folder: Path, keep: str = "config.yaml") -> Iterator[None]:
                     f"output={folder} is in use by another process ({holder}): wait for it, or choose another output"
                 ) from error
             except OSError:
-                pass  # no locks here
+                pass  # no locks on this file system
         file.truncate(0)
         file.write(f"pid {os.getpid()}")
         file.flush()
@@ -247,13 +251,13 @@ def lock_folder(folder: Path, keep: str = "config.yaml") -> Iterator[None]:
         try:
             yield
         finally:
-            if not (folder / keep).is_file():  # no run came of it
+            if is_new and not (folder / keep).is_file():  # there is no run
                 (folder / LOCK).unlink(missing_ok=True)
                 _remove_empty(made)
 
 
 def _remove_empty(folders: list[Path]) -> None:
-    """Remove empty folders, inner ones first, up to the first that is not empty or not there."""
+    """Remove empty folders, inner ones first, up to the first that is not empty or does not exist."""
     for folder in folders:
         try:
             folder.rmdir()
@@ -300,7 +304,7 @@ class Interruption:
         return self.signal_number is not None
 
     def leave(self) -> None:
-        """Raise KeyboardInterrupt after Ctrl-C, Terminated after another signal; do nothing where none arrived."""
+        """Raise KeyboardInterrupt after Ctrl-C, Terminated after another signal; do nothing without a signal."""
         if self.signal_number is not None:
             _raise(self.signal_number)
 
@@ -332,8 +336,9 @@ def append_log(folder: Path, line: dict[str, Any]) -> None:
 
 
 def trim_log(folder: Path, step: int) -> None:
-    """Drop the lines of steps after ``step``, which a resumed run makes again, and lines that are none of a log."""
+    """Drop the lines of steps after ``step``, which a resumed run repeats, and invalid lines."""
     path = folder / "log.jsonl"
+    require_own_file(path)
     if path.is_file():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         kept = [line for line in lines if (number := _step_of(line)) is not None and number <= step]
@@ -353,7 +358,7 @@ def _step_of(line: str) -> int | None:
 
 
 def save_checkpoint(folder: Path, verb: str, tensors: dict[str, Tensor], step: int) -> None:
-    """Write the newest checkpoint and keep the one before; at any moment one of the two is whole."""
+    """Write the newest checkpoint and keep the previous one; at any time one of the two is complete."""
     path, following = folder / CHECKPOINT, folder / "checkpoint.next.safetensors"
     save_tensors(following, tensors, {"step": step, "verb": verb})
     if path.is_file():
@@ -364,16 +369,16 @@ def save_checkpoint(folder: Path, verb: str, tensors: dict[str, Tensor], step: i
 def load_checkpoint(
     folder: Path, verb: str, expected: dict[str, Tensor], tell: Callable[[str], object] = print
 ) -> tuple[dict[str, Tensor], int] | None:
-    """Return the tensors and the step of the newest whole checkpoint; None where there is none.
+    """Return the tensors and the step of the newest complete checkpoint; None if there is none.
 
     Args:
         folder: the run folder.
-        verb: that wrote it.
-        expected: tensors of the names and shapes that the checkpoint must have.
-        tell: gets one line where the newest checkpoint is damaged and the one before is used.
+        verb: the verb that wrote it.
+        expected: tensors with the names and shapes of the checkpoint.
+        tell: gets one line if the newest checkpoint is damaged and the previous one is used.
 
     Raises:
-        UserError: there are checkpoints, and none can be used.
+        UserError: there are checkpoints, but none is usable.
     """
     reasons = []
     for path in (folder / CHECKPOINT, folder / PREVIOUS):
@@ -384,7 +389,7 @@ def load_checkpoint(
                 reasons.append(str(error))
                 continue
             for reason in reasons:
-                tell(f"{reason}: going on from the one before, of step {step}")
+                tell(f"{reason}: resuming from the previous one, of step {step}")
             return tensors, step
     if reasons:
         raise UserError(f"{reasons[0]}: restore a copy, or choose another output")
@@ -399,11 +404,11 @@ def _read_checkpoint(path: Path, verb: str, expected: dict[str, Tensor]) -> tupl
     if metadata.get("verb", verb) != verb:
         raise UserError(f"{path} is a checkpoint of {metadata['verb']}, not of {verb}")
     step = metadata.get("step")
-    if type(step) is not int or step < 0:
+    if type(step) is not int or not 0 <= step <= MAX_STEP:
         raise UserError(f"{path} has no step that counts (step={step})")
     for name in tensors:
         if name.startswith("optimizer.") and not re.fullmatch(r"optimizer\.\d+\.\w+", name):
-            raise UserError(f"{path}: {name[:80]} is no state of an optimizer")
+            raise UserError(f"{path}: {name[:80]} is not an optimizer state")
     for name, value in expected.items():
         if name not in tensors:
             raise UserError(f"{path} lacks the tensor {name}")

@@ -1,4 +1,4 @@
-"""Curves of a run while it goes on, for TensorBoard and wandb; ``log.jsonl`` is written in any case."""
+"""Log the curves of a run to TensorBoard and wandb; ``log.jsonl`` is always written."""
 
 import contextlib
 import importlib.util
@@ -11,28 +11,28 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.files import write_atomic
 
 INSTALL = {"tensorboard": "pip install tensorboard", "wandb": "pip install wandb"}
-Track = Callable[[dict[str, float], int], None]  # a name and value of each curve, and the step
+Track = Callable[[dict[str, float], int], None]  # {name of a curve: value}, and the step
 
 
 def check_trackers(names: list[str]) -> None:
-    """UserError for a tracker that is unknown or not installed."""
+    """Raise UserError for a tracker that is unknown or not installed."""
     for name in names:
         if name not in INSTALL:
-            raise UserError(f"trackers: {name} is none of {', '.join(INSTALL)}")
+            raise UserError(f"trackers: {name} is not one of {', '.join(INSTALL)}")
         if importlib.util.find_spec(name) is None:
             raise UserError(f"trackers: {name} is not installed: {INSTALL[name]}, or rely on log.jsonl")
 
 
 @contextlib.contextmanager
 def trackers(names: list[str], folder: Path, start: int, settings: dict[str, Any]) -> Iterator[Track]:
-    """A function that sends values to each tracker.
+    """Return a function that sends values to each tracker.
 
-    What a resumed run makes again replaces what TensorBoard has; wandb keeps the first.
+    Values repeated by a resumed run replace those of TensorBoard; wandb keeps the first.
 
     Args:
         names: of ``check_trackers``.
         folder: the run folder.
-        start: the step that the run goes on from.
+        start: the step from which the run resumes.
         settings: of the run, for wandb's page.
     """
     sinks: list[Track] = []
@@ -58,7 +58,7 @@ def trackers(names: list[str], folder: Path, start: int, settings: dict[str, Any
 
 
 def _wandb(folder: Path, settings: dict[str, Any]) -> Any:
-    """The run on wandb; one run folder stays one run there."""
+    """Return the wandb run; one run folder is one wandb run."""
     import wandb
 
     note = folder / "wandb.txt"

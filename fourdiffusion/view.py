@@ -22,15 +22,16 @@ from torch import Tensor
 from fourdiffusion.cameras import DISTANCE, FOVY_DEG
 from fourdiffusion.device import resolve_device
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import write_video
 from fourdiffusion.scene.export.html import write_html
 from fourdiffusion.scene.export.origin import credit_of, frame_times, origin
 from fourdiffusion.scene.export.surface import scene_meshes
-from fourdiffusion.scene.frames import CHANNELS, render_frame, render_path, show
+from fourdiffusion.scene.frames import CHANNELS, occupancy_at, render_frame, render_path, show
 from fourdiffusion.scene.live import load_newest, newest_file
 from fourdiffusion.scene.paths import CameraPath, write_path
+from fourdiffusion.scene.renderer import OccupancyGrid
+from fourdiffusion.scene.run_input import read_run_input
 from fourdiffusion.scene.scene import Scene, load_scene, scene_folder
 from fourdiffusion.settings import ViewConfig
 
@@ -40,6 +41,7 @@ INPUT_HEIGHT = 256  # of the input video beside the scene, at least about this m
 SMALLEST = 32  # height of a picture in pixels
 REST_SECONDS = 0.3  # without a change, then the picture is refined
 RECORD_FPS = 12.0  # pictures a second of a recorded camera path
+GRIDS = 64  # occupancy grids kept, one a time
 RELOAD_SECONDS = 1.0  # between looks at the files of a fit that runs
 
 
@@ -86,6 +88,7 @@ class Session:
         self.times = frame_times(self.folder, None if self._input().is_file() else config.num_frames)
         self.images = self._images()
         self.beside: list[Session] = []  # shown to the right of this one, under its time
+        self.grids: dict[float, OccupancyGrid] = {}  # of the scene in memory, by time
 
     def panels(self) -> list["Session"]:
         """Return the scenes that are shown, from left to right."""
@@ -106,8 +109,16 @@ class Session:
             self.scene, self.step = load_newest(self.run, self.device)
         except UserError:  # a fit is writing its last files: the next look finds them whole
             return False
-        self.read, self.version = stamp, self.version + 1
+        self.read, self.version, self.grids = stamp, self.version + 1, {}
         return True
+
+    def grid_at(self, moment: float) -> OccupancyGrid:
+        """Return the occupancy grid of a time, made once for each scene and time."""
+        if moment not in self.grids:
+            if len(self.grids) >= GRIDS:
+                self.grids.pop(next(iter(self.grids)))
+            self.grids[moment] = occupancy_at(self.scene, moment)
+        return self.grids[moment]
 
     def status(self) -> str:
         """Return where the scene comes from, in one line."""
@@ -126,12 +137,10 @@ class Session:
 
     def _images(self) -> np.ndarray | None:
         """Return the input video, uint8 [F, H, W, 3] on white; None where the run has none."""
-        if not self._input().is_file():
+        found = read_run_input(self.folder)
+        if found is None or found[0] is None:
             return None
-        tensors, _ = load_tensors(self._input())
-        if "rgba" not in tensors:
-            return None
-        pixels = to_pixels(composite(tensors["rgba"]))
+        pixels = to_pixels(composite(found[0]))
         factor = max(INPUT_HEIGHT // pixels.shape[1], 1)
         return pixels.repeat(factor, axis=1).repeat(factor, axis=2)
 
@@ -234,7 +243,7 @@ def draw(client: Any, picture: Picture, controls: Controls, session: Session) ->
     for panel in session.panels():
         frame = render_frame(
             panel.scene, to_c2w(camera.wxyz, camera.position), math.degrees(camera.fov), controls.moment.value,
-            height, width, normals=controls.channel.value == "normal",
+            height, width, normals=controls.channel.value == "normal", occupancy=panel.grid_at(controls.moment.value),
         )  # fmt: skip
         shown.append(show(frame, controls.channel.value, background, distance))
     pixels = to_pixels(torch.cat(shown, dim=-1)[None])[0]

@@ -1,4 +1,4 @@
-"""How OpenMP waits. This module imports no torch: OpenMP reads its settings when torch loads."""
+"""The wait policy of OpenMP. This module imports no torch: OpenMP reads its settings when torch is loaded."""
 
 import os
 
@@ -6,10 +6,10 @@ POLICY = "OMP_WAIT_POLICY"
 
 
 def wait_quietly_when_busy() -> bool:
-    """Let OpenMP's threads sleep while they wait, where other processes use the machine; return whether they do.
+    """Let waiting OpenMP threads sleep if other processes use the machine; return whether they do.
 
-    Spinning threads are a quarter faster on an idle machine and several times slower on a busy one, where the thread
-    that all wait for is not running (docs/speed.md). Call this before torch is imported. A policy that is set stays.
+    Spinning threads are a quarter faster on an idle machine and several times slower on a busy one, on which the thread
+    they wait for is not running (docs/speed.md). Call this before importing torch. A policy that is set is kept.
     """
     if POLICY not in os.environ and _others_compute():
         os.environ[POLICY] = "PASSIVE"
@@ -17,7 +17,7 @@ def wait_quietly_when_busy() -> bool:
 
 
 def _others_compute() -> bool:
-    """Return whether so many processes ran in the last minute that a thread for each core would have to share them."""
+    """Return whether the load of the last minute is too high for one thread per core."""
     try:
         return os.getloadavg()[0] > 0.5 * (os.cpu_count() or 1)
     except OSError:

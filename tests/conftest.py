@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures shared by several test files."""
 
 from collections.abc import Iterator
 from pathlib import Path

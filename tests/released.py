@@ -18,7 +18,7 @@ from fourdiffusion.diffusion.settings import ModelConfig, architecture
 
 
 def release_of(pipeline: FourDiffusionPipeline) -> dict[str, Tensor]:
-    """What the ImageDream release would hold, had it these weights; with keys that 4DM has no use for."""
+    """Return these weights in the format of the ImageDream release, with keys that 4DM does not use."""
     mappings = release.imagedream_mappings(pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder)
     tensors: dict[str, Tensor] = {}
     for name, where in mappings.items():

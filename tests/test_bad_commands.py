@@ -11,6 +11,12 @@ sys.path.insert(0, str(ROOT / "dev"))
 import bad_cases
 import bad_commands
 
+from fourdiffusion.cli.config import from_values
+from fourdiffusion.cli.schema import load_settings_class, settings
+from fourdiffusion.cli.verbs import VERBS
+from fourdiffusion.renames import current_name
+from fourdiffusion.train.settings import TrainConfig
+
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")]
 
 COUNT, SEED = 150, 7
@@ -26,6 +32,25 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_150_bad_commands_end_right(base: Path) -> None:
     assert bad_commands.run_all(base, bad_cases.choose(COUNT, SEED), SEED) == []
+
+
+def test_every_path_goes_through_the_one_rule() -> None:
+    """Empty text, addresses, ``~`` and names that no file can have: what is tried here is known as a path there."""
+    programs_and_names = {"blender", "path"}  # render's path is a name or a file
+    for name, given in bad_cases.PATHS.items():
+        verb = next(verb for verb in VERBS if bad_cases.ALL[name][0].startswith(verb.words))
+        schema = load_settings_class(verb.settings)
+        known = {setting.key for setting in settings(schema) if setting.is_path}
+        assert {current_name(schema.__name__, key) for key in given} - programs_and_names <= known, name
+
+
+def test_an_address_of_shards_is_taken_as_it_is() -> None:
+    values: dict[str, object] = {
+        "data": {"path": "s3://bucket/shards"},
+        "validation_data": "https://example.org/shards",
+    }
+    config: TrainConfig = from_values("train", TrainConfig, values)
+    assert (config.data.path, config.validation_data) == ("s3://bucket/shards", "https://example.org/shards")
 
 
 def test_no_input_runs_a_program(base: Path) -> None:

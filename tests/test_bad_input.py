@@ -1,4 +1,4 @@
-"""What users get wrong, through the command itself: one line that names the value, exit code 2, nothing left behind."""
+"""User errors through the command itself: one line that names the value, exit code 2, no files left behind."""
 
 import pytest
 import torch

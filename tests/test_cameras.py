@@ -132,3 +132,15 @@ def test_conditioning_keeps_rotation_and_scales_the_place() -> None:
     torch.testing.assert_close(values[:, :3, 3], c2w[:, :3, 3] / 3, atol=1e-6, rtol=0)
     torch.testing.assert_close(values[:, 3], c2w[:, 3])
     assert float(c2w[0, :3, 3].norm()) == pytest.approx(3)  # the argument is as it was
+
+
+def test_one_camera_and_a_grid_of_cameras_are_conditioned_as_a_list_is() -> None:
+    c2w = cameras.orbit(torch.tensor([0.0, 40.0, 80.0, 120.0, 160.0, 200.0]), 20.0, 1.7)
+    each = cameras.conditioning(c2w)
+    assert torch.equal(cameras.conditioning(c2w[2]), each[2])
+    assert torch.equal(cameras.conditioning(c2w.view(2, 3, 4, 4)), each.view(2, 3, 16))
+
+
+def test_the_default_camera_is_the_releases_and_elevations_reach_up_to_the_poles() -> None:
+    assert (cameras.FOVY_DEG, cameras.DISTANCE) == (45.0, 1.1)
+    assert float(cameras.orbit(0.0, 89.5)[2, 3]) == pytest.approx(1.1, abs=1e-3)

@@ -16,13 +16,19 @@ from pathlib import Path
 import pytest
 import yaml
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
 import fourdiffusion
 from fourdiffusion import cli, renames
 from fourdiffusion.cli import config, overrides, schema, verbs
 from fourdiffusion.cli.main import find
+from fourdiffusion.cli.mistakes import safe_streams
+from fourdiffusion.cli.schema import load_settings_class
+from fourdiffusion.diffusion.generation_config import LONG_VIDEO, SCHEDULERS, TIMESTEP_SPACINGS
+from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS
+from fourdiffusion.diffusion.settings import PREDICTION_TYPES
 from fourdiffusion.errors import UserError
-from fourdiffusion.ranges import RANGES
+from fourdiffusion.ranges import CHOICES, RANGES
 
 pytestmark = pytest.mark.slow
 
@@ -234,6 +240,7 @@ def test_a_setting_may_have_the_name_of_a_folder_of_configs(run) -> None:
         ("video=a hydra.sweeps=3", "Could not override 'hydra.sweeps'"),
         ("video=a rate=fast", "rate=fast: expected a number"),
         ("video=a verbose=maybe", "verbose=maybe: expected true or false"),
+        ("video=a verbose=2", "verbose=2: expected true or false"),
         ("video=a views=[1,b]", "views=[1,b]: expected list[float]"),
         ("video=a views=[1", "views=[1: expected list[float]"),
         ("video=a model=huge", "model=huge: there is no such option, the options are large, small"),
@@ -279,6 +286,56 @@ def test_what_stops_a_verb_is_one_line(toy, monkeypatch, capsys, raised, code: i
     assert cli.main(["toy", "box", "video=a"]) == code
     err = capsys.readouterr().err
     assert err.startswith(message) and err.count("\n") == 1
+
+
+def test_a_terminal_obeys_no_text(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of files may hold control characters; progress bars may go to the line's start and to the line above."""
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, getattr(sys, name))
+    safe_streams()
+    safe_streams()
+    print("a\x1b[31mred\x07 \r \u202eb\tc ü\n\ud800")
+    for _ in tqdm(range(2), desc="o\x1b[31mut"):
+        for _ in tqdm(range(2), desc="inner", leave=False):
+            pass
+    out, err = capsys.readouterr()
+    assert out == "a\\x1b[31mred\\x07 \\r \\u202eb\tc ü\n\\ud800\n"
+    assert "\r" in err and "\x1b[A" in err and "o\\x1b[31mut" in err and "\x1b" not in err.replace("\x1b[A", "")
+
+
+def test_words_of_choice_are_those_that_the_model_knows() -> None:
+    """Also for verbs that have no use for them: what a setting cannot mean is refused everywhere."""
+    known = CHOICES["ModelConfig"]
+    assert known["scheduler"] == SCHEDULERS and known["long_video"] == LONG_VIDEO
+    assert known["timestep_spacing"] == TIMESTEP_SPACINGS and known["offload"] == OFFLOADS
+    assert known["dtype"] == (*known["storage_dtype"], "auto") == (*DTYPES, "auto")
+    assert {renames.VALUES.get(word, word) for word in known["prediction_type"]} == set(PREDICTION_TYPES)
+    for verb in verbs.VERBS:
+        settings = load_settings_class(verb.settings)
+        for each in schema.settings(settings):
+            if each.choices:
+                given = {each.key: "nonsense"}
+                with pytest.raises(ValueError, match=f"{each.key}=nonsense is none of {each.choices[0]}"):
+                    config.from_values(verb.function, settings, given | _needed(settings))
+
+
+def _needed(settings: type) -> dict[str, typing.Any]:
+    """Return values of the settings that must be given."""
+    composed = OmegaConf.structured(settings)
+    return {key: "x" for key in config.missing_keys(composed)}
+
+
+@pytest.mark.parametrize("value", [2, -1, 1.5])
+def test_a_flag_is_no_number(tmp_path: Path, value: float) -> None:
+    settings = load_settings_class("fourdiffusion.settings:GenerateConfig")
+    with pytest.raises(ValueError, match=rf"model.compile={value}: expected true or false"):
+        config.from_values("generate", settings, {"video": "x", "model": {"compile": value}})
+    (tmp_path / "config.yaml").write_text(f"model: {{compile: {value}}}\n")
+    with (
+        pytest.raises(UserError, match=rf"model.compile={value}: expected true or false"),
+        config.hydra_of(config.Source("generate", settings, run=tmp_path / "config.yaml")),
+    ):
+        pass
 
 
 def test_other_errors_keep_their_traceback(toy, monkeypatch: pytest.MonkeyPatch, capsys) -> None:

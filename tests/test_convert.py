@@ -130,7 +130,7 @@ def test_half_precision_and_plain_padding(released: Path, tmp_path: Path) -> Non
 
 
 class Code:
-    """What a checkpoint must never be able to run."""
+    """Code that a checkpoint must never run."""
 
     def __reduce__(self):  # type: ignore[no-untyped-def]
         return (print, ("code of a checkpoint ran",))

@@ -41,6 +41,22 @@ DIALECT = (  # phrases of an earlier edition; the standard term stands in docs/g
     "not ours (",
     "nobody was shown",
     "goes on from where",
+    "says nothing of",
+    "the last word",
+    "was taken for the object",
+    "where it is none",
+    "young, thin",
+    "hold matter",
+    "holds matter",
+    "travel with",
+    "travels with",
+    "torch twin",
+    "keep list",
+    "a person decide",
+    "what the frozen networks make",
+    "worked off",
+    "where need be",
+    "fetch it again",
 )
 
 
@@ -198,7 +214,7 @@ def compose(words: list[str], whole: bool = True) -> None:
 
 
 def check_other(command: str) -> str | None:
-    """Say what is wrong with a command that is not ours; None where it is known to run."""
+    """Return the error of a command of another program; None if it is known to run."""
     words = shlex.split(command)
     if words[0] == "make":
         targets = re.findall(r"^(\w[\w-]*):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
@@ -341,7 +357,7 @@ PYTHON = [block for block in BLOCKS if block.language in ("python", "py") and "#
 @pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.place)
 def test_python_examples_in_the_docs_run(block: Block, place: Path) -> None:
-    """A fit takes the settings of a tiny one in place of 400 steps."""
+    """A fit runs with the settings of a tiny fit instead of 400 steps."""
     from tiny_verbs import tiny_fit
 
     text = block.text.replace("max_steps=400", "**TINY")

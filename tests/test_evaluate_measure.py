@@ -1,4 +1,4 @@
-"""What happens to pictures before they are measured, and how networks' numbers get their names."""
+"""Preprocessing of pictures before the metrics, and the names of network metrics."""
 
 import dataclasses
 import json

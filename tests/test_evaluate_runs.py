@@ -52,7 +52,7 @@ def scene() -> Scene:
 
 
 def film(scene: Scene, fovy_deg: float, times: Tensor, size: int = SIZE, elevation: float = 0.0) -> Tensor:
-    """What the fit's camera, 1.1 away, sees: [V, F, 3, S, S]."""
+    """Return the view of the fit's camera at distance 1.1: [V, F, 3, S, S]."""
     c2w = orbit(torch.tensor(AROUND), elevation).repeat_interleave(len(times), 0)
     rgb, _ = render_views(scene, c2w, fovy_deg, times.repeat(len(AROUND)), size)
     return rgb.unflatten(0, (len(AROUND), len(times)))

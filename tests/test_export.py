@@ -30,7 +30,7 @@ TIMES = torch.tensor([0.0, 0.5, 1.0])
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder as fit leaves it: an opaque ball that nobody fitted, of three frames."""
+    """A run folder as written by fit: an opaque, not fitted ball of three frames."""
     folder = tmp_path / "run"
     grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
     renderer = RendererConfig(num_samples=24, occupancy_resolution=8)
@@ -196,3 +196,32 @@ def test_the_command_line_exports(run: Path, capsys: pytest.CaptureFixture[str])
     assert f"written: {run / 'export' / 'scene.glb'}" in capsys.readouterr().out
     assert main(["export", f"scene={run}", "iso_levl=3"]) == 2
     assert "did you mean iso_level" in capsys.readouterr().err
+
+
+def test_morph_targets_where_one_mesh_fits_all_frames_and_frames_where_none_does(
+    run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    export(config(run, "glb", animation="morph"))
+    gltf = GLTF2().load(str(run / "export" / "scene.glb"))
+    assert len(gltf.meshes) == 1 and len(gltf.meshes[0].primitives[0].targets) == 2
+    assert "one mesh with 2 morph targets, tracked from frame 1" in capsys.readouterr().out
+    assert gltf.asset.extras["iso_level"] > 0
+    monkeypatch.setattr("fourdiffusion.scene.export.morph.MAX_DISTANCE", -1.0)
+    export(config(run, "glb", animation="morph"))
+    assert len(GLTF2().load(str(run / "export" / "scene.glb")).meshes) == 3
+    assert "no mesh that all frames share (frame 1" in capsys.readouterr().out
+    export(config(run, "glb", animation="morph", num_frames=1))
+    assert "one frame does not move" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"animation": "morf"}, "did you mean morph"),
+        ({"animation": "morph", "format": "usd"}, "not with format=usd"),
+        ({"animation": "morph", "texture_size": 64}, "not with texture_size=64"),
+    ],
+)
+def test_a_wrong_animation_is_named(run: Path, change: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        export(config(run, **({"format": "glb"} | change)))

@@ -87,7 +87,7 @@ def test_seed_decides(model: Path, video: Path, tmp_path: Path) -> None:
         ({"model": tiny_config()}, "model.path=None holds no model"),
         ({"model": tiny_config("/no/such/folder")}, "model.path=/no/such/folder holds no model"),
         ({"alpha": "guess"}, "alpha=guess is unknown"),
-        ({"model": dataclasses.replace(tiny_config(), dtype="half")}, "model.dtype=half is none of float32"),
+        ({"model": dataclasses.replace(tiny_config(), dtype="half")}, "model.dtype=half is not one of float32"),
         ({"guidance_scale": float("nan")}, "model.guidance_scale=nan: give 0 to 100"),
         ({"image_size": 18}, "model.image_size=18: .* multiple of 4"),
         ({"head_dim": 8}, "model.head_dim=8 contradicts the weights"),
@@ -167,7 +167,7 @@ def test_resolve_device() -> None:
 
 
 def test_the_models_own_settings_are_used_and_recorded(model: Path, video: Path, tmp_path: Path) -> None:
-    """Without any setting but the path; the run folder says what was used, and the run goes on with it spelled out."""
+    """With only the path set; the run folder records the settings, and the run resumes with them given explicitly."""
     config = settings(model, video, tmp_path / "run", model=ModelConfig(str(model)))
     generate(config)
     assert read_clip(tmp_path / "run/clip").rgba.shape[-1] == SIZE

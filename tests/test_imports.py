@@ -109,7 +109,7 @@ def forbidden(importer: str, imported: str) -> str | None:
 
 
 def violations(relative: str, source: str) -> list[str]:
-    """What one file of the package imports against the rules. `relative` is its path inside the package."""
+    """Return the forbidden imports of one file. `relative` is its path inside the package."""
     path = Path(relative)
     is_package = path.name == "__init__.py"
     module = ".".join(["fourdiffusion", *(path.parent.parts if is_package else path.with_suffix("").parts)])
@@ -256,7 +256,7 @@ def test_every_folder_of_the_package_is_in_the_wheel() -> None:
 
 
 def python(code: str) -> str:
-    """What a fresh interpreter prints."""
+    """Return the output of a new interpreter."""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import inspect
 import json
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
+from packaging.requirements import Requirement
 from test_quick import SMALL
 from tiny_model import FRAMES, SIZE, balls, picture, write_model
 
@@ -103,6 +105,41 @@ def test_the_space_is_a_gradio_space_that_calls_the_page() -> None:
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     assert card["sdk_version"] == pins["gradio"]
     ast.parse((FOLDER / "huggingface_space" / card["app_file"]).read_text(encoding="utf-8"))
+
+
+def test_a_space_is_filled_with_the_source_that_is_given(tmp_path: Path) -> None:
+    def fill(folder: Path, source: str) -> subprocess.CompletedProcess[str]:
+        script = ROOT / "scripts" / "build" / "make_space.sh"
+        return subprocess.run([script, folder, source], capture_output=True, text=True)
+
+    source = f"file://{tmp_path}/fourdiffusion-0.1.0-py3-none-any.whl"
+    assert fill(tmp_path / "space", source).returncode == 0
+    (line,) = (tmp_path / "space" / "requirements.txt").read_text().splitlines()
+    wanted = Requirement(line)
+    assert wanted.url == source and wanted.extras == {"app", "matting"}
+    assert {path.name for path in (tmp_path / "space").iterdir()} == {"README.md", "app.py", "requirements.txt"}
+    for folder, given in (("space", source), ("other", "fourdiffusion")):
+        refused = fill(tmp_path / folder, given)
+        assert refused.returncode == 2 and refused.stderr.startswith("error: ") and not (tmp_path / "other").exists()
+
+
+def test_nothing_names_an_address_that_nobody_gave() -> None:
+    for path in FOLDER.rglob("*"):
+        if path.suffix in (".ipynb", ".txt", ".md", ".py"):
+            assert "OWNER" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_notebook_asks_for_the_source_before_it_installs() -> None:
+    notebook = json.loads((FOLDER / "colab" / "fourdiffusion.ipynb").read_text(encoding="utf-8"))
+    cell = next(cell["source"] for cell in notebook["cells"] if "%pip" in cell["source"])
+    lines = [line for line in cell.splitlines() if not line.startswith(("%", "SOURCE = "))]
+    with pytest.raises(AssertionError, match="put into SOURCE"):
+        exec("\n".join(lines), {"SOURCE": ""})
+    for given, url in (("git+https://x/y", "git+https://x/y"), ("/a/b.whl", "file:///a/b.whl")):
+        names = {"SOURCE": given}
+        exec("\n".join(lines), names)
+        filled = Requirement(cell.partition('install --quiet "')[2].rstrip('"').format(URL=names["URL"]))
+        assert filled.url == url and filled.extras == {"matting", "viewer"}
 
 
 def test_the_notebooks_cells_parse_and_those_for_cpus_run(

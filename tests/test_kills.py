@@ -38,5 +38,10 @@ def test_a_full_disk(base: Path, tmp_path: Path) -> None:
     assert kills.full(base, tmp_path, 2, Random(3), ["export", "data synth"])
 
 
-def test_a_killed_worker(base: Path, tmp_path: Path) -> None:
-    assert kills.workers(base, tmp_path, 1, Random(3), ["data synth"])
+def test_a_folder_that_becomes_read_only(base: Path, tmp_path: Path) -> None:
+    assert kills.denied(base, tmp_path, 2, Random(3), ["train"])
+
+
+@pytest.mark.parametrize("verb", kills.WORKING)
+def test_a_killed_worker(base: Path, tmp_path: Path, verb: str) -> None:
+    assert kills.workers(base, tmp_path, 1, Random(3), [verb])

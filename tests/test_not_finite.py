@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,56 @@ def test_every_value_of_a_schedule(model: Path, file: str, key: str, value: floa
             loading.load_pipeline(model)
     finally:
         path.write_text(before)
+
+
+def test_every_number_of_the_small_files_of_a_model(model: Path) -> None:
+    """In any JSON file and at any depth: networks' configs, schedule, tokenizer, sampling defaults."""
+    tried = 0
+    for path in sorted(model.rglob("*.json")):
+        before = path.read_text()
+        content = json.loads(before)
+        for holder, key in [place for place in places(content) if type(place[0][place[1]]) in (int, float)][:40]:
+            kept, holder[key] = holder[key], math.nan if tried % 2 else math.inf
+            path.write_text(json.dumps(content))
+            holder[key] = kept
+            with pytest.raises(UserError, match=rf"{path.name}: (.*\.)?{re.escape(str(key))} is NaN or infinite"):
+                loading.load_pipeline(model)
+            tried += 1
+        path.write_text(before)
+    loading.load_pipeline(model)
+    assert tried > 60
+
+
+def places(content: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (holder, key) of every value in a JSON value."""
+    for key in content if isinstance(content, dict) else range(len(content)) if isinstance(content, list) else ():
+        yield content, key
+        yield from places(content[key])
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 1.5}, "model_max_length"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 10**6}, "model_max_length"),
+        ("tokenizer/tokenizer_config.json", {"model_max_length": 0}, "model_max_length"),
+        ("text_encoder/config.json", {"pad_token_id": 10**6}, "pad_token_id"),
+        ("text_encoder/config.json", {"pad_token_id": -1}, "pad_token_id"),
+        ("scheduler/scheduler_config.json", [1, 2], "scheduler_config.json: holds a list, not an object"),
+        ("tokenizer/tokenizer_config.json", "text", "tokenizer_config.json: holds a str, not an object"),
+    ],
+)
+def test_what_the_text_encoder_cannot_read(
+    model: Path, file: str, change: Any, message: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = (model / file).read_text()
+    (model / file).write_text(json.dumps(json.loads(before) | change if isinstance(change, dict) else change))
+    try:
+        with pytest.raises(UserError, match=message):
+            loading.load_pipeline(model)
+    finally:
+        (model / file).write_text(before)
+    assert "arning" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

@@ -1,6 +1,7 @@
 """The verb `render` on a small random scene."""
 
 import json
+import math
 from pathlib import Path
 
 import av
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder as fit leaves it, with a scene that nobody fitted."""
+    """A run folder as written by fit, with a scene that was not fitted."""
     grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
     renderer = RendererConfig(num_samples=16, occupancy_resolution=8)
     field = DynamicField(FieldConfig(space=grid, spacetime=grid, hidden_width=8), backend="torch")
@@ -93,6 +94,38 @@ def test_a_folder_that_is_no_scene_and_an_input_that_is_none(run: Path, tmp_path
     save_tensors(run / "input.safetensors", {"rgba": torch.rand(3, 4, 16, 16)}, {})
     with pytest.raises(UserError, match="lacks times"):
         render(config(run))
+
+
+TIMES = torch.linspace(0, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        ({"rgba": torch.rand(0, 4, 16, 16), "times": torch.zeros(0)}, "times .* are not those of frames"),
+        ({"rgba": torch.rand(3, 4, 16, 16), "times": TIMES * math.nan}, "times .* are not those of frames"),
+        ({"rgba": torch.rand(3, 4, 16, 16), "times": TIMES + 1}, "times .* are not those of frames"),
+        ({"rgba": torch.rand(2, 4, 16, 16), "times": TIMES}, "rgba .* are not square RGBA pictures of 3 frames"),
+        ({"rgba": torch.rand(3, 4, 16, 8), "times": TIMES}, "rgba .* are not square RGBA pictures of 3 frames"),
+        ({"rgba": torch.rand(3, 4, 0, 0), "times": TIMES}, "rgba .* are not square RGBA pictures of 3 frames"),
+        ({"rgba": torch.full((3, 4, 16, 16), math.nan), "times": TIMES}, "rgba holds values that are not in"),
+        ({"rgba": torch.full((3, 4, 16, 16), 255), "times": TIMES}, "rgba holds values that are not in"),
+    ],
+)
+def test_an_input_that_is_damaged_is_named(run: Path, tensors: dict[str, torch.Tensor], message: str) -> None:
+    save_tensors(run / "input.safetensors", tensors, {})
+    with pytest.raises(UserError, match=message):
+        render(config(run))
+    assert {path.name for path in run.iterdir()} == {"scene", "input.safetensors"}
+
+
+@pytest.mark.parametrize("fps", [math.nan, math.inf, -1, 0])
+def test_a_path_says_how_fast_it_is(run: Path, tmp_path: Path, fps: float) -> None:
+    (tmp_path / "p.json").write_text(json.dumps({"frames": [{"azimuth_deg": 1}, {"azimuth_deg": 2}], "fps": fps}))
+    settings = config(run)
+    settings.path = str(tmp_path / "p.json")
+    with pytest.raises(UserError, match=r"fps=.* give 0.1 to 1000"):
+        render(settings)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,7 +97,7 @@ def test_files_are_readable_as_the_umask_says(tmp_path: Path) -> None:
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    """What a killed process left is removed, what a running one writes is not; a full folder gives way if asked."""
+    """Files of killed processes are removed, those of running ones are not; a full folder is replaced if requested."""
     dead, living = tmp_path / f"folder.{2**22 + 1}.partial", tmp_path / f"folder.{os.getppid()}.partial"
     dead.mkdir()
     (dead / "half").touch()
@@ -145,7 +146,7 @@ def test_damaged_tensors_are_named(tmp_path: Path, damage: str) -> None:
     path.write_bytes({"cut": content[:200], "text": b"hello, I am no tensor", "empty": b""}.get(damage, content))
     if damage == "foreign":
         save_file({"a": torch.randn(2)}, path, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="file.safetensors is damaged or of another kind"):
+    with pytest.raises(UserError, match="file.safetensors is damaged or in another format"):
         load_tensors(path)
 
 
@@ -324,7 +325,7 @@ def test_open_run_after_a_start_that_was_killed(tmp_path: Path) -> None:
 
 
 def test_one_process_at_a_time_writes_into_a_folder(tmp_path: Path) -> None:
-    """The second is told in one line; a lock that a killed process left blocks nobody."""
+    """The second run gets a one-line error; the lock of a killed process does not block."""
     code = "import sys, time; from pathlib import Path; from fourdiffusion.runs import lock_folder\n"
     code += "with lock_folder(Path(sys.argv[1])): print('held', flush=True); time.sleep(600)"
     folder = tmp_path / "run"
@@ -351,6 +352,10 @@ def test_a_lock_leaves_nothing_where_no_run_came_about(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="reason"), lock_folder(folder):
             raise UserError("reason")
     assert [path.name for path in tmp_path.iterdir()] == ["mine"] and not any((tmp_path / "mine").iterdir())
+    (tmp_path / "mine" / ".lock").touch()  # of a run whose settings are lost
+    with pytest.raises(UserError, match="reason"), lock_folder(tmp_path / "mine"):
+        raise UserError("reason")
+    assert (tmp_path / "mine" / ".lock").exists()
     (tmp_path / "file").touch()
     for output in (tmp_path / "file", tmp_path / "file" / "run", Path("a\0b")):
         with pytest.raises(UserError, match="cannot be made"), lock_folder(output):
@@ -423,6 +428,7 @@ def test_the_newest_whole_checkpoint_is_loaded(tmp_path: Path) -> None:
         ({}, 6, "train", "is a checkpoint of train, not of fit"),
         ({}, -1, "fit", "has no step that counts .step=-1"),
         ({}, "6", "fit", "has no step that counts"),
+        ({}, 10**30, "fit", "has no step that counts"),
         ({"scene.a": None}, 6, "fit", "lacks the tensor scene.a"),
         ({"optimizer.0.exp_avg": torch.ones(1)}, 6, "fit", r"optimizer.0.exp_avg is \[1\], this run's is \[2\]"),
         ({"scene.a": torch.tensor([0, float("nan"), 0])}, 6, "fit", "scene.a is not finite"),
@@ -441,7 +447,7 @@ def test_a_checkpoint_that_cannot_be_used_is_refused_or_replaced_by_the_one_befo
     save_checkpoint(tmp_path / "two", "fit", STATE, 4)
     os.replace(tmp_path / "two/checkpoint.safetensors", tmp_path / "checkpoint.previous.safetensors")
     found, lines = told(tmp_path)
-    assert found == 4 and len(lines) == 1 and lines[0].endswith("going on from the one before, of step 4")
+    assert found == 4 and len(lines) == 1 and lines[0].endswith("resuming from the previous one, of step 4")
 
 
 def test_log(tmp_path: Path) -> None:
@@ -462,6 +468,19 @@ def test_log(tmp_path: Path) -> None:
 
 def first(seed: int, rank: int, step: int) -> tuple[float, ...]:
     return tuple(torch.rand(3, generator=stream(seed, rank, step)).tolist())
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero"), Path.mkdir])
+@pytest.mark.parametrize("name", ["log.jsonl", ".lock"])
+def test_what_is_written_again_is_a_file(tmp_path: Path, name: str, make: Callable[[Path], object]) -> None:
+    """A pipe in its place would block the run, a device would swallow it."""
+    make(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: is a (pipe|device|folder), not a file; delete it"):
+        if name == "log.jsonl":
+            trim_log(tmp_path, 3)
+        else:
+            with lock_folder(tmp_path):
+                pass
 
 
 def test_streams_differ() -> None:

@@ -40,7 +40,7 @@ def test_a_run_folder_is_one_run_on_wandb(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_what_cannot_be_had_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="abacus is none of tensorboard, wandb"):
+    with pytest.raises(UserError, match="abacus is not one of tensorboard, wandb"):
         check_trackers(["abacus"])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="wandb is not installed: pip install wandb, or rely on log.jsonl"):

@@ -1,4 +1,4 @@
-"""The verb `view`: its loop with a page that records what it is told, and a fit that goes on."""
+"""The verb `view`: its loop with a page that records its messages, and a running fit."""
 
 import math
 import threading
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from scene.shapes import ball_scene
 from scene.test_pictures import small_scene
 
 from fourdiffusion import view as verb
@@ -20,7 +21,7 @@ from fourdiffusion.cameras import FOVY_DEG, orbit, rays
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import save_tensors
 from fourdiffusion.media.read import video_frames
-from fourdiffusion.scene.frames import render_frame, show
+from fourdiffusion.scene.frames import occupancy_at, render_frame, show
 from fourdiffusion.scene.live import load_newest
 from fourdiffusion.scene.paths import read_path
 from fourdiffusion.scene.renderer import render_image
@@ -41,7 +42,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def checkpoint(run: Path, seed: int, step: int) -> None:
-    """What fit writes while it runs."""
+    """The files of a running fit."""
     scene = small_scene(seed)
     tensors = {f"scene.{name}": value for name, value in scene.field.state_dict().items()}
     tensors |= {f"occupancy.{name}": value for name, value in scene.occupancy.state_dict().items()}
@@ -299,3 +300,26 @@ def test_frames_hold_depth_along_the_axis_and_normals_toward_the_camera(run: Pat
     torch.testing.assert_close(white, frame["rgb"] * frame["alpha"] + 1 - frame["alpha"])
     with pytest.raises(ValueError, match="channel=heat"):
         show(frame, "heat", torch.ones(3))
+
+
+def test_the_grid_of_one_time_skips_what_is_elsewhere_then_and_changes_no_picture() -> None:
+    scene = ball_scene(torch.linspace(0, 1, 5))  # a ball that rises by 0.3
+    c2w, everywhere = orbit(40.0, 10.0), int(scene.occupancy.occupied.sum()) * 4**3
+    grids = [occupancy_at(scene, moment) for moment in (0.0, 1.0)]
+    for moment, grid in zip((0.0, 1.0), grids, strict=True):
+        full = render_frame(scene, c2w, FOVY_DEG, moment, 48, 48)
+        fast = render_frame(scene, c2w, FOVY_DEG, moment, 48, 48, occupancy=grid)
+        assert all(float((full[name] - fast[name]).abs().max()) < 0.02 for name in full)
+        assert full["alpha"].max() > 0.9
+        assert int(grid.occupied.sum()) < 0.7 * everywhere
+    wrong = render_frame(scene, c2w, FOVY_DEG, 1.0, 48, 48, occupancy=grids[0])
+    assert float((wrong["alpha"] - render_frame(scene, c2w, FOVY_DEG, 1.0, 48, 48)["alpha"]).abs().max()) > 0.5
+
+
+def test_a_new_checkpoint_forgets_the_grids_of_the_old_scene(running: Path) -> None:
+    scene = session(running)
+    old = scene.grid_at(0.5)
+    assert scene.grid_at(0.5) is old
+    checkpoint(running, 2, 40)
+    scene.looked -= 2
+    assert scene.reload() and scene.grid_at(0.5) is not old

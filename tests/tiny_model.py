@@ -1,4 +1,4 @@
-"""A model and clips as small as they can be, for the tests of the diffusion model and of its verbs."""
+"""Minimal model and clips for the tests of the diffusion model and of its verbs."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the verbs need to run in seconds: a recipe of a tiny fit, and a folder with inputs of every kind."""
+"""Inputs with which the verbs run in seconds: a recipe of a tiny fit, and a folder with all kinds of inputs."""
 
 import json
 import shutil

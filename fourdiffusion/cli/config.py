@@ -110,7 +110,7 @@ def _run_config(source: Source, path: Path) -> dict[str, Any]:
     given = content["settings"] if is_run else content
     if not isinstance(given, dict):
         raise UserError(f"{path} holds no settings: give --config-path RUN, the folder of a run")
-    leaves = {each.key for each in settings(source.schema)}
+    leaves = {each.key: each for each in settings(source.schema)}
     node = root(source.name)
     for former, value in flat(given, leaves).items():
         key = former if former in leaves else current_name(source.schema.__name__, former)
@@ -118,6 +118,7 @@ def _run_config(source: Source, path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{path} holds '{former}', which is no setting of {source.name.replace('_', ' ')}: remove it"
             )
+        leaves[key].check_flag(value)
         *parents, last = key.split(".")
         section = node
         for parent in parents:
@@ -198,6 +199,7 @@ def from_values(name: str, settings_class: type[Settings], values: dict[str, Any
         composed = compose(name, settings_class, [f"{key}={value or 'null'}" for key, value in options.items()])
         for key, value in given.items():
             value = str(value) if isinstance(value, Path) else value
+            leaves[key].check_flag(value)
             try:
                 OmegaConf.update(composed, key, literal(value, None) if isinstance(value, str) else value, merge=False)
             except OmegaConfBaseException as error:

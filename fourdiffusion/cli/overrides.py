@@ -173,6 +173,7 @@ def _value_word(setting: Setting, text: str, schema: type, sweep: bool) -> Word:
                 f"{setting.key}={text}: one value is expected; a list is written '[a,b]', and several runs take -m"
             )
         for value in _swept_values(override):
+            setting.check_flag(value)
             config = _blank(schema)
             OmegaConf.update(config, setting.key, value, merge=False)
             if not OmegaConf.is_interpolation(*_parent(config, setting.key)):

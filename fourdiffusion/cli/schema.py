@@ -25,7 +25,7 @@ import yaml
 
 from fourdiffusion.errors import UserError, check_ranges
 from fourdiffusion.media.paths import user_path
-from fourdiffusion.ranges import PATHS, RANGES
+from fourdiffusion.ranges import ADDRESSES, CHOICES, PATHS, RANGES
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -93,7 +93,11 @@ class Setting:
     @property
     def is_path(self) -> bool:
         """Whether the value is a path or a list of paths."""
-        return any(self.key.rpartition(".")[2] in PATHS.get(c.__name__, ()) for c in self.owner.__mro__)
+        return self._is_named_in(PATHS)
+
+    def _is_named_in(self, fields: dict[str, set[str]]) -> bool:
+        """Return whether a table {class: its fields} has the field that this setting is."""
+        return any(self.key.rpartition(".")[2] in fields.get(c.__name__, ()) for c in self.owner.__mro__)
 
     def expanded(self, value: Any) -> Any:
         """Return a path, or a list of them, with ``~`` expanded; UserError for what is none. Other values stay.
@@ -108,6 +112,9 @@ class Setting:
             or value == getattr(self.owner, self.key.rpartition(".")[2], None)
         ):
             return value
+        scheme, separator, _ = value.partition("://")
+        if separator and scheme.isalnum() and scheme.lower() != "file" and self._is_named_in(ADDRESSES):
+            return value
         path = user_path(value, self.key)
         if not value.startswith("~"):
             return value
@@ -121,8 +128,28 @@ class Setting:
             (RANGES[c.__name__][field] for c in self.owner.__mro__ if field in RANGES.get(c.__name__, {})), None
         )
 
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """Return the words of which the value must be one; empty where any text may be given."""
+        field = self.key.rpartition(".")[2]
+        return next(
+            (CHOICES[c.__name__][field] for c in self.owner.__mro__ if field in CHOICES.get(c.__name__, {})), ()
+        )
+
+    def check_flag(self, value: object) -> None:
+        """Raise UserError for a number in place of true or false, which OmegaConf would convert."""
+        if self.kind.removesuffix(" | None") in ("bool", "list[bool]"):
+            for each in value if isinstance(value, list) else [value]:
+                if isinstance(each, int | float) and not isinstance(each, bool):
+                    raise UserError(f"{self.key}={each}: expected true or false")
+
     def check(self, value: object) -> None:
-        """Raise UserError for a number outside the setting's range; NaN and infinities lie outside every range."""
+        """Raise UserError for a number outside the setting's range, and a word that is none of its choices.
+
+        NaN and infinities lie outside every range.
+        """
+        if self.choices and value is not None and value not in self.choices:
+            raise UserError(f"{self.key}={value} is none of {', '.join(self.choices)}")
         if not self.is_number:
             return
         for number in value if isinstance(value, list) else [value]:

@@ -232,6 +232,7 @@ VERBS = (
             "format",
             "output",
             "fps",
+            "animation",
             "resolution",
             "iso_level",
             "texture_size",

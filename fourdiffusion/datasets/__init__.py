@@ -1,1 +1,1 @@
-"""Clips on disk, the synthetic world and the readers of other people's data."""
+"""Clips on disk, the synthetic world and the readers of other projects' data."""

@@ -1,8 +1,8 @@
-"""The interchange format of the project: one folder a clip, V simultaneous static views of F frames.
+"""The interchange format of the project: one folder per clip, V simultaneous static views of F frames.
 
 * `<uid>/transforms.json`: the nerfstudio / D-NeRF convention. `camera_angle_x` in radians, `w`, `h`, `caption`,
   `license`, `source`, `author`, and `frames`: `file_path`, `transform_matrix` (camera-to-world, OpenGL), `time` in
-  [0, 1], and the integers `view` and `frame`. What may be left out: see transforms.py, which reads it.
+  [0, 1], and the integers `view` and `frame`. Optional keys: see transforms.py, which reads it.
 * `<uid>/rgba/v00_f00.png`: 8-bit RGBA, straight alpha; here view 0, frame 0.
 * `<uid>/depth/v00_f00.png`: optional (`depth_file_path`). 16-bit gray, distance along the pixel's unit ray in steps of
   `depth_unit` scene units; 0 where there is no surface.
@@ -29,7 +29,7 @@ from fourdiffusion.files import fill_folder
 from fourdiffusion.media.paths import printable, user_path
 from fourdiffusion.media.picture import read_gray16
 
-DEPTH_UNIT = 0.0001  # scene units a step of the 16-bit depth files: reaches 6.5 scene units
+DEPTH_UNIT = 0.0001  # scene units per step of the 16-bit depth files: the range is 6.5 scene units
 
 
 @dataclass
@@ -45,12 +45,12 @@ class Clip:
     license: str
     source: str
     depth: Tensor | None = None  # float32 [V, F, H, W], distance along the unit ray in scene units, inf: no surface
-    author: str = ""  # whom to name
+    author: str = ""  # for attribution
 
 
 @dataclass(frozen=True)
 class ClipFiles:
-    """A clip whose pictures stay in their files until they are asked for."""
+    """A clip whose pictures are read on access."""
 
     uid: str
     pictures: PictureGrid
@@ -75,7 +75,7 @@ class ClipFiles:
         return Clip(self.uid, rgba, self.c2w, self.fovy_deg, self.times, *texts, depth=depth, author=self.author)
 
     def _read_depth(self, path: Path) -> Tensor:
-        """float32 [H, W], inf where there is no surface."""
+        """Return float32 [H, W], inf where there is no surface."""
         steps = read_gray16(path)
         check_size(path, steps, self.pictures.size)
         depth = torch.from_numpy(steps.astype(np.float32)) * self.depth_unit
@@ -93,7 +93,7 @@ def opaque_clip(
 
 
 def list_clips(root: Path) -> list[Path]:
-    """Return the finished clips directly under a folder, sorted by name; of a clip's own folder, that one clip."""
+    """Return the finished clips directly under a folder, sorted by name; for a clip folder, that clip."""
     root = user_path(str(root), "path")
     name = printable(root)
     if not os.path.isdir(root):
@@ -109,7 +109,7 @@ def list_clips(root: Path) -> list[Path]:
 
 
 def write_clip(folder: Path, clip: Clip) -> None:
-    """Write a clip as `folder`, which must not exist. It appears whole or not at all."""
+    """Write a clip atomically as `folder`, which must not exist."""
     if folder.exists():
         raise UserError(f"{folder}: exists already; delete it or choose another output")
     views, frames, channels, height, width = clip.rgba.shape
@@ -128,7 +128,7 @@ def write_clip(folder: Path, clip: Clip) -> None:
 
 
 def _write_files(folder: Path, clip: Clip, meta: dict[str, Any]) -> None:
-    """Write the pictures of a clip and its transforms.json, which is ``meta`` and its frames."""
+    """Write the pictures of a clip and its transforms.json: ``meta`` and the frames."""
     views, frames = clip.rgba.shape[:2]
     (folder / "rgba").mkdir()
     if clip.depth is not None:
@@ -152,16 +152,16 @@ def _write_files(folder: Path, clip: Clip, meta: dict[str, Any]) -> None:
 
 
 def read_caption(folder: Path) -> str:
-    """Return a clip's caption, empty where it has none, without its images; UserError as of ``open_clip``."""
+    """Return a clip's caption, empty if it has none, without reading images; UserError as in ``open_clip``."""
     path = transforms_path(folder)
     return read_text(path, load_json(path), "caption")
 
 
 def open_clip(folder: Path, allow_outside: bool = False) -> ClipFiles:
-    """Open a clip: its cameras, times and texts are read and checked, its pictures only found.
+    """Open a clip: read and check its cameras, times and texts, and locate its pictures.
 
     ``folder`` holds transforms.json, or is a JSON file of that form. ``allow_outside`` lets the file's paths leave its
-    folder. UserError names the file and the remedy where it is no clip.
+    folder. UserError names the file and the remedy if it is not a clip.
     """
     return clip_of(read_transforms(transforms_path(folder), allow_outside))
 
@@ -184,5 +184,5 @@ def clip_of(found: Transforms) -> ClipFiles:
 
 
 def read_clip(folder: Path, allow_outside: bool = False) -> Clip:
-    """Read a clip with all its pictures; arguments and errors as of ``open_clip``."""
+    """Read a clip with all its pictures; arguments and errors as in ``open_clip``."""
     return open_clip(folder, allow_outside).load()

@@ -1,7 +1,7 @@
-"""Where the pictures of a clip lie, and the one function that reads them.
+"""Locations of the pictures of a clip, and the one function that reads them.
 
-A place is a picture file, a picture file with a mask beside it, a frame of a video, or a part of a shard. Nothing is
-opened before its pixels are asked for.
+A location is a picture file, a picture file with a separate mask, a frame of a video, or a part of a shard. Files are
+opened only when their pixels are read.
 """
 
 import math
@@ -27,7 +27,7 @@ MAX_BYTES = 2**33  # of pictures read at once
 
 @dataclass(frozen=True)
 class MaskedPicture:
-    """A picture file whose alpha lies in a file of its own: gray, white is the object."""
+    """A picture file with its alpha in a separate file: gray, white is the object."""
 
     path: Path
     mask: Path
@@ -54,10 +54,10 @@ Place = Path | MaskedPicture | VideoFrame | Member | MemberFrame
 
 @dataclass(frozen=True)
 class PictureGrid:
-    """Pictures of V views x F frames that are opened when they are indexed: ``grid[view, frame]``.
+    """Pictures of V views x F frames that are read when they are indexed: ``grid[view, frame]``.
 
     Either index is an integer, a slice or a sequence of integers: [4, H, W], [F', 4, H, W], [V', F', 4, H, W], uint8,
-    straight alpha; a picture without alpha is opaque. UserError where one is missing, damaged, or of another size.
+    straight alpha; a picture without alpha is opaque. UserError if one is missing, damaged, or of another size.
     """
 
     files: list[list[Place]]  # V rows of F
@@ -65,7 +65,7 @@ class PictureGrid:
 
     @property
     def shape(self) -> tuple[int, int, int, int, int]:
-        """(V, F, 4, H, W), as that of the whole tensor."""
+        """Shape of the whole tensor, (V, F, 4, H, W)."""
         return len(self.files), len(self.files[0]), 4, self.size[1], self.size[0]
 
     def __getitem__(self, place: tuple[int | slice | Sequence[int], int | slice | Sequence[int]]) -> Tensor:
@@ -81,7 +81,7 @@ class PictureGrid:
         return pictures[0] if isinstance(view, int) else pictures
 
     def _read(self, places: list[Place]) -> Tensor:
-        """uint8 [F', 4, H, W] of some frames of one view."""
+        """Read some frames of one view: uint8 [F', 4, H, W]."""
         found = read_places(places)
         for place, pixels in zip(places, found, strict=True):
             check_size(path_of(place), pixels, self.size)
@@ -89,7 +89,7 @@ class PictureGrid:
 
 
 def path_of(place: Place) -> Path:
-    """Return the file that holds a picture, for messages: of a shard's member, shard/member."""
+    """Return the file of a picture, for messages; shard/member for a member of a shard."""
     if isinstance(place, MemberFrame):
         return path_of(place.member)
     if isinstance(place, Member):
@@ -98,7 +98,7 @@ def path_of(place: Place) -> Path:
 
 
 def read_places(places: Sequence[Place]) -> list[np.ndarray]:
-    """Return the pictures at some places, uint8 [H, W, 4] each; a video is decoded once for all its frames."""
+    """Return the pictures at some locations, uint8 [H, W, 4] each; a video is decoded once for all its frames."""
     found: dict[Place, np.ndarray] = {}
     members = list(dict.fromkeys(place for place in places if isinstance(place, Member)))
     for member, content in zip(members, read_members(members), strict=True):
@@ -135,13 +135,13 @@ def _read_file(place: Path | MaskedPicture) -> np.ndarray:
 
 
 def on_white(rgba: Tensor) -> Tensor:
-    """Return pictures composited on white, as training sees them: uint8 [..., 4, H, W] -> uint8 [..., 3, H, W]."""
+    """Return pictures composited on white, as for training: uint8 [..., 4, H, W] -> uint8 [..., 3, H, W]."""
     color, alpha = rgba[..., :3, :, :].float(), rgba[..., 3:, :, :].float() / 255
     return (color * alpha + 255 * (1 - alpha)).round().to(torch.uint8)
 
 
 def check_size(path: Path, pixels: np.ndarray, size: tuple[int, int]) -> None:
-    """UserError unless a picture has the width and height that its clip says."""
+    """Raise UserError unless a picture has the width and height of its clip."""
     if pixels.shape[1::-1] != size:
         found = f"{pixels.shape[1]} x {pixels.shape[0]}"
         raise UserError(f"{printable(path)}: is {found}, transforms.json (or the first) says {size[0]} x {size[1]}")

@@ -1,8 +1,8 @@
-"""Training samples out of clips: one input video and V evenly spaced views around it.
+"""Training samples from clips: one input video and V evenly spaced views around it.
 
-A sample is a function of (seed, step, number in the batch) and of nothing else: neither of the process that reads it
-nor of what was read before. A resumed run, or one on another number of processes, sees the same samples. An epoch takes
-every clip once, in an order drawn from (seed, epoch).
+A sample is a function of (seed, step, index in the batch) only: it depends neither on the process that reads it nor on
+earlier reads. A resumed run, or one on another number of processes, reads the same samples. An epoch takes every clip
+once, in an order drawn from (seed, epoch).
 """
 
 from collections import OrderedDict
@@ -26,15 +26,15 @@ from fourdiffusion.datasets.shards.storage import is_remote
 from fourdiffusion.errors import UserError
 from fourdiffusion.randomness import stream
 
-MAX_SKIPPED = 50  # clips in a row that cannot be used, before the settings are to blame
-KEPT_CLIPS = 256  # opened ones; the paths of a clip of 32 x 32 pictures take about 1 MB
+MAX_SKIPPED = 50  # unusable clips in a row before it is an error
+KEPT_CLIPS = 256  # of opened clips; the paths of a clip of 32 x 32 pictures take about 1 MB
 
 
 @dataclass
 class Sample:
     """One input video and its target views on a white background, RGB in [0, 1].
 
-    Pictures that cached tensors stand in for are empty: H = W = 0.
+    Pictures that are replaced by cached tensors are empty: H = W = 0.
     """
 
     target: Tensor  # [F, V, 3, H, W]
@@ -44,7 +44,7 @@ class Sample:
     number: int  # of the sample in the global batch
     cached: dict[str, Tensor] = field(default_factory=dict)  # by the names of DiffusionObjective's arguments
     uid: str = ""  # of the clip
-    skipped: list[str] = field(default_factory=list)  # clips that could not be read in its place, each with the reason
+    skipped: list[str] = field(default_factory=list)  # unreadable clips that this sample replaces, each with the reason
 
 
 @dataclass
@@ -76,7 +76,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class ClipFolders:
-    """The clips in a folder, numbered by name; it answers as ShardSet does."""
+    """The clips in a folder, numbered by name; same interface as ShardSet."""
 
     def __init__(self, root: Path) -> None:
         self.folders = list_clips(root)
@@ -106,17 +106,17 @@ def open_clips(path: str) -> ClipFolders | ShardSet:
 class ClipSamples(Dataset[Sample]):
     """Item (step, number) is one sample of the global batch of a training step.
 
-    Only the pictures of the sample are read. They are kept, composited on white, up to ``cache_mib`` MiB. Where a clip
-    cannot be read, the next one of the epoch's order takes its place: the sample names what was skipped.
+    Only the pictures of the sample are read; up to ``cache_mib`` MiB of them are cached, composited on white. A clip
+    that cannot be read is replaced by the next one of the epoch's order, and the sample lists what was skipped.
 
     Args:
-        config: which clips, and how samples are cut out of them.
+        config: which clips, and how samples are taken from them.
         num_frames: F.
         seed: of the draws.
         batch_size: samples of a step, over all processes: an epoch then takes every clip once. None draws clips with
             replacement.
-        with_embeddings: of ``config.latents``: image tokens and text states too, in place of the input's pictures;
-            for a stage that trains the towers, latents alone.
+        with_embeddings: of ``config.latents``: also image tokens and text states, in place of the input's pictures;
+            False for a stage that trains the towers: only latents.
     """
 
     def __init__(
@@ -151,7 +151,7 @@ class ClipSamples(Dataset[Sample]):
 
     @cached_property
     def picture_size(self) -> tuple[int, int]:
-        """Height and width of the first clip's pictures that can be opened; clips of another size are skipped."""
+        """Return height and width of the first readable clip's pictures; clips of another size are skipped."""
         reason = ""
         for number in range(min(len(self.source), MAX_SKIPPED)):
             try:
@@ -170,7 +170,7 @@ class ClipSamples(Dataset[Sample]):
             try:
                 sample = self._sample(clip_number, number, generator)
             except TestObjectError:
-                raise  # no fault of a clip that another one may stand in for
+                raise  # not an error of one clip, which another could replace
             except UserError as error:
                 skipped.append(f"{self.source.names[clip_number]}: {error}")
                 continue
@@ -180,6 +180,10 @@ class ClipSamples(Dataset[Sample]):
             f"data.path={self.config.path}: {len(skipped)} of {len(self.source)} clips in a row cannot be used; the "
             f"first is {skipped[0]}"
         )
+
+    def first_clip(self, step: int, number: int) -> str:
+        """Return the name of the clip that an item is cut out of, where it can be read."""
+        return self.source.names[self._draw_clip(stream(self.seed, number, step), step, number, 0)]
 
     def _draw_clip(self, generator: torch.Generator, step: int, number: int, attempt: int) -> int:
         """Return the number of a sample's clip; a later attempt moves on from one that cannot be read."""
@@ -264,11 +268,11 @@ class ClipSamples(Dataset[Sample]):
         return torch.stack([found[f] for f in frames])
 
     def _keep(self, key: tuple[int, int, int], picture: Tensor) -> None:
-        """Put a picture at the cache's young end; the oldest make room."""
+        """Add a picture to the cache and evict the oldest ones."""
         if key in self.cache:
             self.cache.move_to_end(key)
             return
-        self.cache[key] = picture.clone()  # not a view, which would keep its whole tensor in memory
+        self.cache[key] = picture.clone()  # a view would keep its whole tensor in memory
         self.cached_bytes += picture.nbytes
         while self.cached_bytes > self.config.cache_mib * 2**20 and self.cache:
             self.cached_bytes -= self.cache.popitem(last=False)[1].nbytes
@@ -276,12 +280,12 @@ class ClipSamples(Dataset[Sample]):
 
 @lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    """Return the clips' numbers [count] in the order in which an epoch takes them."""
+    """Return the clips' numbers [count] in the order of an epoch."""
     return torch.randperm(count, generator=stream(seed, 2**31, epoch))
 
 
 def even_rigs(clip: Clip | ClipFiles, num_views: int) -> list[list[int]]:
-    """Return all sets of ``num_views`` cameras of a clip that stand evenly spaced, each in order of azimuth.
+    """Return all sets of ``num_views`` evenly spaced cameras of a clip, each in order of azimuth.
 
     The cameras of a set share their elevation.
     """
@@ -303,7 +307,7 @@ def even_rigs(clip: Clip | ClipFiles, num_views: int) -> list[list[int]]:
 
 
 def _nearest(azimuths: list[float], level: list[int], wanted: float) -> int | None:
-    """Return the view of ``level`` nearest to an azimuth, None where all are half a degree or more away."""
+    """Return the view of ``level`` nearest to an azimuth, None if all are half a degree or more away."""
     best = min(level, key=lambda i: _gap(azimuths[i], wanted))
     return best if _gap(azimuths[best], wanted) < 0.5 else None
 

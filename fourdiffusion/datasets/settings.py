@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class DataConfig:
-    """Which clips, and how samples are cut out of them."""
+    """Which clips, and how samples are taken from them."""
 
     path: str = "???"  # folder of clips, or folder or address (s3://, https://) of shards that `data pack` wrote
     num_views: int = 4

@@ -1,8 +1,8 @@
-"""The one reader of transforms.json, as this project, nerfstudio, instant-ngp, D-NeRF and Blender write it.
+"""Read transforms.json as written by this project, nerfstudio, instant-ngp, D-NeRF and Blender.
 
 A clip has V static cameras that share one centered pinhole, each with a picture at F common times. Every key of these
-formats that changes a camera is honored or refused by name; one that repeats another passes. Whatever is missing is
-asked for in one line. Nothing outside the file's folder is opened unless that is allowed.
+formats that changes a camera is either supported or an error that names it; redundant keys must agree. One error lists
+all missing keys. Files outside the file's folder are opened only if that is allowed.
 """
 
 import json
@@ -22,10 +22,10 @@ from fourdiffusion.media.paths import printable, require_file, user_path
 from fourdiffusion.media.picture import MAX_PIXELS, SUFFIXES, picture_size
 
 MAX_BYTES = 2**26  # of transforms.json
-TOLERANCE = 1e-3  # relative, between keys that repeat each other; of the picture's side, for the principal point
+TOLERANCE = 1e-3  # relative, between redundant keys; of the picture's side, for the principal point
 ROTATION_TOLERANCE = 1e-3  # of R R^T against the identity
 MAX_DISTANCE = 1e6  # of a camera from the origin, in scene units
-# Pinholes once their distortion is 0, which is asked of every file.
+# These are pinholes if the distortion is 0, which every file must have.
 PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "PERSPECTIVE", "OPENCV", "FULL_OPENCV", "SIMPLE_RADIAL", "RADIAL")
 FOCAL_KEYS = ("camera_angle_x", "fl_x", "camera_angle_y", "fl_y")
 # These must be 0, false, or lists of zeros.
@@ -41,12 +41,12 @@ INTRINSICS = (*FOCAL_KEYS, "cx", "cy", "w", "h", "camera_model", *DISTORTION_KEY
 
 @dataclass(frozen=True)
 class Transforms:
-    """What a transforms.json says, checked."""
+    """The checked content of a transforms.json."""
 
     path: Path
     pictures: list[list[Place]]  # V rows of F
-    depths: list[list[Path]] | None  # likewise, where every entry names one
-    depth_unit: float  # scene units a step of the depth files
+    depths: list[list[Path]] | None  # likewise, if every entry names one
+    depth_unit: float  # scene units per step of the depth files
     c2w: Tensor  # float32 [V, 4, 4], camera-to-world, OpenGL axes
     times: Tensor  # float32 [F] in [0, 1], rising
     fovy_deg: float
@@ -58,12 +58,12 @@ class Transforms:
 
 
 def read_transforms(path: Path, allow_outside: bool = False) -> Transforms:
-    """Read a transforms.json; ``allow_outside`` lets its paths leave its folder. UserError names key and remedy."""
+    """Read a transforms.json; ``allow_outside`` permits paths outside its folder. UserError names key and remedy."""
     return parse_transforms(path, load_json(path), allow_outside)
 
 
 def parse_transforms(path: Path, meta: dict[str, Any], allow_outside: bool = False) -> Transforms:
-    """Check the content of a transforms.json whose paths start from the folder of ``path``."""
+    """Check the content of a transforms.json with paths relative to the folder of ``path``."""
     entries = meta.get("frames")
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{printable(path)}: 'frames' is not a list of at least one object; write the clip again")
@@ -72,7 +72,7 @@ def parse_transforms(path: Path, meta: dict[str, Any], allow_outside: bool = Fal
     files = [[_picture(path, entry, "file_path", allow_outside) for entry in row] for row in grid]
     size = _size(path, meta, grid[0][0], files[0][0])
     pictures: list[list[Place]] = [list(row) for row in files]
-    if any("mask_path" in entry for entry in entries):  # nerfstudio's; without it the background would be the object
+    if any("mask_path" in entry for entry in entries):  # nerfstudio's alpha
         masks = [[_mask(path, entry, allow_outside) for entry in row] for row in grid]
         pictures = [
             [MaskedPicture(*pair) for pair in zip(*rows, strict=True)] for rows in zip(files, masks, strict=True)
@@ -100,7 +100,7 @@ def parse_transforms(path: Path, meta: dict[str, Any], allow_outside: bool = Fal
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file of bounded size and depth; UserError where it is none."""
+    """Return the object in a JSON file of bounded size and depth; UserError for other files."""
     name = printable(path)
     require_file(path, "a clip folder holds transforms.json (was the copy complete?)")
     if path.stat().st_size > MAX_BYTES:
@@ -117,7 +117,7 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path, meta: dict[str, Any], key: str) -> str:
-    """Return the text under a key, empty where it is missing; control characters become spaces."""
+    """Return the text under a key, empty if missing; control characters become spaces."""
     value = meta.get(key, "")
     if not isinstance(value, str):
         raise UserError(f"{printable(path)}: '{key}' is {_show(value)}; give a text")
@@ -126,11 +126,11 @@ def read_text(path: Path, meta: dict[str, Any], key: str) -> str:
     return "".join(" " if unicodedata.category(c) == "Cc" else c for c in value)
 
 
-# ---- what every entry needs -----------------------------------------------------------------------------------------
+# ---- required keys --------------------------------------------------------------------------------------------------
 
 
 def _ask_for_missing(path: Path, meta: dict[str, Any], entries: list[dict[str, Any]]) -> None:
-    """One UserError with everything that is missing."""
+    """Raise one UserError that lists all missing keys."""
     needed = ["file_path", "transform_matrix", "time"]
     if any(key in entry for entry in entries for key in ("view", "frame")):
         needed += ["view", "frame"]
@@ -150,7 +150,7 @@ def _ask_for_missing(path: Path, meta: dict[str, Any], entries: list[dict[str, A
 
 
 def _grid(path: Path, entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The frame entries as a full grid of V rows of F entries."""
+    """Return the frame entries as a full grid of V rows of F entries."""
     for k, entry in enumerate(entries):
         _number(path, entry, "time", f" in frames[{k}]")
         entry["transform_matrix"] = _matrix(path, entry["transform_matrix"], f"frames[{k}]")
@@ -174,7 +174,7 @@ def _grid(path: Path, entries: list[dict[str, Any]]) -> list[list[dict[str, Any]
 
 
 def _grid_of_cameras_and_times(path: Path, entries: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """The grid of files that number neither views nor frames: a view is a camera, a frame is a time."""
+    """Return the grid of a file without view and frame numbers: a view is a camera, a frame is a time."""
     placed: dict[tuple[Any, float], dict[str, Any]] = {}
     views: dict[Any, int] = {}
     for entry in entries:
@@ -209,11 +209,11 @@ def _number(path: Path, mapping: dict[str, Any], key: str, where: str = "") -> f
 def _is_number(value: Any) -> bool:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
-    return abs(value) < 1e30  # also false for NaN; integers beyond the floats come here too
+    return abs(value) < 1e30  # also false for NaN; integers beyond the range of floats come here, too
 
 
 def _show(value: Any) -> str:
-    """A value for a message: short, on one line, without control characters."""
+    """Format a value for a message: short, on one line, without control characters."""
     if isinstance(value, int) and abs(value) > 10**30:
         return "a number of very many digits"
     return printable(repr(value))[:80]
@@ -223,7 +223,7 @@ def _show(value: Any) -> str:
 
 
 def _matrix(path: Path, rows: Any, where: str) -> list[list[float]]:
-    """A camera-to-world matrix: 4 x 4 numbers, a rotation without mirroring, last row 0 0 0 1."""
+    """Return a camera-to-world matrix: 4 x 4 numbers, a proper rotation, last row 0 0 0 1."""
     name = f"{printable(path)}: transform_matrix of {where}"
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows) or not rows:
         raise UserError(f"{name} is not a matrix of numbers")
@@ -236,7 +236,7 @@ def _matrix(path: Path, rows: Any, where: str) -> list[list[float]]:
     if (matrix[3] - torch.tensor([0.0, 0, 0, 1])).abs().max() > 1e-6:
         raise UserError(f"{name} has the last row {_show(rows[3])}; that of a camera is 0 0 0 1")
     if (rotation @ rotation.T - torch.eye(3)).abs().max() > ROTATION_TOLERANCE:
-        raise UserError(f"{name} scales or shears: its rotation is none; divide each column by its length")
+        raise UserError(f"{name} scales or shears: it has no valid rotation; divide each column by its length")
     if torch.linalg.det(rotation) < 0:
         raise UserError(f"{name} mirrors (its determinant is -1); give right-handed OpenGL axes: x right, y up, z back")
     if matrix[:3, 3].abs().max() > MAX_DISTANCE:
@@ -245,19 +245,19 @@ def _matrix(path: Path, rows: Any, where: str) -> list[list[float]]:
 
 
 def _cameras(path: Path, grid: list[list[dict[str, Any]]]) -> Tensor:
-    """[V, 4, 4]; the camera of a view stands still."""
+    """Return the cameras [V, 4, 4]; the camera of a view must be static."""
     matrices = torch.tensor([[entry["transform_matrix"] for entry in row] for row in grid], dtype=torch.float32)
     moved = ((matrices - matrices[:, :1]).abs() > 1e-5).flatten(2).any(dim=2).nonzero()
     if len(moved):
         v, f = moved[0].tolist()
         raise UserError(
-            f"{printable(path)}: the camera of view {v} moves at frame {f}; a clip has one static camera a view"
+            f"{printable(path)}: the camera of view {v} moves at frame {f}; a clip has one static camera per view"
         )
     return matrices[:, 0].contiguous()
 
 
 def _times(path: Path, grid: list[list[dict[str, Any]]]) -> Tensor:
-    """[F] in [0, 1]; the views are simultaneous."""
+    """Return the times [F] in [0, 1]; views must be simultaneous."""
     times = torch.tensor([float(entry["time"]) for entry in grid[0]])
     if not bool(((times >= 0) & (times <= 1)).all()) or bool((times.diff() <= 0).any()):
         shown = ", ".join(f"{time:g}" for time in times.tolist()[:8])
@@ -272,7 +272,7 @@ def _times(path: Path, grid: list[list[dict[str, Any]]]) -> Tensor:
 
 
 def _size(path: Path, meta: dict[str, Any], entry: dict[str, Any], picture: Path) -> tuple[int, int]:
-    """Width and height: w and h, and where they are not given those of the first picture."""
+    """Return width and height: w and h, else those of the first picture."""
     given = {key: place[key] for place in (meta, entry) for key in ("w", "h") if key in place}
     for key, value in given.items():
         if not _is_number(value) or value != int(value) or value < 1:
@@ -285,7 +285,7 @@ def _size(path: Path, meta: dict[str, Any], entry: dict[str, Any], picture: Path
 
 
 def _fovy_deg(path: Path, meta: dict[str, Any], grid: list[list[dict[str, Any]]], size: tuple[int, int]) -> float:
-    """The vertical field of view that all cameras share; keys of a frame go before those of the file."""
+    """Return the vertical field of view shared by all cameras; keys of a frame override those of the file."""
     shared = {key: meta[key] for key in INTRINSICS if key in meta}
     known: dict[str, float] = {}
     for v, row in enumerate(grid):
@@ -306,7 +306,7 @@ def _fovy_deg(path: Path, meta: dict[str, Any], grid: list[list[dict[str, Any]]]
 
 
 def _focal(name: str, intrinsics: dict[str, Any], size: tuple[int, int], where: str) -> float:
-    """Focal length in pixels of one camera. UserError names what makes it anything but a centered pinhole."""
+    """Return the focal length in pixels of one camera. UserError names the key if it is not a centered pinhole."""
     width, height = size
     model = intrinsics.get("camera_model", "PINHOLE")
     if not isinstance(model, str) or model.upper() not in PINHOLES:
@@ -357,7 +357,7 @@ def _focal(name: str, intrinsics: dict[str, Any], size: tuple[int, int], where: 
 
 
 def _picture(path: Path, entry: dict[str, Any], key: str, allow_outside: bool) -> Path:
-    """The picture that an entry names, where need be with the ending that these formats leave away."""
+    """Return the picture that an entry names, adding the extension if these formats omit it."""
     text, folder = entry[key], path.parent
     if not isinstance(text, str) or not text or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise UserError(f"{printable(path)}: {key} is {_show(text)}; give the path of a picture in the clip's folder")
@@ -387,17 +387,17 @@ def _is_file(path: Path) -> bool:
 def _is_inside(path: Path, folder: Path) -> bool:
     try:
         return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # links that go round
+    except (OSError, RuntimeError):  # symlink loops
         return False
 
 
 def transforms_path(folder: Path) -> Path:
-    """Return the transforms.json of a clip folder, or the JSON file itself where one is given; ``~`` is expanded."""
+    """Return the transforms.json of a clip folder, or the given JSON file; ``~`` is expanded."""
     folder = user_path(str(folder), "clip")
     if folder.suffix == ".json":
         return folder
     name = printable(folder)
-    if not os.path.isdir(folder):  # without the exception that Path raises where the parent is closed
+    if not os.path.isdir(folder):  # does not raise if the parent is not readable, unlike Path
         raise UserError(f"{name}: no such folder; give a clip folder, one that holds transforms.json")
     path = folder / "transforms.json"
     if not os.path.exists(path):

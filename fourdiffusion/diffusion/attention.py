@@ -22,12 +22,12 @@ class KeysValues:
     image: tuple[Tensor, Tensor]  # keys and values, [B, F, M, C] each
 
     def at_frames(self, frames: Tensor) -> "KeysValues":
-        """Those of some frames, given by their numbers [N]."""
+        """Return the keys and values of some frames, given by their indices [N]."""
         return KeysValues(self.text, (self.image[0][:, frames], self.image[1][:, frames]))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
-    """Multi-head scaled dot-product attention; heads are split off the channels.
+    """Compute multi-head scaled dot-product attention; heads are split from the channels.
 
     query [..., Q, C], key and value [..., K, C] with equal leading axes -> [..., Q, C].
     """
@@ -40,8 +40,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
 class SelfAttention(nn.Module):
     """Attention of a sequence to itself, [..., N, C] -> [..., N, C].
 
-    Fresh keys start as copies of the queries: tokens first attend to similar tokens, at the same position in the other
-    views (mimetic initialization, Trockman and Kolter 2023), which short training does not find.
+    New key weights start as copies of the query weights: tokens first attend to similar tokens, at the same position
+    in the other views (mimetic initialization, Trockman and Kolter 2023), which short training does not learn.
     """
 
     def __init__(self, channels: int, head_dim: int) -> None:
@@ -72,7 +72,7 @@ class CrossAttention(nn.Module):
         self.to_out = nn.Linear(channels, channels)
 
     def project(self, text: Tensor, image: Tensor) -> KeysValues:
-        """Text [B, L, D] and image tokens [B, F, M, D] to this layer's keys and values."""
+        """Project text [B, L, D] and image tokens [B, F, M, D] to this layer's keys and values."""
         return KeysValues((self.to_k(text), self.to_v(text)), (self.to_k_image(image), self.to_v_image(image)))
 
     def forward(self, x: Tensor, context: KeysValues) -> Tensor:
@@ -103,7 +103,7 @@ class TransformerBlock(nn.Module):
 
 
 def grid_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """Sinusoidal positions [h w, C] of a grid's tokens: half the channels encode the row, half the column.
+    """Return sinusoidal positions [h w, C] of a grid's tokens: half the channels encode the row, half the column.
 
     Wavelengths run from 2 to 64 tokens.
     """
@@ -116,7 +116,7 @@ def grid_positions(height: int, width: int, channels: int, device: torch.device)
 class MultiviewTransformer(nn.Module):
     """One transformer block on the tokens of all views of a frame, around a residual connection.
 
-    ``positions`` adds 2-D sinusoidal position embeddings; without, as in the release, positions follow from padding.
+    ``positions`` adds 2-D sinusoidal position embeddings; the release has none and infers positions from padding.
     """
 
     def __init__(self, channels: int, context_dim: int, head_dim: int, norm_groups: int, positions: bool) -> None:
@@ -139,7 +139,7 @@ class MultiviewTransformer(nn.Module):
 
 
 class PerceiverAttention(nn.Module):
-    """Queries that attend to the image tokens and to themselves."""
+    """Attention of queries to the image tokens and to themselves."""
 
     def __init__(self, channels: int, num_heads: int, head_dim: int) -> None:
         super().__init__()

@@ -16,7 +16,7 @@ from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 
 
 def unconditional(negative_prompt: str, guidance_scale: float) -> str | None:
-    """Return the prompt of the unconditional branch; None where the guidance scale is 1, which needs none."""
+    """Return the prompt of the unconditional branch; None for guidance scale 1, which has no such branch."""
     return None if guidance_scale == 1 else negative_prompt
 
 
@@ -25,7 +25,7 @@ class Denoiser:
     """The UNet with the conditions of one input video, encoded once.
 
     ``context`` and ``extra`` hold the conditional branch first and the unconditional (negative prompt, zero image
-    tokens, zero extra view) second, if there is one: guidance scale 1 does without.
+    tokens, zero extra view) second, if there is one: guidance scale 1 has none.
     """
 
     unet: MultiviewUNet
@@ -35,13 +35,13 @@ class Denoiser:
     alphas_cumprod: Tensor  # of the noise schedule, [1000]
 
     def at_frames(self, frames: Tensor) -> "Denoiser":
-        """Return the denoiser of some of the video's frames, given by their numbers [N]; nothing is encoded again."""
+        """Return the denoiser of some of the video's frames, given by their indices [N], without encoding again."""
         context = [layer and layer.at_frames(frames) for layer in self.context]
         return replace(self, context=context, extra=self.extra[:, frames])
 
     @torch.no_grad()
     def __call__(self, z: Tensor, timestep: int, c2w: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the noise that each branch predicts; both branches run in one batch.
+        """Return the noise predicted by each branch; both branches run in one batch.
 
         Args:
             z: noisy latents [F, V, C, h, w].

@@ -1,6 +1,6 @@
 """4D-aware score distillation in x0 form (paper Eq. 10).
 
-Functions of tensors; the denoiser is passed in, so that any model, backend or cache can stand behind it.
+Functions of tensors; the denoiser is an argument, so that any model, backend or cache can be used.
 """
 
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from fourdiffusion.diffusion import encoders
 
 
 def add_noise(z: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) noise; alpha_bar is a scalar tensor."""
+    """Return z_t = sqrt(alpha_bar) z + sqrt(1 - alpha_bar) noise; alpha_bar is a scalar tensor."""
     return alpha_bar.sqrt() * z + (1 - alpha_bar).sqrt() * noise
 
 
 def predict_x0(z_t: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The clean latent that ``z_t`` would come from if ``noise`` was what had been added."""
+    """Return the clean latent of ``z_t`` under the predicted ``noise``."""
     return (z_t - (1 - alpha_bar).sqrt() * noise) / alpha_bar.sqrt()
 
 
 def velocity(z: Tensor, noise: Tensor, alpha_bar: Tensor) -> Tensor:
-    """v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z (Salimans and Ho 2022)."""
+    """Return v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z (Salimans and Ho 2022)."""
     return alpha_bar.sqrt() * noise - (1 - alpha_bar).sqrt() * z
 
 
@@ -34,7 +34,7 @@ def noise_of_velocity(z_t: Tensor, v: Tensor, alpha_bar: Tensor) -> Tensor:
 
 
 def guide(noise_cond: Tensor, noise_uncond: Tensor, guidance: float) -> Tensor:
-    """Classifier-free guidance: the unconditional prediction pushed ``guidance`` times towards the conditional one."""
+    """Return the prediction with classifier-free guidance: uncond + guidance * (cond - uncond)."""
     return noise_uncond + guidance * (noise_cond - noise_uncond)
 
 
@@ -42,9 +42,9 @@ def guide(noise_cond: Tensor, noise_uncond: Tensor, guidance: float) -> Tensor:
 def sds_target(
     z_t: Tensor, noise_cond: Tensor, noise_uncond: Tensor, alpha_bar: Tensor, guidance: float, rescale: float
 ) -> Tensor:
-    """x0': the guided clean latents, partly brought back to the spread that they have without guidance.
+    """Return x0': the guided clean latents, partly rescaled to the standard deviation without guidance.
 
-    x0' = r * x0 * std(x0 without guidance) / std(x0) + (1 - r) * x0, the deviation over the whole clip.
+    x0' = r * x0 * std(x0 without guidance) / std(x0) + (1 - r) * x0, with the standard deviation over the whole clip.
 
     Args:
         z_t, noise_cond, noise_uncond: [F, V, C, h, w].
@@ -58,7 +58,7 @@ def sds_target(
 
 
 def sds_loss(z: Tensor, target: Tensor) -> Tensor:
-    """0.5 * sum((z - stopgrad(x0'))^2) / (F V), Eq. 10; z and target [F, V, C, h, w]."""
+    """Return 0.5 * sum((z - stopgrad(x0'))^2) / (F V), Eq. 10; z and target [F, V, C, h, w]."""
     return 0.5 * (z - target.detach()).square().sum() / (z.shape[0] * z.shape[1])
 
 
@@ -74,18 +74,18 @@ def distil(
     chunk: int = 0,
     in_pixels: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """The SDS loss of renders and its gradient with respect to them.
+    """Return the SDS loss of renders and its gradient with respect to them.
 
     Args:
         images: renders of any square size, RGB in [0, 1], [F, V, 3, side, side].
-        size: side in pixels that the model was trained at.
+        size: side in pixels of the model's training images.
         denoise: noisy latents [F, V, C, h, w] -> conditional and unconditional noise, at the level of ``alpha_bar``.
         alpha_bar, guidance, rescale: see ``sds_target``.
         generator: of the noise.
-        chunk: pictures encoded with gradient at a time; 0: all. The VAE's activations are what overflows; in chunks
-            a picture is encoded twice.
-        in_pixels: the loss compares the renders with x0' decoded, in RGB, where Eq. 10 compares latents: no gradient
-            goes through the VAE (not in the paper; like ReconFusion's sampled views, Wu et al. 2024).
+        chunk: pictures encoded with gradient at a time; 0: all. Limits the memory of the VAE's activations; pictures
+            are then encoded twice.
+        in_pixels: compare the renders with the decoded x0' in RGB instead of in latents (Eq. 10), without a gradient
+            through the VAE (not in the paper; like ReconFusion's sampled views, Wu et al. 2024).
 
     Returns:
         The loss, and its gradient [F, V, 3, side, side].
@@ -115,14 +115,14 @@ def distil(
 
 
 def _resize(images: Tensor, size: int) -> Tensor:
-    """Renders [N, 3, side, side], brought to the model's size."""
+    """Return renders [N, 3, side, side] resized to the model's size."""
     if images.shape[-1] == size:
         return images
     return functional.interpolate(images, size=(size, size), mode="bilinear", align_corners=False)
 
 
 def draw_window(num_frames: int, length: int, generator: torch.Generator) -> Tensor:
-    """Numbers of the frames of one SDS step: all, or ``length`` of a longer video at a random stride and place."""
+    """Return the frame indices of one SDS step: all, or ``length`` of a longer video at a random stride and offset."""
     if num_frames <= length:
         return torch.arange(num_frames)
     longest = max((num_frames - 1) // max(length - 1, 1), 1)

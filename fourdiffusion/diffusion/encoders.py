@@ -1,6 +1,6 @@
-"""Text and image encoders, tokenizer and VAE: what they take and give, and fresh small ones.
+"""Text and image encoders, tokenizer and VAE: encoding, decoding and initialization.
 
-The full-size model takes them from the ImageDream release; the small model trains its own, of the same classes.
+The full-size model uses those of the ImageDream release; the small model trains its own, of the same classes.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from fourdiffusion.diffusion.finite import require_finite
 from fourdiffusion.errors import UserError
 
 CLIP_HUB = "openai/clip-vit-large-patch14"  # the vocabulary is the same for all of CLIP
-VAE_BATCH = 4  # images that the VAE takes at a time: at full size its feature maps are the largest of all networks
+VAE_BATCH = 4  # batch size of the VAE: at full size its feature maps are the largest of all networks
 
 __all__ = ["CLIPImageProcessorPil", "CLIPTextModel", "CLIPTokenizer", "CLIPVisionModel"]  # re-exported
 
@@ -36,9 +36,9 @@ __all__ = ["CLIPImageProcessorPil", "CLIPTextModel", "CLIPTokenizer", "CLIPVisio
 def encode_text(tokenizer: CLIPTokenizer, encoder: CLIPTextModel, prompts: list[str]) -> Tensor:
     """Encode prompts to token states [B, L, D].
 
-    The encoder holds every block but the release's last one, then the final norm, so its last state is the one that
-    SD 2.1 conditions on. Prompts are padded with the encoder's ``pad_token_id``: a tokenizer told to pad with
-    OpenCLIP's token 0 would treat each "!" as padding.
+    The encoder has all blocks except the release's last one, then the final norm, so its last state is the one that
+    SD 2.1 conditions on. Prompts are padded with the encoder's ``pad_token_id``: a tokenizer that pads with OpenCLIP's
+    token 0 would treat each "!" as padding.
     """
     length = tokenizer.model_max_length
     tokens = torch.full((len(prompts), length), encoder.config.pad_token_id)
@@ -62,7 +62,7 @@ def encode_image(processor: CLIPImageProcessorPil, encoder: CLIPVisionModel, ima
 def encode_latents(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Encode RGB images in [0, 1], [..., 3, H, W], to scaled latents [..., C, h, w], with gradient.
 
-    The posterior's mean, float32 in whatever precision the VAE runs.
+    Returns the posterior's mean in float32, whatever the precision of the VAE.
     """
     moments = vae.encode(images.flatten(0, -4).to(vae.dtype) * 2 - 1).latent_dist
     return (moments.mean.float() * vae.config.scaling_factor).unflatten(0, images.shape[:-3])
@@ -82,12 +82,12 @@ def decode_latents(vae: AutoencoderKL, z: Tensor) -> Tensor:
 
 
 def find_tokenizer(folders: list[Path], max_length: int) -> CLIPTokenizer:
-    """Return CLIP's public tokenizer from the first of ``folders`` that holds one, else from the library's cache.
+    """Return CLIP's public tokenizer from the first of ``folders`` that has one, else from the library's cache.
 
-    The cache is read as a folder, so nothing is looked up on a network.
+    The cache is read as a folder, without network access.
 
     Raises:
-        UserError: none of them holds CLIP's vocabulary.
+        UserError: none of them has CLIP's vocabulary.
     """
     cached = try_to_load_from_cache(CLIP_HUB, "vocab.json")
     candidates = [*folders, *([Path(cached).parent] if isinstance(cached, str) else [])]
@@ -109,8 +109,8 @@ def find_tokenizer(folders: list[Path], max_length: int) -> CLIPTokenizer:
 def train_tokenizer(captions: Iterable[str], vocabulary: int, max_length: int) -> CLIPTokenizer:
     """Return a CLIP tokenizer whose merges are learned from ``captions``, with at most ``vocabulary`` entries.
 
-    Any other text has bytes still, but for a word's last one where no caption's word ends so: that is unknown.
-    Written out because the library's trainer numbers the entries in another order each time.
+    Other text is tokenized as bytes; a last byte of a word that ends no caption's word is unknown. Implemented here
+    because the order of the library trainer's entries is not deterministic.
     """
     text = CLIPTokenizer().backend_tokenizer
     words = Counter(
@@ -201,13 +201,13 @@ def fresh_vae(
         latent_channels=latent_channels,
         mid_block_add_attention=attention,
     )
-    # A posterior as wide as its prior hides all but the strongest signal: training then outputs gray for very long.
+    # A posterior as wide as its prior hides all but the strongest signal: training then outputs gray for a long time.
     nn.init.constant_(vae.quant_conv.bias[latent_channels:], -6.0)
     return vae
 
 
 def image_processor(image_size: int) -> CLIPImageProcessorPil:
-    """Return CLIP's resizing and normalization, as a file beside the weights."""
+    """Return CLIP's image processor (resizing and normalization), to be saved with the weights."""
     return CLIPImageProcessorPil(
         size={"height": image_size, "width": image_size}, crop_size={"height": image_size, "width": image_size}
     )
@@ -216,6 +216,6 @@ def image_processor(image_size: int) -> CLIPImageProcessorPil:
 def latent_distance(vae: AutoencoderKL, a: Tensor, b: Tensor) -> Tensor:
     """Return the mean squared distance of the VAE's latents of two batches of RGB images in [0, 1], [N, 3, H, W].
 
-    A perceptual distance that needs no other network. It is not LPIPS and not comparable with it.
+    A perceptual distance without another network. Not comparable with LPIPS.
     """
     return functional.mse_loss(encode_latents(vae, a), encode_latents(vae, b))

@@ -1,4 +1,4 @@
-"""Where NaN and infinity are stopped: what a network reads or makes is checked before anything is written."""
+"""Check inputs and outputs of networks for NaN and infinity before anything is written."""
 
 from torch import Tensor
 
@@ -6,7 +6,7 @@ from fourdiffusion.errors import UserError
 
 
 def require_finite(value: Tensor, name: str) -> Tensor:
-    """Return ``value``; UserError that begins with ``name`` where any of its numbers is NaN or infinite."""
+    """Return ``value``; UserError that begins with ``name`` if any of its numbers is NaN or infinite."""
     finite = value.isfinite()
     if not bool(finite.all()):
         wrong = finite.numel() - int(finite.sum())

@@ -1,4 +1,4 @@
-"""Sampling: encode the conditions, place the cameras, denoise, decode. The one way from an input video to its views.
+"""Sampling: encode the conditions, place the cameras, denoise, decode. All verbs sample with these functions.
 
 Letters: F frames, V views, C h w latent channels and pixels, H W image pixels.
 """
@@ -23,7 +23,7 @@ Progress = Callable[[int], Any]
 
 
 class Model(Protocol):
-    """What sampling needs of a pipeline."""
+    """Interface of a pipeline for sampling."""
 
     unet: Any
     motion: Any
@@ -37,13 +37,12 @@ class Model(Protocol):
 
 
 def check_image_size(pipeline: Model, size: int) -> None:
-    """Raise ValueError where images of ``size`` pixels cannot be halved as often as the networks do."""
+    """Raise ValueError if images of ``size`` pixels cannot be halved as often as the networks do."""
     factor = 2 ** (len(pipeline.vae.config.block_out_channels) - 1 + len(pipeline.unet.config.channels) - 1)
     if size < factor or size % factor:
         raise ValueError(f"image_size={size}: the levels of the model's VAE and UNet need a multiple of {factor}")
 
 
-@torch.no_grad()
 def generate_views(
     pipeline: Model,
     images: Images,
@@ -67,22 +66,22 @@ def generate_views(
         prompt: what the object is.
         num_views: V evenly spaced views, the first from the input camera.
         elevation_deg: of these views.
-        c2w: cameras [V, 4, 4] relative to an input camera at azimuth 0; in place of the two settings above.
-        settings: size, steps, guidance, negative prompt, windows; None: the model's own. Its scheduler is one for
-            ``schedulers.set_scheduler``: here the pipeline's is used as it is.
+        c2w: cameras [V, 4, 4] relative to an input camera at azimuth 0; replaces the two settings above.
+        settings: size, steps, guidance, negative prompt, windows; None: the model's own. Their scheduler is ignored
+            (see ``schedulers.set_scheduler``): the pipeline's is used.
         generator: of the initial noise; None: seed 0.
         use_motion: False samples with the frozen image model, frame by frame.
-        groups: frames that the model sees together at each step; None: those of the settings.
+        groups: frames denoised together at each step; None: those of the settings.
         output_type: "pt" or "latent".
-        progress: called with 0 when the conditions are encoded and with 1 after each step.
+        progress: called with 0 after the conditions are encoded and with 1 after each step.
 
     Returns:
         RGB in [0, 1], [V, F, 3, H, W], float32 on the CPU; with "latent" the latents [F, V, C, h, w] on the device.
 
     Raises:
-        ValueError: images that do not fit, see ``to_frames``; a size that the networks cannot halve.
-        UserError: a frame window that the motion layers do not know; conditions, latents or decoded images that are
-            not finite.
+        ValueError: unsuitable images, see ``to_frames``; a size that the networks cannot halve.
+        UserError: a window longer than the motion layers' position table; conditions, latents or decoded images that
+            are not finite.
     """
     settings = settings or pipeline.generation_config
     check_image_size(pipeline, settings.image_size)
@@ -121,17 +120,17 @@ def sample_latents(
     groups: FrameGroups | None = None,
     progress: Progress = lambda _: None,
 ) -> Tensor:
-    """Return the latents [F, V, C, h, w] of views, denoised from noise.
+    """Return the latents [F, V, C, h, w] of views, sampled from noise.
 
     Args:
         denoiser: from ``FourDiffusionPipeline.prepare``.
-        scheduler: of diffusers, for a model that predicts noise.
+        scheduler: a diffusers scheduler for a model that predicts noise.
         c2w: cameras [V, 4, 4].
         num_inference_steps: of the scheduler.
         guidance_scale: of classifier-free guidance.
         generator: of the initial noise.
-        latents: the initial noise [F, V, C, h, w], in place of a generator.
-        groups: which frames the model sees together; where groups overlap, their predictions are averaged
+        latents: the initial noise [F, V, C, h, w], instead of a generator.
+        groups: frames denoised together; where groups overlap, their predictions are averaged
             (MultiDiffusion, Bar-Tal et al. 2023). None: all frames at once, up to the motion layers' length.
         progress: called with 1 after each step.
 
@@ -168,7 +167,7 @@ def with_overrides(
     guidance_scale: float | None,
     negative_prompt: str | None,
 ) -> GenerationConfig:
-    """Return a model's own settings under the arguments of a call that are not None."""
+    """Return a model's own settings, overridden by the arguments of a call that are not None."""
     given = {
         "num_inference_steps": num_inference_steps,
         "guidance_scale": guidance_scale,

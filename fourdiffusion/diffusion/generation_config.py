@@ -1,4 +1,4 @@
-"""``generation_config.json``: the sampling defaults that travel with the weights. This module imports no torch."""
+"""``generation_config.json``: the sampling defaults stored with the weights. This module imports no torch."""
 
 import json
 from dataclasses import asdict, fields, replace
@@ -21,10 +21,10 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 def read_generation_config(folder: Path) -> GenerationConfig | None:
-    """Return the sampling defaults of the pipeline in ``folder``; None where the folder has no such file.
+    """Return the sampling defaults of the pipeline in ``folder``; None if the folder has no such file.
 
     Raises:
-        UserError: the file is no JSON object, has an unknown key, or a value of another type or out of range.
+        UserError: the file is not a JSON object, has an unknown key, or a value of another type or out of range.
     """
     path = folder / NAME
     if not path.is_file():
@@ -65,7 +65,7 @@ def write_generation_config(folder: Path, config: GenerationConfig) -> None:
 
 
 def check_generation_config(config: GenerationConfig, prefix: str = "model.") -> None:
-    """Raise UserError, which begins with ``prefix``, for a value that no model can be sampled with."""
+    """Raise UserError, which begins with ``prefix``, for a value that is invalid for every model."""
     for name, choices in (
         ("scheduler", SCHEDULERS),
         ("timestep_spacing", TIMESTEP_SPACINGS),
@@ -73,15 +73,15 @@ def check_generation_config(config: GenerationConfig, prefix: str = "model.") ->
     ):
         value = getattr(config, name)
         if value not in choices and not (name == "timestep_spacing" and value is None):
-            raise UserError(f"{prefix}{name}={value} is none of {', '.join(choices)}")
+            raise UserError(f"{prefix}{name}={value} is not one of {', '.join(choices)}")
     for name, (low, high) in RANGES.items():
         value = getattr(config, name)
-        if not low <= value <= high:  # NaN, too
+        if not low <= value <= high:  # also true for NaN
             raise UserError(f"{prefix}{name}={value}: give {low:g} to {high:g}")
 
 
 def sampling_settings(config: ModelConfig) -> GenerationConfig:
-    """Return how the model of ``config.path`` is to be sampled: its own defaults under the user's settings.
+    """Return the sampling settings of the model of ``config.path``: its defaults, overridden by the user's settings.
 
     Reads no weights. A folder without the file has the release's defaults.
 
@@ -89,12 +89,12 @@ def sampling_settings(config: ModelConfig) -> GenerationConfig:
         UserError: there is no model at ``config.path``, or a value that no model can be sampled with.
     """
     if config.path is None or not (Path(config.path) / "model_index.json").is_file():
-        raise UserError(f"model.path={config.path} holds no model: name a pipeline folder (one with model_index.json)")
+        raise UserError(f"model.path={config.path} holds no model: give a pipeline folder (one with model_index.json)")
     settings = override(read_generation_config(Path(config.path)) or GenerationConfig(), config)
     check_generation_config(settings)
     return settings
 
 
 def with_sampling_settings(config: ModelConfig) -> ModelConfig:
-    """Return ``config`` with the model's own value where a sampling setting is None; see ``sampling_settings``."""
+    """Return ``config`` with the model's value for each sampling setting that is None; see ``sampling_settings``."""
     return replace(config, **asdict(sampling_settings(config)))

@@ -1,4 +1,4 @@
-"""Input images of a pipeline, whatever they come in: checked, then brought to the model's size."""
+"""Check and resize the input images of a pipeline: tensors, arrays or PIL pictures."""
 
 from collections.abc import Sequence
 
@@ -9,19 +9,19 @@ from PIL import Image
 from torch import Tensor
 
 Images = Tensor | np.ndarray | Sequence[Image.Image]
-TOLERANCE = 1e-3  # by which a resized or composited picture may leave [0, 1]
+TOLERANCE = 1e-3  # tolerance around [0, 1], for resized or composited pictures
 
 
 def to_frames(images: Images, size: int) -> Tensor:
-    """Return input frames as the model reads them, RGB in [0, 1], [F, 3, size, size], float32.
+    """Return the model's input frames: RGB in [0, 1], [F, 3, size, size], float32.
 
     Args:
         images: a tensor [F, 3, H, W] or an array [F, H, W, 3], uint8 or float in [0, 1]; or a list of F PIL pictures
-            (transparent ones are put on white). Pictures are square.
+            (transparent ones are composited on white). Pictures are square.
         size: side in pixels to resize to.
 
     Raises:
-        ValueError: another kind, shape, dtype or range, or a number that is not finite.
+        ValueError: another type, shape, dtype or range, or a number that is not finite.
     """
     if isinstance(images, Tensor):
         frames = images

@@ -1,18 +1,20 @@
-"""From settings to a pipeline: opened as the verbs run it, loaded from disk, or made from nothing."""
+"""Make a pipeline from settings: prepared for a verb, loaded from disk, or untrained."""
 
 import contextlib
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers.hooks import apply_layerwise_casting
 from safetensors import safe_open
 from torch import nn
 
+from fourdiffusion.device import bf16_is_faster
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.encoders import CLIPTokenizer
 from fourdiffusion.diffusion.generation import check_image_size
@@ -22,38 +24,57 @@ from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.diffusion.schedulers import noise_schedule, set_scheduler
 from fourdiffusion.diffusion.settings import GenerationConfig, ModelConfig, architecture, override
-from fourdiffusion.documents import read_json
+from fourdiffusion.documents import first_non_finite, read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import require_file
 from fourdiffusion.renames import VALUES
+from fourdiffusion.runs import run_record
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Module = TypeVar("Module", bound=nn.Module)
 OFFLOADS = ("none", "model")
-MAX_LAYERS, MAX_WIDTH = 1000, 10**6  # of the networks in a model folder
+MAX_LAYERS, MAX_WIDTH = 1000, 10**6  # the networks of a model folder
+
+
+def resolve_dtype(config: ModelConfig, device: torch.device, run: Path | None = None) -> ModelConfig:
+    """Replace dtype "auto" by that of the run in the folder ``run``, else by the one that the device multiplies faster.
+
+    A run keeps the dtype of its first start, so that it resumes bit for bit.
+    """
+    if config.dtype != "auto":
+        return config
+    known = None
+    if run is not None and (run / "config.yaml").is_file():
+        model = run_record(run)["settings"].get("model")
+        known = model.get("dtype") if isinstance(model, dict) else None
+    if known not in DTYPES:
+        known = "bfloat16" if bf16_is_faster(device) else "float32"
+    return replace(config, dtype=known)
 
 
 def check_precision(config: ModelConfig, device: torch.device) -> None:
-    """Raise UserError for a dtype or an offload mode that is unknown or cannot be had on a device."""
+    """Raise UserError for a dtype or an offload mode that is unknown or not available on a device."""
     if config.dtype not in DTYPES:
-        raise UserError(f"model.dtype={config.dtype} is none of {', '.join(DTYPES)}")
+        raise UserError(f"model.dtype={config.dtype} is not one of {', '.join(DTYPES)}")
     if config.storage_dtype is not None and config.storage_dtype not in DTYPES:
-        raise UserError(f"model.storage_dtype={config.storage_dtype} is none of {', '.join(DTYPES)}")
+        raise UserError(f"model.storage_dtype={config.storage_dtype} is not one of {', '.join(DTYPES)}")
     if config.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.offload} is none of {', '.join(OFFLOADS)}")
+        raise UserError(f"model.offload={config.offload} is not one of {', '.join(OFFLOADS)}")
     if config.offload == "model" and device.type == "cpu":
         raise UserError("model.offload=model needs a GPU, and the device is the CPU: set model.offload=none")
 
 
 def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPipeline:
-    """Load the model as ``generate`` and ``fit`` run it: with the settings' scheduler, precision, layout and device.
+    """Load the model for ``generate`` and ``fit``, with the settings' scheduler, precision, memory layout and device.
 
-    Settings that are None are the model's own; ``pipeline.generation_config`` then holds the sampling settings. The VAE
-    runs in the same precision as the rest, as in the release: the activations that its gradient needs are the largest
-    part of an SDS step.
+    Settings that are None are the model's own; ``pipeline.generation_config`` then has the sampling settings. The VAE
+    runs in the same precision as the other networks, as in the release: its activations are the largest part of an SDS
+    step's memory.
 
     Raises:
-        UserError: a setting that is unknown, cannot be had here or contradicts the weights; or ``load_pipeline``'s.
+        UserError: a setting that is unknown, not available here or contradicts the weights; or ``load_pipeline``'s.
     """
+    config = resolve_dtype(config, device)
     check_precision(config, device)
     pipeline = load_pipeline(config.path, DTYPES[config.dtype])
     check_architecture(config, pipeline)
@@ -65,7 +86,7 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
         raise UserError(f"model.{error}, and model.path={config.path} is loaded") from error
     pipeline.generation_config = settings
     set_scheduler(pipeline, settings.scheduler, settings.timestep_spacing)
-    if config.storage_dtype is not None:  # not the VAE: its gradient needs the weights after the pass
+    if config.storage_dtype is not None:  # not the VAE: its backward pass needs the weights
         for module in (pipeline.unet, pipeline.motion, pipeline.text_encoder, pipeline.image_encoder):
             apply_layerwise_casting(module, DTYPES[config.storage_dtype], DTYPES[config.dtype])
     if config.channels_last:
@@ -81,13 +102,13 @@ def open_pipeline(config: ModelConfig, device: torch.device) -> FourDiffusionPip
 
 
 def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -> FourDiffusionPipeline:
-    """Load a pipeline folder in ``dtype``; UserError where it is missing, foreign, damaged or not finite."""
+    """Load a pipeline folder in ``dtype``; UserError if it is missing, of another kind, damaged or not finite."""
     if path is None or not (Path(path) / "model_index.json").is_file():
-        raise UserError(f"model.path={path} holds no model: name a pipeline folder (one with model_index.json)")
+        raise UserError(f"model.path={path} holds no model: give a pipeline folder (one with model_index.json)")
     folder = Path(path)
     _check_files(folder)
     try:
-        # without use_safetensors, weights that are missing would be looked for in pickles
+        # without use_safetensors, missing weights would be read from pickles
         with _quiet("diffusers", "transformers"):
             pipeline = FourDiffusionPipeline.from_pretrained(
                 folder, local_files_only=True, dtype=dtype, use_safetensors=True
@@ -95,7 +116,7 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
         _check_whole(folder, pipeline)
     except UserError:
         raise
-    except Exception as error:  # the libraries have kinds of their own for each file
+    except Exception as error:  # the libraries raise different types for each file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(
             f"the model in {folder} cannot be loaded ({reason}): restore the folder, or choose another"
@@ -104,13 +125,19 @@ def load_pipeline(path: str | Path | None, dtype: torch.dtype = torch.float32) -
 
 
 def _check_files(folder: Path) -> None:
-    """UserError for a pipe or a device in a model folder, and for sizes that no machine could build."""
+    """Raise UserError for pipes and devices, for JSON that is not an object of finite numbers, and for huge sizes."""
+    remedy = "restore the model's folder, or choose another"
     for path in sorted(folder.rglob("*")):
-        if not path.is_dir():
-            require_file(path, "restore the model's folder, or choose another")
-    for path in sorted(folder.glob("*/config.json")):
-        content = read_json(path, "restore the model's folder, or choose another")
-        for key, value in content.items() if isinstance(content, dict) else ():
+        if path.suffix != ".json":
+            if not path.is_dir():
+                require_file(path, remedy)
+            continue
+        content = read_json(path, remedy)
+        if not isinstance(content, dict):
+            raise UserError(f"{path}: holds a {type(content).__name__}, not an object; {remedy}")
+        if key := first_non_finite(content):
+            raise UserError(f"{path}: {key} is NaN or infinite; {remedy}")
+        for key, value in content.items() if path.name == "config.json" else ():
             most = MAX_LAYERS if "layers" in key or "blocks" in key else MAX_WIDTH
             for number in value if isinstance(value, list) else [value]:
                 if isinstance(number, int) and number > most:
@@ -119,35 +146,57 @@ def _check_files(folder: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet(*libraries: str) -> Iterator[None]:
-    """Keep what libraries log of a folder off the terminal: what is wrong with it is told in one line."""
+    """Silence the libraries' log messages about a folder: errors are reported in one line."""
     before = {name: logging.getLogger(name).level for name in libraries}
     for name in libraries:
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         for name, level in before.items():
             logging.getLogger(name).setLevel(level)
 
 
+def cast(module: Module, dtype: torch.dtype) -> Module:
+    """Convert a network to a dtype without diffusers' warning about parts that must stay in float32: there are none."""
+    with _quiet("diffusers"):
+        return module.to(dtype)
+
+
 def _check_whole(folder: Path, pipeline: FourDiffusionPipeline) -> None:
-    """Raise ValueError for a tensor that is missing or unknown, where ``from_pretrained`` only warns, or not finite."""
-    if len(pipeline.tokenizer) < 256:  # one entry per byte at least
-        raise ValueError(f"tokenizer: its vocabulary has {len(pipeline.tokenizer)} entries")
+    """Raise ValueError for missing or unknown tensors, for which ``from_pretrained`` only warns, or non-finite ones."""
+    _check_tokens(pipeline)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             _check_part(folder, name, part)
     _check_numbers(pipeline)
 
 
+def _check_tokens(pipeline: FourDiffusionPipeline) -> None:
+    """Raise ValueError for tokens or lengths that the text encoder cannot read."""
+    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder.config
+    if len(tokenizer) < 256:  # one entry per byte at least
+        raise ValueError(f"tokenizer: its vocabulary has {len(tokenizer)} entries")
+    length, longest = tokenizer.model_max_length, encoder.max_position_embeddings
+    if type(length) is not int or not 2 <= length <= longest:
+        raise ValueError(f"tokenizer: model_max_length={length} must be a whole number from 2 to {longest}")
+    used = {"pad_token_id": encoder.pad_token_id, "the highest entry": max(tokenizer.get_vocab().values())}
+    used |= {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id")}
+    for name, number in used.items():
+        if type(number) is not int or not 0 <= number < encoder.vocab_size:
+            raise ValueError(f"text_encoder: {name}={number} is none of its {encoder.vocab_size} tokens")
+
+
 def _check_numbers(pipeline: FourDiffusionPipeline) -> None:
-    """Raise ValueError for numbers of the small JSON files that make no schedule, no latents or no picture."""
+    """Raise ValueError for invalid numbers in the JSON files of scheduler, VAE and image processor."""
     kept = torch.as_tensor(pipeline.scheduler.alphas_cumprod)  # share of the picture's variance at each noise level
     if not bool(((kept >= 0) & (kept < 1)).all()) or bool((kept.diff() >= 0).any()) or len(kept) < 1:
-        raise ValueError("scheduler: its betas make no noise schedule, alphas_cumprod must fall inside [0, 1)")
+        raise ValueError("scheduler: its betas are not a noise schedule, alphas_cumprod must fall inside [0, 1)")
     scale = pipeline.vae.config.scaling_factor
     if not isinstance(scale, int | float) or not 0 < scale < math.inf:
-        raise ValueError(f"vae: scaling_factor={scale} is no positive number")
+        raise ValueError(f"vae: scaling_factor={scale} is not a positive number")
     for name, least in (("image_mean", -math.inf), ("image_std", 0.0)):
         values = getattr(pipeline.feature_extractor, name)
         if not all(isinstance(value, int | float) and least < value < math.inf for value in values):
@@ -167,7 +216,7 @@ def _check_part(folder: Path, name: str, part: nn.Module) -> None:
 
 
 def architecture_of(pipeline: FourDiffusionPipeline) -> dict[str, Any]:
-    """Return the sizes of a pipeline's networks by the names of ``ModelConfig``."""
+    """Return the sizes of a pipeline's networks under the names of ``ModelConfig``."""
     unet, motion, vae = pipeline.unet.config, pipeline.motion.config, pipeline.vae.config
     text, image = pipeline.text_encoder.config, pipeline.image_encoder.config
     of_unet: tuple[str, ...] = ("blocks_per_level", "head_dim", "context_dim", "num_image_tokens")
@@ -204,7 +253,7 @@ def architecture_of(pipeline: FourDiffusionPipeline) -> dict[str, Any]:
 
 
 def check_architecture(config: ModelConfig, pipeline: FourDiffusionPipeline) -> None:
-    """Raise UserError for the first size in the settings that is not the loaded model's; it names both."""
+    """Raise UserError, which names both, for the first size in the settings that differs from the loaded model's."""
     for name, own in architecture_of(pipeline).items():
         given = getattr(config, name)
         if name == "prediction_type":
@@ -217,7 +266,7 @@ def check_architecture(config: ModelConfig, pipeline: FourDiffusionPipeline) -> 
 
 
 def with_own_settings(config: ModelConfig, pipeline: FourDiffusionPipeline) -> ModelConfig:
-    """Return the settings with the values of the opened pipeline where they are None: what a run folder records."""
+    """Return the settings, with the pipeline's values in place of None, for the record of a run folder."""
     own = architecture_of(pipeline) | {name: getattr(pipeline.generation_config, name) for name in _SAMPLING}
     filled = {name: value for name, value in own.items() if getattr(config, name) is None}
     return replace(config, **filled | {"prediction_type": own["prediction_type"]})

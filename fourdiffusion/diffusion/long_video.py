@@ -1,4 +1,4 @@
-"""Videos longer than the model's window: which frames it sees together at a sampling step."""
+"""Videos longer than the model's window: groups of frames that are denoised together at a sampling step."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from fourdiffusion.errors import UserError
 
-FrameGroups = Callable[[int], list[Tensor]]  # number of a sampling step -> groups of frame numbers that cover the video
+FrameGroups = Callable[[int], list[Tensor]]  # index of a sampling step -> groups of frame indices that cover the video
 
 
 def windows(num_frames: int, length: int) -> FrameGroups:
-    """Runs of ``length`` neighboring frames that overlap by half; where they overlap, predictions are averaged.
+    """Return runs of ``length`` consecutive frames that overlap by half; predictions are averaged in the overlap.
 
     After MultiDiffusion (Bar-Tal et al. 2023): one prediction per frame, so neighboring windows agree in the overlap.
     """
@@ -22,9 +22,9 @@ def windows(num_frames: int, length: int) -> FrameGroups:
 
 
 def interleaved(num_frames: int, length: int) -> FrameGroups:
-    """Every N-th frame, so that a group spans the whole video (paper Fig. 5), alternating with contiguous runs.
+    """Return groups of every N-th frame, which span the whole video (paper Fig. 5), alternating with contiguous runs.
 
-    Groups that share no frame drift apart; runs at every other step, shifted by half a run each time, couple them.
+    Groups without common frames drift apart; runs at every other step, shifted by half a run each time, couple them.
     """
     count = -(-num_frames // length)
     spread = [torch.arange(first, num_frames, count) for first in range(count)]
@@ -42,13 +42,13 @@ KINDS = {"windows": windows, "interleaved": interleaved}
 
 
 def frame_groups(kind: str, num_frames: int, length: int, max_frames: int) -> FrameGroups | None:
-    """Return groups of ``length`` frames of a kind in KINDS; None where the video fits into one.
+    """Return groups of ``length`` frames of a kind in KINDS; None if the video fits into one.
 
     Raises:
         UserError: an unknown kind, or a length outside 1..max_frames, the motion layers' position table.
     """
     if kind not in KINDS:
-        raise UserError(f"model.long_video={kind} is none of {', '.join(KINDS)}")
+        raise UserError(f"model.long_video={kind} is not one of {', '.join(KINDS)}")
     if not 1 <= length <= max_frames:
-        raise UserError(f"model.window={length}: the motion layers know 1 to {max_frames} frames")
+        raise UserError(f"model.window={length}: the motion layers support 1 to {max_frames} frames")
     return KINDS[kind](num_frames, length) if num_frames > length else None

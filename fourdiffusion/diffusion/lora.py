@@ -1,4 +1,4 @@
-"""LoRA on the attention of the frozen UNet (Hu et al. 2022), through the package peft: beyond the paper, an option."""
+"""LoRA on the attention of the frozen UNet (Hu et al. 2022), through the package peft. Optional, not in the paper."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ TARGETS = r".*\.attn[12]\.to_(q|k|v|out)"  # self-attention and cross-attention 
 
 
 def add_lora(unet: nn.Module, rank: int, seed: int) -> nn.ModuleDict:
-    """Add adapters to the UNet's attention, in place, and return their weights alone.
+    """Add adapters to the UNet's attention, in place, and return only their weights.
 
-    Adapters start at zero: the output stays what it was.
+    Adapters start at zero: the output does not change.
 
     Args:
         unet: whose linear layers that match TARGETS get adapters.
@@ -28,7 +28,7 @@ def add_lora(unet: nn.Module, rank: int, seed: int) -> nn.ModuleDict:
 
 
 def merge_lora(unet: nn.Module) -> None:
-    """Add the adapters to the weights and remove them: the UNet has its own modules and names again."""
+    """Merge the adapters into the weights and remove them, which restores the UNet's own modules and names."""
     for name, layer in list(_layers(unet)):
         layer.merge()
         parent, _, last = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""A folder of motion layers as model hubs take it: weights, sizes, and a card that says what they are."""
+"""A folder of motion layers for model hubs: weights, sizes, and a model card."""
 
 import shutil
 from pathlib import Path
@@ -39,11 +39,11 @@ Their license follows that of the clips they were trained on; say here which the
 
 
 def save_motion_folder(motion: MotionModules, folder: Path, run: Path) -> None:
-    """Write ``config.json``, the weights and ``README.md``; ``folder`` is replaced once all of them are written.
+    """Write ``config.json``, the weights and ``README.md``; ``folder`` is replaced after all of them are written.
 
     Args:
         motion: the layers.
-        folder: to make.
+        folder: to write.
         run: the training run, whose settings and commit the card names.
     """
     partial = folder.with_name(folder.name + ".partial")
@@ -57,7 +57,7 @@ def save_motion_folder(motion: MotionModules, folder: Path, run: Path) -> None:
 
 
 def card(motion: MotionModules, record: dict[str, Any]) -> str:
-    """Return the model card: ``record`` is what the run's config.yaml holds."""
+    """Return the model card: ``record`` is the content of the run's config.yaml."""
     settings = record["settings"]
     model, data = settings.pop("model"), settings.pop("data")
     said = {"commit": record.get("commit"), "model": {"path": model.get("path")}, "data": data}

@@ -1,7 +1,7 @@
-"""The motion layers of 4DM (paper section 3.1): the only part of the model that 4D training touches.
+"""The motion layers of 4DM (paper section 3.1): the only part of the model that 4D training changes.
 
-One module stands at the end of every block of the frozen UNet. It attends over the frames of one latent pixel of one
-view, and is zero-initialised, so that a fresh set of modules leaves the UNet's output exactly as it was.
+Each block of the frozen UNet ends with one module. It attends over the frames of one latent pixel of one view, and is
+zero-initialized, so that untrained modules do not change the UNet's output.
 """
 
 import math
@@ -17,8 +17,8 @@ from fourdiffusion.diffusion.attention import SelfAttention
 
 
 def frame_positions(num_frames: int, channels: int) -> Tensor:
-    """Sinusoidal positions [F, C]: even channels sin, odd channels cos, wavelengths 2 pi to 10000 * 2 pi."""
-    # float32 also where a model is loaded in half precision: rounded frequencies would turn the late frames' angles
+    """Return sinusoidal positions [F, C]: even channels sin, odd channels cos, wavelengths 2 pi to 10000 * 2 pi."""
+    # float32 also for a model in half precision: rounded frequencies would change the angles of late frames
     position = torch.arange(num_frames, dtype=torch.float32)[:, None]
     frequency = torch.exp(torch.arange(0, channels, 2, dtype=torch.float32) * (-math.log(10000.0) / channels))
     return torch.stack([torch.sin(position * frequency), torch.cos(position * frequency)], dim=-1).flatten(1)
@@ -43,9 +43,9 @@ class MotionModule(nn.Module):
         self.register_buffer("positions", frame_positions(max_frames, channels), persistent=False)
 
     def forward(self, x: Tensor, num_frames: int, num_views: int) -> Tensor:
-        """x [B F V, C, h, w] -> the same shape; frames attend to frames, the extra view takes part like any other."""
+        """x [B F V, C, h, w] -> the same shape; attention over frames, with the extra view treated like any other."""
         height, width = x.shape[-2:]
-        # Behind frozen layers x requires no gradient. torch 2.13's channels-last CPU kernel writes one and crashes.
+        # After frozen layers x requires no gradient. torch 2.13's channels-last CPU kernel writes one and crashes.
         behind_frozen = torch.is_grad_enabled() and not x.requires_grad
         tokens = self.norm(x.contiguous() if behind_frozen else x)
         tokens = rearrange(tokens, "(b f v) c h w -> (b v h w) f c", f=num_frames, v=num_views)
@@ -61,10 +61,10 @@ class MotionModules(ModelMixin, ConfigMixin):
     """All motion modules of a UNet, in the order in which its blocks run.
 
     Args:
-        channels: one width a block, ``unet.block_channels()``.
+        channels: one width per block, ``unet.block_channels()``.
         num_heads: attention heads of every module.
-        max_frames: length of the position table; longer clips are refused.
-        norm_groups: groups of the normalisation, the UNet's.
+        max_frames: length of the position table; longer clips are an error.
+        norm_groups: groups of the UNet's normalization.
     """
 
     @register_to_config

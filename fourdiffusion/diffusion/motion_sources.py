@@ -1,11 +1,10 @@
-"""Motion layers to start from: AnimateDiff's, a training run's, a folder's, or 4DM's release.
+"""Read initial motion layers: AnimateDiff's, a training run's, a folder's, or 4DM's release.
 
-AnimateDiff v2 (Guo et al. 2024) has one motion module at the same place of each of the 21 blocks, of the same layers
-and widths. It was trained on SD 1.5: the features that it reads are others than those of the SD 2.1 UNet here, so
-training begins with the projections (``projection_steps`` of `train`).
+AnimateDiff v2 (Guo et al. 2024) has one motion module at the same position of each of the 21 blocks, with the same
+layers and widths. It was trained on SD 1.5, whose features differ from those of the SD 2.1 UNet here, so training
+begins with the projections (``projection_steps`` of `train`).
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -15,24 +14,25 @@ from torch import Tensor
 from fourdiffusion.diffusion import release
 from fourdiffusion.diffusion.motion import MotionModules, frame_positions
 from fourdiffusion.diffusion.multiview_unet import MultiviewUNet
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors, read_foreign
 from fourdiffusion.runs import CHECKPOINT
 
 EMA_PREFIX = "ema.motion."  # of a training checkpoint
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"  # of a diffusers folder
-TABLE_TOLERANCE = 1e-2  # half precision is off by 0.004
+TABLE_TOLERANCE = 1e-2  # half precision rounds by up to 0.004
 
 
 def read_motion(path: Path, unet: MultiviewUNet, motion: MotionModules, setting: str) -> dict[str, Tensor]:
-    """Return the state of ``motion`` that a file or folder holds, float32.
+    """Return the state dict of ``motion`` from a file or folder, float32.
 
     Args:
-        path: AnimateDiff's checkpoint (read without running code of it), a checkpoint of stage motion or the folder of
+        path: AnimateDiff's checkpoint (read without executing code), a checkpoint of stage motion or the folder of
             such a run, a folder of motion layers or of a whole pipeline, or 4DM's release.
-        unet: whose blocks the layers belong to.
-        motion: layers of the sizes wanted.
-        setting: what the user gave ``path`` as, for messages.
+        unet: the UNet of the layers.
+        motion: layers of the expected sizes.
+        setting: name of the user's setting of ``path``, for messages.
 
     Raises:
         UserError: the path is missing or of another kind; a tensor is missing, unknown, of another shape or not finite.
@@ -61,7 +61,7 @@ def read_motion(path: Path, unet: MultiviewUNet, motion: MotionModules, setting:
 
 
 def animatediff_keys(unet: MultiviewUNet, motion: MotionModules) -> dict[str, str]:
-    """Return {motion parameter: its key in AnimateDiff's checkpoint}; levels are numbered in the order they run."""
+    """Return {motion parameter: its key in AnimateDiff's checkpoint}; levels are numbered in the order of execution."""
     places = [f"down_blocks.{i}.motion_modules.{j}" for i, level in enumerate(unet.down) for j in _range(level.blocks)]
     places += ["mid_block.motion_modules.0"]
     places += [f"up_blocks.{i}.motion_modules.{j}" for i, level in enumerate(unet.up) for j in _range(level.blocks)]
@@ -77,7 +77,7 @@ def _range(blocks: list) -> range:
 
 
 def _read(path: Path, what: str) -> dict[str, Tensor]:
-    """Return the tensors of a file, or of the file in a folder that holds motion layers."""
+    """Return the tensors of a file, or of the file with motion layers in a folder."""
     if path.is_dir():
         candidates = [path / CHECKPOINT, path / WEIGHTS_FILE, path / "motion" / WEIGHTS_FILE]
         found = next((file for file in candidates if file.is_file()), None)
@@ -88,7 +88,7 @@ def _read(path: Path, what: str) -> dict[str, Tensor]:
 
 
 def _check(what: str, expected: dict[str, Tensor], state: dict[str, Tensor]) -> None:
-    """UserError for the first tensors that are missing, unknown, of another shape, or not finite."""
+    """Raise UserError for the first tensors that are missing, unknown, of another shape, or not finite."""
     missing = sorted(expected.keys() - state.keys())
     strange = sorted(state.keys() - expected.keys())
     if missing or strange:
@@ -103,11 +103,11 @@ def _check(what: str, expected: dict[str, Tensor], state: dict[str, Tensor]) -> 
         if state[name].shape != value.shape:
             raise UserError(f"{what}: {name} is {list(state[name].shape)}, this model's is {list(value.shape)}")
         if not state[name].is_floating_point() or not bool(state[name].isfinite().all()):
-            raise UserError(f"{what}: {name} is not finite: fetch the file again")
+            raise UserError(f"{what}: {name} is not finite: download the file again")
 
 
 def _check_tables(what: str, tables: dict[str, Tensor], max_frames: int) -> None:
-    """UserError where a file's frame positions [1, L, C], cut to ``max_frames``, are not the sinusoids used here."""
+    """Raise UserError if a file's frame positions [1, L, C], cut to ``max_frames``, are not the sinusoids used here."""
     for key, table in tables.items():
         rows = table.reshape(-1, table.shape[-1])[:max_frames].float()
         if not torch.allclose(rows, frame_positions(*rows.shape), atol=TABLE_TOLERANCE):
@@ -115,9 +115,9 @@ def _check_tables(what: str, tables: dict[str, Tensor], max_frames: int) -> None
 
 
 def motion_config(folder: Path) -> dict[str, object]:
-    """Return the sizes of a pipeline folder's motion layers. UserError where there are none."""
-    path = folder / "motion" / "config.json"
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read: give model.path, the pipeline folder that was trained on") from error
+    """Return the sizes of a pipeline folder's motion layers. UserError if there are none."""
+    path, remedy = folder / "motion" / "config.json", "give model.path, the pipeline folder that was trained on"
+    content = read_json(path, remedy)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__}, not an object; {remedy}")
+    return content

@@ -1,4 +1,4 @@
-"""ImageDream's UNet for any number of frames and views; motion layers are handed in, never part of it.
+"""ImageDream's UNet for any number of frames and views; motion layers are an argument, not part of it.
 
 Letters: B clips, F frames, V views (the extra view last), C channels, h w latent pixels.
 """
@@ -24,7 +24,7 @@ from fourdiffusion.renames import current_unet_config
 
 
 class Block(nn.Module):
-    """Residual block, then attention where this resolution has it, then the motion module that stands at the end."""
+    """Residual block, then attention if this resolution has it, then the motion module."""
 
     def __init__(self, resnet: ResnetBlock2D, attention: MultiviewTransformer | None) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Block(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution and the layer that leaves it (none at the innermost or outermost end)."""
+    """The blocks of one resolution and the resampling layer after them (none at the innermost or outermost end)."""
 
     def __init__(self, blocks: list[Block], resample: nn.Module | None) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
     """SD 2.1's UNet with 3-D self-attention, camera embedding and image prompt (ImageDream, pixel variant).
 
     The defaults are the release's. The last view of the input is the extra view: the clean latent of the input image,
-    with an all-zero camera. ``prediction_type`` says what the output means: "epsilon", the noise, or "v_prediction",
+    with an all-zero camera. ``prediction_type`` is the meaning of the output: "epsilon", the noise, or "v_prediction",
     the velocity sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) z (Salimans and Ho 2022), which ``Denoiser`` converts to
     noise. ``positions`` adds position embeddings to the tokens of attention.
     """
@@ -71,7 +71,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
     def __init__(
         self,
         in_channels: int = 4,
-        channels: list[int] = [320, 640, 1280, 1280],  # noqa: B006 (register_to_config keeps it, nobody writes to it)
+        channels: list[int] = [320, 640, 1280, 1280],  # noqa: B006 (register_to_config keeps it, it is never modified)
         attention_levels: list[bool] = [True, True, True, False],  # noqa: B006
         blocks_per_level: int = 2,
         head_dim: int = 64,
@@ -87,7 +87,7 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         if prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"prediction_type={prediction_type} is none of {', '.join(PREDICTION_TYPES)}")
+            raise ValueError(f"prediction_type={prediction_type} is not one of {', '.join(PREDICTION_TYPES)}")
         embedding_dim = 4 * channels[0]
         self.gradient_checkpointing = False
         self.timesteps = Timesteps(channels[0], flip_sin_to_cos=True, downscale_freq_shift=0)
@@ -137,30 +137,30 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(width, in_channels, 3, padding=1)
 
     def blocks(self) -> Iterator[Block]:
-        """Every block in the order in which it runs; one motion module belongs to each."""
+        """Return all blocks in order of execution; each has one motion module."""
         yield from (block for level in self.down for block in level.blocks)
         yield self.middle
         yield from (block for level in self.up for block in level.blocks)
 
     def block_channels(self) -> list[int]:
-        """Output width of every block: the widths that the motion modules need."""
+        """Return the output width of every block, for the motion modules."""
         return [block.resnet.out_channels for block in self.blocks()]
 
     @classmethod
     def from_config(cls, config: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Make the UNet of a config, also of one with former key names (``renames.UNET_CONFIG``)."""
+        """Make the UNet of a config, which may have former key names (``renames.UNET_CONFIG``)."""
         return super().from_config(current_unet_config(dict(config)), *args, **kwargs)
 
-    @apply_forward_hook  # an offloaded UNet comes for this, too
+    @apply_forward_hook  # also loads an offloaded UNet
     def encode_context(self, text: Tensor, image: Tensor) -> list[KeysValues | None]:
-        """Everything that the prompt contributes, once for all views and diffusion steps.
+        """Encode the prompts once for all views and diffusion steps.
 
         Args:
             text: token states [B, L, context_dim].
             image: image-encoder states [B, F, N, image_dim]; all zero for "no image prompt".
 
         Returns:
-            One entry a block, None where the block has no attention.
+            One entry per block, None for blocks without attention.
         """
         return self.project_context(text, self.resampler(image))
 
@@ -187,12 +187,12 @@ class MultiviewUNet(ModelMixin, ConfigMixin):
             motion: the motion layers; None gives the image model, frame by frame.
 
         Returns:
-            Prediction for all views [B, F, V, C, h, w], the extra view's included (it means nothing).
+            Prediction for all views [B, F, V, C, h, w], including the extra view's (meaningless).
         """
         batch, frames, views = z.shape[:3]
         if motion is not None and frames > motion.config.max_frames:
             raise ValueError(
-                f"{frames} frames, but the motion layers know {motion.config.max_frames} positions: sample with "
+                f"{frames} frames, but the motion layers support {motion.config.max_frames} positions: sample with "
                 f"groups=windows({frames}, 8) (runs that overlap) or groups=interleaved({frames}, 8) (paper Fig. 5)"
             )
         time = self.time_embedding(self.timesteps(timestep).to(z.dtype))

@@ -1,6 +1,6 @@
-"""What each training stage minimises: modules that take a batch and give named loss terms.
+"""Objectives of the training stages: modules that map a batch to named loss terms.
 
-Each holds exactly the networks that its stage trains in ``trainable`` and freezes the rest.
+The networks that a stage trains are in ``trainable``; all others are frozen.
 """
 
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ CLIP_TEMPERATURE = 0.1
 class AutoencoderObjective(nn.Module):
     """Stage ``vae``: reconstruct single images; L1 + 10 L2 + a small KL term, and latents that look like the image.
 
-    The last term holds the first three latent channels near the image, averaged down to their size: colour comes early
-    and the latents are easy to denoise.
+    The last term keeps the first three latent channels close to the downsampled image: color is learned early and the
+    latents are easy to denoise.
     """
 
     def __init__(
@@ -57,9 +57,10 @@ class AutoencoderObjective(nn.Module):
 
 
 class TowersObjective(nn.Module):
-    """Stage ``clip``: text and image tower learn to tell which caption belongs to which picture (Radford et al. 2021).
+    """Stage ``clip``: contrastive training of text and image tower on captions and pictures (Radford et al. 2021).
 
-    At full size the towers come trained so; a small model's image prompt teaches its UNet little without it.
+    The full-size towers are already trained; without this stage a small model's UNet learns little from the image
+    prompt.
     """
 
     def __init__(self, pipeline: FourDiffusionPipeline) -> None:
@@ -86,7 +87,7 @@ class TowersObjective(nn.Module):
         tokens = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, images)
         image = functional.normalize(self.project_image(tokens.mean(1)), dim=-1)
         states = encoders.encode_text(pipeline.tokenizer, pipeline.text_encoder, captions)
-        text = functional.normalize(self.project_text(states[:, -1]), dim=-1)  # the last position has read all others
+        text = functional.normalize(self.project_text(states[:, -1]), dim=-1)  # the last position attends to all others
         logits = image @ text.T / CLIP_TEMPERATURE
         same = torch.tensor([[float(a == b) for b in captions] for a in captions], device=logits.device)
         wanted = same / same.sum(1, keepdim=True)  # symmetric up to the row sums, which are equal for equal captions
@@ -94,7 +95,7 @@ class TowersObjective(nn.Module):
 
 
 def _freeze_unread_layers(pipeline: FourDiffusionPipeline) -> None:
-    """Image tokens come from the second-to-last block: what follows it never gets a gradient."""
+    """Freeze the layers after the second-to-last block, which do not affect the image tokens and get no gradient."""
     vision: Any = getattr(pipeline.image_encoder, "vision_model", pipeline.image_encoder)
     vision.encoder.layers[-1].requires_grad_(False)
     vision.post_layernorm.requires_grad_(False)
@@ -102,7 +103,7 @@ def _freeze_unread_layers(pipeline: FourDiffusionPipeline) -> None:
 
 @dataclass
 class Encoded:
-    """What the encoders make of a batch: computed in every step, or cached (precompute.py)."""
+    """A batch encoded by the frozen networks: computed in every step, or cached (precompute.py)."""
 
     z: Tensor  # scaled latents of the target views [B, F, V, C, h, w], float32
     given: Tensor  # scaled latents of the input video [B, F, C, h, w], float32
@@ -116,7 +117,7 @@ class DiffusionObjective(nn.Module):
     """Stages ``base`` and ``motion``: denoise V views x F frames (paper Eq. 7).
 
     Stage ``base`` trains the UNet and both towers on single time steps, without motion layers; stage ``motion`` freezes
-    all of these and trains the motion layers, and ``adapters`` of the UNet where there are any.
+    all of these and trains the motion layers, and ``adapters`` of the UNet if there are any.
     """
 
     alphas_cumprod: Tensor
@@ -152,7 +153,7 @@ class DiffusionObjective(nn.Module):
             module.requires_grad_(True)
         _freeze_unread_layers(pipeline)
         self.trainable = nn.ModuleDict(trained)
-        self.pipeline = [pipeline]  # in a list: its frozen modules are not this module's parameters
+        self.pipeline = [pipeline]  # in a list, so that its frozen modules are not parameters of this module
         self.motion = pipeline.motion if stage == "motion" else None
         self.register_buffer("alphas_cumprod", pipeline.scheduler.alphas_cumprod.clone(), persistent=False)
 
@@ -170,20 +171,21 @@ class DiffusionObjective(nn.Module):
         image_tokens: Tensor | None = None,
         text: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """One batch; what is cached (precompute.py) stands in for what its encoder would make.
+        """Return the loss terms of one batch; cached tensors (precompute.py) replace the output of their encoders.
 
         Args:
-            target: RGB in [0, 1], [B, F, V, 3, H, W]; not read where latents are given.
-            given: the input video, [B, F, 3, H, W]; not read where its latents and image tokens are given.
+            target: RGB in [0, 1], [B, F, V, 3, H, W]; not used if latents are given.
+            given: the input video, [B, F, 3, H, W]; not used if its latents and image tokens are given.
             c2w: cameras of the targets relative to the input's, [B, V, 4, 4].
             captions: B prompts.
             timestep: [B].
             noise: [B, F, V, C, h, w].
-            dropout: uniform draws [B, 2]; below the probability the image prompt (and the camera), the text is dropped.
+            dropout: uniform draws [B, 2]; below the probability, the image prompt (and the camera) or the text is
+                dropped.
             latents: cached, of the target, [B, F, V, C, h, w].
             given_latents: cached, of the input video, [B, F, C, h, w].
-            image_tokens: cached, the resampler's of the input video, [B, F, T, D]; of a frozen image tower only.
-            text: cached text states of the caption and of no caption, [B, 2, L, D]; of a frozen text tower only.
+            image_tokens: cached, the resampler's of the input video, [B, F, T, D]; only for a frozen image tower.
+            text: cached text states of the caption and of no caption, [B, 2, L, D]; only for a frozen text tower.
         """
         encoded = self.encode(target, given, captions, latents, given_latents, image_tokens, text)
         error, emphasis = self.errors(encoded, c2w, timestep, noise, dropout)
@@ -201,7 +203,7 @@ class DiffusionObjective(nn.Module):
         image_tokens: Tensor | None = None,
         text: Tensor | None = None,
     ) -> Encoded:
-        """Return a batch as the UNet reads it; the arguments are ``forward``'s. Only what is not cached is computed."""
+        """Return the UNet's inputs for a batch; arguments as in ``forward``. Cached tensors are not computed again."""
         pipeline = self.pipeline[0]
         z = latents if latents is not None else encode_in_parts(pipeline.vae, target, self.vae_batch_size)
         if given_latents is None:
@@ -250,7 +252,7 @@ class DiffusionObjective(nn.Module):
         if pipeline.unet.config.prediction_type == "v_prediction":
             wanted, emphasis = velocity(z, noise, alpha_bar), snr + 1
         else:
-            wanted, emphasis = noise, snr  # what the squared error weighs as an error of the clean latents
+            wanted, emphasis = noise, snr  # weight of the squared error as an error of the clean latents
         return (predicted - wanted).square().flatten(1).mean(1), emphasis
 
 
@@ -258,8 +260,8 @@ class DiffusionObjective(nn.Module):
 def encode_in_parts(vae: Any, images: Tensor, size: int) -> Tensor:
     """Encode RGB images [..., 3, H, W] to scaled latents [..., C, h, w], ``size`` pictures at a time.
 
-    The VAE's feature maps are the largest of all networks: of 160 pictures of 256 x 256, a clip's and its input's, one
-    map takes 5 GiB in float32.
+    The VAE's feature maps are the largest of all networks: for 160 pictures of 256 x 256, those of a clip and its
+    input, one map takes 5 GiB in float32.
     """
     parts = [encoders.encode_latents(vae, part) for part in images.flatten(0, -4).split(size)]
     return torch.cat(parts).unflatten(0, images.shape[:-3])

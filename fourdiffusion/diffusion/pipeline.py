@@ -40,12 +40,12 @@ OUTPUT_TYPES = ("pt", "np", "pil", "latent")
 class FourDiffusionPipeline(DiffusionPipeline):
     """The networks of 4DM: ``unet`` (frozen), ``motion`` (trained), VAE, text and image encoder, and the scheduler.
 
-    ``generation_config`` holds the model's own sampling settings, a file beside the networks.
+    ``generation_config`` has the model's own sampling settings, a file next to the networks.
     """
 
     generation_config: GenerationConfig
 
-    # Motion layers run inside the UNet, and SDS goes from VAE to UNet and back at each step: both stay on the device.
+    # Motion layers run inside the UNet, and SDS alternates between VAE and UNet at each step: both stay on the device.
     model_cpu_offload_seq = "text_encoder->image_encoder->unet"
     _exclude_from_cpu_offload = ["motion", "vae"]
 
@@ -79,8 +79,8 @@ class FourDiffusionPipeline(DiffusionPipeline):
 
         Args:
             images: input frames on the background of the views, RGB in [0, 1], [F, 3, H, W].
-            prompt: what the object is.
-            negative_prompt: of the unconditional branch; None leaves that branch out, for guidance scale 1.
+            prompt: describes the object.
+            negative_prompt: of the unconditional branch; None omits that branch, for guidance scale 1.
             use_motion: False gives the frozen image model frame by frame (the paper's "without 4D-SDS").
 
         Raises:
@@ -116,7 +116,6 @@ class FourDiffusionPipeline(DiffusionPipeline):
             denoiser, self.scheduler, c2w, steps, guidance, generator, groups=groups, progress=progress
         )
 
-    @torch.no_grad()
     def __call__(
         self,
         images: Images,
@@ -135,11 +134,11 @@ class FourDiffusionPipeline(DiffusionPipeline):
         Args:
             images: square input frames: a tensor [F, 3, H, W] or an array [F, H, W, 3], uint8 or float in [0, 1], or
                 a list of PIL pictures; resized to the model's size.
-            prompt: what the object is.
-            negative_prompt, num_inference_steps, guidance_scale: None takes the model's own, ``generation_config``.
-            num_views, elevation_deg: where the views stand.
+            prompt: describes the object.
+            negative_prompt, num_inference_steps, guidance_scale: None: the model's own, of ``generation_config``.
+            num_views, elevation_deg: number and elevation of the views.
             generator: of the initial noise; None: seed 0.
-            groups: frames that the model sees together; None: the model's own windows.
+            groups: frames denoised together; None: the model's own windows.
             output_type: "pt", "np", "pil" or "latent".
 
         Returns:
@@ -151,7 +150,7 @@ class FourDiffusionPipeline(DiffusionPipeline):
             UserError: see ``generate_views``.
         """
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type={output_type!r} is none of {', '.join(OUTPUT_TYPES)}")
+            raise ValueError(f"output_type={output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         if not 1 <= num_views <= 360:
             raise ValueError(f"num_views={num_views}: give 1 to 360")
         settings = with_overrides(self.generation_config, num_inference_steps, guidance_scale, negative_prompt)
@@ -184,9 +183,9 @@ class FourDiffusionPipeline(DiffusionPipeline):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> "FourDiffusionPipeline":
         """Load a pipeline folder as diffusers does, with the scheduler and the sampling defaults of the model.
 
-        Weights are loaded as float32 unless ``dtype`` says otherwise, whatever they are stored as: networks of
-        different precision cannot run together. A folder without ``generation_config.json`` gets the release's
-        sampling defaults, and a line on stderr says so.
+        Weights are loaded as ``dtype`` (float32 by default), whatever their type in the files: networks of different
+        precision cannot run together. A folder without ``generation_config.json`` gets the release's sampling
+        defaults, with a line on stderr.
         """
         if kwargs.get("dtype") is None and kwargs.get("torch_dtype") is None:
             kwargs["dtype"] = torch.float32
@@ -206,16 +205,16 @@ class FourDiffusionPipeline(DiffusionPipeline):
         return pipeline
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write a pipeline folder as diffusers does, and the sampling defaults with it."""
+        """Write a pipeline folder as diffusers does, with the sampling defaults."""
         super().save_pretrained(save_directory, **kwargs)
         write_generation_config(Path(save_directory), self.generation_config)
 
     def save_motion(self, folder: str | Path) -> None:
-        """Write the motion layers alone, as a diffusers folder: what training adds to the base."""
+        """Write only the motion layers, as a diffusers folder."""
         self.motion.save_pretrained(folder)
 
     def load_motion(self, folder: str | Path) -> None:
-        """Replace the motion layers by those that ``save_motion`` wrote.
+        """Load motion layers written by ``save_motion``.
 
         Raises:
             ValueError: they belong to a UNet of other widths.
@@ -226,5 +225,5 @@ class FourDiffusionPipeline(DiffusionPipeline):
         self.register_modules(motion=motion.to(self._execution_device))
 
     def save_whole(self, folder: Path) -> None:
-        """Write the pipeline; ``folder`` is replaced only once everything is written."""
+        """Write the pipeline; ``folder`` is replaced after everything is written."""
         fill_folder(folder, self.save_pretrained, replace=True)

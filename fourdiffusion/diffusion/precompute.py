@@ -1,7 +1,7 @@
-"""What the frozen networks make of a clip, computed once: latents, tokens of the image prompt, text states.
+"""Precompute the outputs of the frozen networks for a clip: latents, tokens of the image prompt, text states.
 
-The image prompt is kept as the resampler's tokens, 16 x 1024 numbers a picture at full size; the image tower's own
-states are 20 times as many.
+The image prompt is stored as the resampler's tokens, 16 x 1024 numbers per picture at full size; the image tower's
+states are 20 times as large.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ def encode_captions(pipeline: FourDiffusionPipeline, captions: list[str]) -> Ten
 
 @torch.no_grad()
 def tokens_without_image(pipeline: FourDiffusionPipeline) -> Tensor:
-    """Return the resampler's tokens [T, D] for an image prompt of zeros, which is how it is dropped."""
+    """Return the resampler's tokens [T, D] for an image prompt of zeros, the dropped image prompt."""
     vision = pipeline.image_encoder.config
     count = (vision.image_size // vision.patch_size) ** 2 + 1
     resampler = pipeline.unet.resampler
@@ -58,7 +58,7 @@ def tokens_without_image(pipeline: FourDiffusionPipeline) -> Tensor:
 
 
 def encoder_digests(pipeline: FourDiffusionPipeline, names: Sequence[str] = NAMES) -> dict[str, str]:
-    """Return {tensor's name: sha256 of the weights that make it}: cached tensors belong to one model."""
+    """Return {tensor's name: sha256 of the weights that compute it}: cached tensors are valid for one model."""
     text: list[nn.Module] = [pipeline.text_encoder]
     image: list[nn.Module] = [pipeline.image_encoder, pipeline.unet.resampler]
     makers: dict[str, list[nn.Module]] = {LATENTS: [pipeline.vae], IMAGE: image, TEXT: text, EMPTY_TEXT: text}

@@ -1,7 +1,7 @@
 """Key mappings between this package's parameters and the released checkpoints.
 
-A mapping goes from a parameter's name here to its key there. ``to_release`` and ``from_release`` apply it in either
-direction: the same tables load a release, write one, and (on the meta device) list the keys and shapes it must have.
+A mapping goes from a parameter's name here to its key in the release. ``to_release`` and ``from_release`` apply it in
+either direction: the same tables load a release, write one, and (on the meta device) list its keys and shapes.
 """
 
 import re
@@ -21,11 +21,11 @@ MOTION_PREFIX = "module."
 
 
 class KeyMapping(NamedTuple):
-    """The key of a parameter in a release, and how its tensor differs there."""
+    """The key of a parameter in a release, and the difference of its tensor."""
 
     key: str
     qkv_index: int | None = None  # of a fused projection: 0 the query's rows, 1 the key's, 2 the value's
-    is_conv1x1: bool = False  # a 1 x 1 convolution there, a linear layer here
+    is_conv1x1: bool = False  # a 1 x 1 convolution in the release, a linear layer here
 
 
 def to_release(mappings: dict[str, KeyMapping], state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -49,10 +49,10 @@ def from_release(mappings: dict[str, KeyMapping], tensors: dict[str, Tensor]) ->
 
 
 def unwrap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors without the prefixes that torch's wrappers put before every key.
+    """Return tensors without the prefixes that torch's wrappers add to every key.
 
-    DistributedDataParallel adds ``module.``, torch.compile ``_orig_mod.``. The one ``module.`` that 4DM's own keys
-    have stays.
+    DistributedDataParallel adds ``module.``, torch.compile ``_orig_mod.``. The single ``module.`` of 4DM's own keys
+    is kept.
     """
     inner = ("_orig_mod.", MOTION_PREFIX, UNET_PREFIX, VAE_PREFIX, CLIP_PREFIX)
     while tensors:
@@ -79,9 +79,9 @@ def imagedream_mappings(
 
 
 def dropped(key: str, text_layers: int) -> bool:
-    """Return whether a key of the ImageDream release is one that 4DM does not use.
+    """Return whether 4DM does not use a key of the ImageDream release.
 
-    These are the text tower's last block (SD 2.1 reads the one before), what CLIP needs only to compare texts with
+    These are the text tower's last block (SD 2.1 uses the one before), CLIP's parameters for comparing texts with
     images, and tables of the noise schedule.
     """
     inside = key.removeprefix(CLIP_PREFIX)
@@ -165,8 +165,8 @@ def unet_keys(unet: MultiviewUNet) -> dict[str, str]:
 def motion_keys(unet: MultiviewUNet, motion: MotionModules) -> dict[str, str]:
     """Return {motion parameter: its key in the 4DM release without ``module.``}.
 
-    The release numbers the layers of a block as they are with motion modules in between. Its position tables are
-    constants, not weights; here they are computed.
+    The release numbers the layers of a block including the motion modules. Its position tables are constants, not
+    weights; here they are computed.
     """
     mappings = []
     for prefix, key in _block_positions(unet).items():

@@ -1,4 +1,4 @@
-"""The noise schedule of the model, and the diffusers schedulers that may sample on it."""
+"""The noise schedule of the model, and the supported diffusers schedulers."""
 
 from diffusers import (
     DDIMScheduler,
@@ -32,10 +32,10 @@ def noise_schedule(beta_end: float = 0.0120) -> DDIMScheduler:
 
 
 def set_scheduler(pipeline: DiffusionPipeline, name: str, timestep_spacing: str | None = None) -> None:
-    """Let a pipeline sample with another of diffusers' schedulers, on its own noise schedule.
+    """Set another diffusers scheduler of a pipeline, with the pipeline's noise schedule.
 
-    DDIM's default spacing is leading, as in the release: few leading steps begin far from pure noise, where trailing
-    ones always begin (Lin et al. 2023).
+    DDIM's default spacing is leading, as in the release: a small number of leading steps starts far from pure noise,
+    trailing steps always start there (Lin et al. 2023).
 
     Args:
         pipeline: its ``scheduler`` is replaced.
@@ -46,8 +46,8 @@ def set_scheduler(pipeline: DiffusionPipeline, name: str, timestep_spacing: str 
         UserError: an unknown name or spacing.
     """
     if name not in SCHEDULERS:
-        raise UserError(f"model.scheduler={name} is none of {', '.join(SCHEDULERS)}")
+        raise UserError(f"model.scheduler={name} is not one of {', '.join(SCHEDULERS)}")
     if timestep_spacing not in (None, *TIMESTEP_SPACINGS):
-        raise UserError(f"model.timestep_spacing={timestep_spacing} is none of {', '.join(TIMESTEP_SPACINGS)}")
+        raise UserError(f"model.timestep_spacing={timestep_spacing} is not one of {', '.join(TIMESTEP_SPACINGS)}")
     chosen = {} if timestep_spacing is None else {"timestep_spacing": timestep_spacing}
     pipeline.register_modules(scheduler=SCHEDULERS[name].from_config(pipeline.scheduler.config, **chosen))

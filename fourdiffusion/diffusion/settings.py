@@ -1,4 +1,4 @@
-"""Settings of the diffusion model and the defaults that travel with its weights. This module imports no torch."""
+"""Settings of the diffusion model and the defaults stored with its weights. This module imports no torch."""
 
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -20,14 +20,14 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How a model is sampled unless the user says otherwise: ``generation_config.json`` in its folder.
+    """Default sampling settings of a model: ``generation_config.json`` in its folder.
 
     The defaults are the release's (method.md sections 1 and 5).
     """
 
     image_size: int = 256  # side of the square images in pixels
     scheduler: str = "ddim"
-    timestep_spacing: str | None = None  # None: as scheduler/scheduler_config.json says
+    timestep_spacing: str | None = None  # None: of scheduler/scheduler_config.json
     num_inference_steps: int = 100
     guidance_scale: float = 5.0
     negative_prompt: str = NEGATIVE_PROMPT
@@ -38,22 +38,23 @@ class GenerationConfig:
 
 @dataclass
 class ModelConfig:
-    """Which weights, how they run and how they are sampled; None stands for the model's own value.
+    """Weights, precision and sampling of a model; None is the model's own value.
 
-    A loaded model's own values are those of its ``generation_config.json`` and of its weights; where a model is made
-    from nothing (``train``, ``convert``) they are the release's.
+    A loaded model's own values are those of its ``generation_config.json`` and of its weights; for a new model
+    (``train``, ``convert``) they are the release's.
     """
 
-    path: str | None = None  # pipeline folder; None makes a fresh, untrained model of the sizes below
+    path: str | None = None  # pipeline folder; None: a new, untrained model of the sizes below
     scheduler: str | None = None  # ddim | dpm++ | unipc | euler, compared in docs/pipeline.md
     timestep_spacing: str | None = None  # leading | trailing | linspace
     num_inference_steps: int | None = None  # sampling steps
     guidance_scale: float | None = None  # of classifier-free guidance in sampling; 1: no unconditional branch
     negative_prompt: str | None = None  # of sampling
     distillation_negative_prompt: str | None = None  # of SDS
-    window: int | None = None  # frames that the model sees together, as many as it was trained with
+    window: int | None = None  # frames denoised together, as many as in training
     long_video: str | None = None  # how videos longer than window are split: windows | interleaved
-    dtype: str = "float32"  # of all networks in generate and fit: float32 | bfloat16 | float16
+    # generate and fit: of all networks: float32 | bfloat16 | float16 | auto: the faster of the first two here
+    dtype: str = "float32"
     # generate and fit: dtype in which UNet, motion layers and encoders are stored; they compute in dtype
     storage_dtype: str | None = None
     channels_last: bool = False  # generate and fit: memory layout of UNet and VAE; convolutions may run faster
@@ -70,8 +71,8 @@ class ModelConfig:
     resampler_heads: int | None = None
     resampler_head_dim: int | None = None
     norm_groups: int | None = None  # of the UNet's and the motion layers' group normalization
-    prediction_type: str | None = None  # what the UNet's output means: epsilon | v_prediction
-    beta_end: float | None = None  # of the noise schedule; the release's leaves a little of the clip at its last level
+    prediction_type: str | None = None  # meaning of the UNet's output: epsilon | v_prediction
+    beta_end: float | None = None  # of the noise schedule; the release's keeps some signal at its last level
     positions: bool | None = None  # position embeddings of the image tokens in attention
     motion_heads: int | None = None
     max_frames: int | None = None  # length of the motion layers' position table
@@ -127,9 +128,9 @@ class Architecture:
 
 
 def architecture(config: ModelConfig) -> Architecture:
-    """Return the sizes of a model made from nothing: the settings', the release's where they are None.
+    """Return the sizes of a new model: the settings', or the release's if they are None.
 
-    UserError for sizes that do not go together.
+    UserError for incompatible sizes.
     """
     given: dict[str, Any] = {field.name: getattr(config, field.name) for field in fields(Architecture)}
     if config.prediction_type is not None:
@@ -144,7 +145,7 @@ def architecture(config: ModelConfig) -> Architecture:
 
 def _check_sizes(sizes: Architecture) -> None:
     if sizes.prediction_type not in PREDICTION_TYPES:
-        raise UserError(f"model.prediction_type={sizes.prediction_type} is none of {', '.join(PREDICTION_TYPES)}")
+        raise UserError(f"model.prediction_type={sizes.prediction_type} is not one of {', '.join(PREDICTION_TYPES)}")
     for name in ("channels", "vae_channels"):
         if not getattr(sizes, name):
             raise UserError(f"model.{name}=[]: give at least one level")
@@ -164,15 +165,15 @@ def _check_sizes(sizes: Architecture) -> None:
     last = len(sizes.channels) - 1
     for level, width in enumerate(sizes.channels):
         if (sizes.attention_levels[level] or level == last) and width % sizes.head_dim:
-            raise UserError(f"model.channels={width} is no multiple of model.head_dim={sizes.head_dim}: choose another")
+            raise UserError(f"model.channels={width} is not a multiple of model.head_dim={sizes.head_dim}: change it")
     for name, divisor in divisors:
         value, by = getattr(sizes, name), getattr(sizes, divisor)
         for number in value if isinstance(value, tuple) else [value]:
             if number % by:
-                raise UserError(f"model.{name}={number} is no multiple of model.{divisor}={by}: choose another of both")
+                raise UserError(f"model.{name}={number} is not a multiple of model.{divisor}={by}: change one of them")
 
 
 def override(own: GenerationConfig, config: ModelConfig) -> GenerationConfig:
-    """Return the sampling settings of a model with those that the user gave in place of its own."""
+    """Return the sampling settings of a model, overridden by the user's."""
     given = {field.name: getattr(config, field.name) for field in fields(GenerationConfig)}
     return replace(own, **{key: value for key, value in given.items() if value is not None})

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors
+from fourdiffusion.scene.run_input import read_run_input
 
 
 @dataclass
@@ -63,10 +63,8 @@ def read_input(folder: Path) -> FitInput:
         except (OSError, ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} is damaged ({reason}): delete it, or run the fit again") from error
-    if fit.times is None and (folder / "input.safetensors").is_file():
-        tensors, _ = load_tensors(folder / "input.safetensors")
-        if "times" in tensors:
-            fit.times = tensors["times"].tolist()
+    if fit.times is None and (found := read_run_input(folder)) is not None:
+        fit.times = found[1].tolist()
     if fit.crop is None and _setting(folder, "crop") in ("object", "follow"):
         fit.unrecorded_crop = True
     return fit

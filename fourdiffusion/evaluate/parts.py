@@ -107,8 +107,8 @@ def _compare_part(
     if films is not None:
         for row, a, b in zip(measured, predicted, truth, strict=True):
             if len(films) < MAX_FILMS:
-                shown = (_frames(a, fitted).rgb, _frames(b, fitted).rgb)
-                films.append(Film(f"{name}, {part.name}", row.view, *shown, row.result.per_frame))
+                pair = (_frames(a, fitted).rgb, _frames(b, fitted).rgb)
+                films.append(Film(f"{name}, {part.name}", row.view, *pair, row.result.per_frame))
     report: dict[str, Any] = {
         "views": part.views,
         "azimuth_deg": part.azimuths_deg,

@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate.published import PUBLISHED, family, published_value
 from fourdiffusion.evaluate.settings import ProtocolConfig, protocol_hash
@@ -20,7 +21,7 @@ def read_others(paths: list[Path], protocol: ProtocolConfig) -> dict[str, dict[s
     for path in paths:
         path = path / "metrics.json" if path.is_dir() else path
         try:
-            report = json.loads(path.read_text(encoding="utf-8"))
+            report = read_json(path, "give a metrics.json of this verb")
             measured_under, name = report["protocol"], Path(report["prediction"]).name
             _ = report["mean"], report["objects"]
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -7,12 +7,15 @@ Letters: F frames, V views, R rays, S image side.
 
 import dataclasses
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from fourdiffusion.device import resolve_device
+from fourdiffusion.diffusion.loading import resolve_dtype
 from fourdiffusion.fit import setup, step
 from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.fit.step import Problem, StepPlan
@@ -42,6 +45,7 @@ def fit(config: FitConfig) -> None:
     """Fit a scene; run again, it goes on from the last checkpoint, bit for bit on CPU."""
     setup.check_settings(config)
     output = Path(config.output)
+    config = replace(config, model=resolve_dtype(config.model, resolve_device(config.device), output))
     with terminable():
         inputs = setup.read_inputs(config)
         with lock_folder(output):

@@ -1,7 +1,7 @@
-"""``fit views=``: a scene is fitted to simultaneous videos of one object from known cameras.
+"""``fit views=``: fit a scene to simultaneous videos of one object from known cameras.
 
-Random pixels of all views and frames are rendered and compared, over all backgrounds where the pictures have alpha, so
-that empty space cannot hold a fog of the background's color. Nothing here needs a model.
+Random pixels of all views and frames are rendered and compared; pictures with alpha are compared over all backgrounds,
+so that fog of the background's color cannot fill empty space. No model is needed.
 Letters: F frames, V views, H W pixels, R rays.
 """
 
@@ -27,6 +27,7 @@ from fourdiffusion.fit_views.settings import BACKGROUNDS, FitViewsConfig
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import contact_sheet, write_image
 from fourdiffusion.metrics.image import psnr
+from fourdiffusion.metrics.lpips import TRUNKS, Lpips, load_lpips
 from fourdiffusion.ops import hash_grid, volume_rendering
 from fourdiffusion.randomness import stream
 from fourdiffusion.ranges import check_numbers
@@ -44,32 +45,34 @@ from fourdiffusion.scene import losses
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.optimization import check_density, check_finite, make_optimizer, resume, scene_tensors
 from fourdiffusion.scene.pictures import write_pictures
-from fourdiffusion.scene.renderer import OccupancyGrid, due_times, render, render_image
+from fourdiffusion.scene.render_pass import Rays
+from fourdiffusion.scene.renderer import OccupancyGrid, RenderOutput, due_times, render, render_image
 from fourdiffusion.scene.scene import Scene, save_scene
 from fourdiffusion.tracking import check_trackers, trackers
 
 FREE = {
     "max_steps", "log_every", "checkpoint_minutes", "trackers", "device",
-    "scene.grid_backend", "scene.ray_backend",
+    "scene.grid_backend", "scene.ray_backend", "lpips_weights",
 }  # fmt: skip
-RATES = "grid_lr or mlp_lr"  # settings that make a fit diverge
+RATES = "grid_lr or mlp_lr"  # settings that can make a fit diverge
 WARM_UP_STEPS = 20  # of the learning rate
-SHEET_ROWS = 8  # views in the sheet of held-out views at most
+SHEET_ROWS = 8  # most views in the contact sheet of held-out views
 
 
 @dataclass
 class Problem:
-    """Everything that a step reads."""
+    """Inputs of a training step."""
 
     config: FitViewsConfig
     pixels: PixelSet
     scene: Scene
-    hull: Tensor  # bool [G, G, G], cells that the silhouettes leave
+    hull: Tensor  # bool [G, G, G], cells inside the visual hull
     background: str  # random | white | black
+    perceptual: Lpips | None = None
 
 
 def fit_views(config: FitViewsConfig) -> None:
-    """Fit a scene; run again, it goes on from the last checkpoint, bit for bit on CPU."""
+    """Fit a scene, or resume from the last checkpoint (bit-identical on CPU)."""
     _check_settings(config)
     output, device = Path(config.output), resolve_device(config.device)
     with terminable():
@@ -83,7 +86,9 @@ def fit_views(config: FitViewsConfig) -> None:
             center, scale = normalizing_transform(clip.c2w, clip.fovy_deg, width / height)
         c2w = to_scene(clip.c2w, center, scale)
         pixels = load_pixels(clip, views, frames, c2w)
-        scene = _new_scene(config, device)
+        scene, perceptual = _new_scene(config, device), _perceptual(config, height, width)
+        if perceptual is not None:
+            perceptual.to(device)
         with lock_folder(output):
             open_run(output, config, FREE, content={"views": _digest(pixels)})
             _record(output, clip, views, frames, center, scale)
@@ -93,7 +98,7 @@ def fit_views(config: FitViewsConfig) -> None:
             if background == "auto":
                 background = "random" if pixels.has_alpha else "white"
             tqdm.write(_summary(clip, pixels, hull, background, scale))
-            optimize(Problem(config, pixels, scene, hull, background), output)
+            optimize(Problem(config, pixels, scene, hull, background, perceptual), output)
             save_scene(output / "scene", scene)
             _measure(config, output, scene, clip, frames, c2w)
             pictures = write_pictures(output, scene, None, min(height, 256), times=pixels.times)
@@ -135,9 +140,9 @@ def optimize(problem: Problem, output: Path) -> None:
 def update(
     problem: Problem, optimizer: torch.optim.Optimizer, number: int, progress: float, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Do one step: draw pixels, render, losses, backward, step. Return the unweighted terms and "loss".
+    """Run one step: draw pixels, render, losses, backward, step. Return the unweighted terms and "loss".
 
-    ``progress`` in [0, 1] is how far the fit has come; the learning rates fall with it.
+    ``progress`` in [0, 1] is the share of completed steps; the learning rates fall with it.
     """
     config, scene, pixels = problem.config, problem.scene, problem.pixels
     device = scene.occupancy.density.device
@@ -146,10 +151,7 @@ def update(
     rgba = rgba.to(device)
     behind = 1.0 if problem.background == "white" else 0.0
     background = torch.full((3,), behind, device=device)
-    out = render(
-        scene.field, scene.occupancy, drawn.origins.to(device), drawn.directions.to(device), drawn.times.to(device),
-        background, scene.renderer, drawn.jitter.to(device), scene.field.density,
-    )  # fmt: skip
+    out = _rendered(scene, drawn, background)
     alpha = rgba[:, 3:]
     if problem.background == "random":
         terms = {"rgb": losses.error_over_backgrounds(out.rgb, out.opacity, rgba)}
@@ -157,7 +159,10 @@ def update(
         terms = {"rgb": functional.mse_loss(out.rgb, rgba[:, :3] * alpha + background * (1 - alpha))}
     if pixels.has_alpha:
         terms["alpha"] = functional.mse_loss(out.opacity, rgba[:, 3])
-    loss = terms["rgb"] + config.lambda_alpha * terms.get("alpha", torch.zeros((), device=device))
+    if problem.perceptual is not None:
+        terms["lpips"] = _patch_distance(problem, problem.perceptual, generator)
+    weights = {"rgb": 1.0, "alpha": config.lambda_alpha, "lpips": config.lambda_lpips}
+    loss = torch.stack([weights[name] * value for name, value in terms.items()]).sum()
     check_finite(terms, "the loss term", number, RATES)
     loss.backward()
     factor = min(1.0, (number + 1) / WARM_UP_STEPS) * config.lr_decay**progress
@@ -172,14 +177,33 @@ def update(
     return {name: value.detach() for name, value in (terms | {"loss": loss}).items()}
 
 
+def _rendered(scene: Scene, drawn: Rays, background: Tensor) -> RenderOutput:
+    device = background.device
+    return render(
+        scene.field, scene.occupancy, drawn.origins.to(device), drawn.directions.to(device), drawn.times.to(device),
+        background, scene.renderer, drawn.jitter.to(device), scene.field.density,
+    )  # fmt: skip
+
+
+def _patch_distance(problem: Problem, perceptual: Lpips, generator: torch.Generator) -> Tensor:
+    """Return LPIPS of a random square of a view on white, or on black if that is the background."""
+    side, device = problem.config.patch_size, problem.scene.occupancy.density.device
+    background = torch.full((3,), 0.0 if problem.background == "black" else 1.0, device=device)
+    drawn, rgba = problem.pixels.draw_patch(side, generator)
+    rgba = rgba.to(device)
+    truth = rgba[:, :3] * rgba[:, 3:] + background * (1 - rgba[:, 3:])
+    rendered = _rendered(problem.scene, drawn, background).rgb.clamp(0, 1)
+    return perceptual(*(value.view(side, side, 3).movedim(-1, 0)[None] for value in (rendered, truth))).mean()
+
+
 def _update_occupancy(problem: Problem, number: int, generator: torch.Generator) -> None:
-    """Let the grid look at the times that are due; cells that the silhouettes rule out stay empty."""
+    """Update the grid at the due times; cells outside the visual hull stay empty."""
     config, occupancy = problem.config, problem.scene.occupancy
     times, share = due_times(problem.pixels.times, number, config.occupancy_every)
     if number == 0 or not len(times):
-        return  # the hull is known; a field of random weights knows less
+        return  # the visual hull is better than a randomly initialized field
     occupancy.update(problem.scene.field.density, times.to(occupancy.density.device), generator, share)
-    if number < config.occupancy_every:  # some times have not been looked at yet
+    if number < config.occupancy_every:  # not all times have been sampled yet
         occupancy.occupied.copy_(problem.hull)
     occupancy.occupied &= problem.hull
     if number % config.occupancy_every == 0:
@@ -193,7 +217,7 @@ def _check_settings(config: FitViewsConfig) -> None:
     check_trackers(config.trackers)
     check_numbers(config)
     if config.background not in BACKGROUNDS:
-        raise UserError(f"background={config.background} is none of {', '.join(BACKGROUNDS)}")
+        raise UserError(f"background={config.background} is not one of {', '.join(BACKGROUNDS)}")
     if config.scene.field.radius != config.scene.renderer.radius:
         raise UserError(
             f"scene.field.radius={config.scene.field.radius:g} and scene.renderer.radius="
@@ -202,7 +226,7 @@ def _check_settings(config: FitViewsConfig) -> None:
 
 
 def _chosen(config: FitViewsConfig, clip: ClipFiles) -> tuple[list[int], list[int]]:
-    """Return the numbers of the views and of the frames that are fitted."""
+    """Return the indices of the fitted views and frames."""
     num_views, num_frames = clip.pictures.shape[:2]
     frames = list(range(0, num_frames, config.frame_stride))[: config.num_frames or num_frames]
     if config.num_frames is not None and len(frames) < config.num_frames:
@@ -234,13 +258,34 @@ def _new_scene(config: FitViewsConfig, device: torch.device) -> Scene:
         raise UserError(f"scene: {error}") from error
 
 
+def _perceptual(config: FitViewsConfig, height: int, width: int) -> Lpips | None:
+    """Return LPIPS if a term uses it; UserError if its weights are missing or pictures are too small for it."""
+    if config.lambda_lpips == 0:
+        return None
+    if config.lpips_net not in TRUNKS:
+        raise UserError(f"lpips_net={config.lpips_net} is not one of {', '.join(TRUNKS)}")
+    smallest, largest = TRUNKS[config.lpips_net].min_side, min(height, width)
+    if not smallest <= config.patch_size <= largest:
+        raise UserError(
+            f"patch_size={config.patch_size}: LPIPS on {config.lpips_net} needs {smallest} pixels at least, and the "
+            f"pictures have {width} x {height}"
+        )
+    lpips = load_lpips(config.lpips_weights, config.lpips_net)
+    if lpips is None:
+        raise UserError(
+            f"lambda_lpips={config.lambda_lpips:g}: no weights of LPIPS on {config.lpips_net} on this disk; "
+            "lpips_weights=FOLDER names them (docs/weights.md), lambda_lpips=0 disables it"
+        )
+    return lpips
+
+
 def _digest(pixels: PixelSet) -> str:
     parts = [tensor_digest(value) for value in (pixels.rgba, pixels.c2w, pixels.times)]
     return tensor_digest(torch.tensor([list(bytes.fromhex(part)) for part in parts], dtype=torch.uint8))
 
 
 def _record(output: Path, clip: ClipFiles, views: list[int], frames: list[int], center: Tensor, scale: float) -> None:
-    """Write ``input.json``: what was fitted, and how the clip's world lies in the scene's."""
+    """Write ``input.json``: the fitted data, and the transform from the clip's world to the scene's."""
     record = {
         "views": views,
         "frames": frames,
@@ -262,7 +307,7 @@ def _summary(clip: ClipFiles, pixels: PixelSet, hull: Tensor, background: str, s
     if pixels.has_alpha:
         words += f"; the silhouettes leave {100 * float(hull.float().mean()):.1f} percent of the cube"
     else:
-        words += "; warning: no picture has alpha, so that the background is fitted as a part of the object"
+        words += "; warning: no picture has alpha, so the background is fitted as part of the object"
     return words if scale == 1 else f"{words}; the cameras' world is scaled by {scale:.3g}"
 
 
@@ -272,7 +317,7 @@ def _summary(clip: ClipFiles, pixels: PixelSet, hull: Tensor, background: str, s
 def _measure(
     config: FitViewsConfig, output: Path, scene: Scene, clip: ClipFiles, frames: list[int], c2w: Tensor
 ) -> None:
-    """Render the held-out views on white, write ``held_out.json`` and a sheet of truth above render."""
+    """Render the held-out views on white, write ``held_out.json`` and a contact sheet of truth above render."""
     if not config.held_out:
         return
     rows, scores = list[Tensor](), dict[str, float]()

@@ -1,4 +1,4 @@
-"""The pixels that a scene is fitted to, and the space that they leave for the object.
+"""The pixels that a scene is fitted to, and their visual hull.
 
 Letters: V views, F frames, H W pixels, R rays, G cells a side of the occupancy grid.
 """
@@ -17,9 +17,9 @@ from fourdiffusion.errors import UserError
 from fourdiffusion.scene.render_pass import Rays
 
 MAX_BYTES = 2**34  # of pixels in memory
-NEAR_OBJECT = 0.035  # of the picture's height: pixels so near to the object count as foreground
+NEAR_OBJECT = 0.035  # of the picture's height: pixels this near to the object count as foreground
 VISIBLE_ALPHA = 8  # of 255
-HALF_EXTENT = cameras.DISTANCE * math.tan(math.radians(cameras.FOVY_DEG) / 2)  # that the default camera sees at 0
+HALF_EXTENT = cameras.DISTANCE * math.tan(math.radians(cameras.FOVY_DEG) / 2)  # of the default view at the origin
 
 
 @dataclass
@@ -31,29 +31,50 @@ class PixelSet:
     c2w: Tensor  # [V, 4, 4]
     fovy_deg: float
     times: Tensor  # [F] in [0, 1]
-    foreground: Tensor  # int32, the pixels on or near the object; empty where nothing has alpha
+    foreground: Tensor  # int32, the pixels on or near the object; empty without alpha
 
     @property
     def has_alpha(self) -> bool:
-        """Whether the pictures tell the object from its background."""
+        """Whether the pictures have alpha."""
         return len(self.foreground) > 0
 
     def draw(self, num_rays: int, foreground_share: float, generator: torch.Generator) -> tuple[Rays, Tensor]:
         """Draw pixels with replacement; return their rays and straight RGBA [R, 4] in [0, 1].
 
-        ``foreground_share`` of the rays start among the pixels on or near the object, the others anywhere.
+        ``foreground_share`` of the pixels are drawn on or near the object, the others anywhere.
         """
         near = int(num_rays * foreground_share) if self.has_alpha else 0
         anywhere = torch.randint(len(self.rgba), (num_rays - near,), generator=generator)
         if near:
             chosen = torch.randint(len(self.foreground), (near,), generator=generator)
             anywhere = torch.cat([self.foreground[chosen].long(), anywhere])
-        jitter = torch.rand(num_rays, generator=generator)
-        origins, directions, times = self.rays(anywhere)
-        return Rays(origins, directions, times, jitter), self.rgba[anywhere].float() / 255
+        return self._at(anywhere, generator)
+
+    def draw_patch(self, side: int, generator: torch.Generator) -> tuple[Rays, Tensor]:
+        """Draw a square of one picture around a pixel on or near the object; return its rays and RGBA [side^2, 4].
+
+        The square is inside the picture; ``side`` is at most the picture's shorter side.
+        """
+        _, _, height, width = self.shape
+        if self.has_alpha:
+            middle = int(self.foreground[torch.randint(len(self.foreground), (), generator=generator)])
+        else:
+            middle = int(torch.randint(len(self.rgba), (), generator=generator))
+        picture, place = divmod(middle, height * width)
+        top, left = (
+            min(max(at - side // 2, 0), size - side) for at, size in ((place // width, height), (place % width, width))
+        )
+        row, column = torch.arange(top, top + side)[:, None], torch.arange(left, left + side)
+        return self._at((picture * height * width + row * width + column).flatten(), generator)
+
+    def _at(self, index: Tensor, generator: torch.Generator) -> tuple[Rays, Tensor]:
+        """Return jittered rays and straight RGBA [R, 4] in [0, 1] of pixels by their index in ``rgba``."""
+        jitter = torch.rand(len(index), generator=generator)
+        origins, directions, times = self.rays(index)
+        return Rays(origins, directions, times, jitter), self.rgba[index].float() / 255
 
     def rays(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return origins [R, 3], unit directions [R, 3] and times [R] of pixels by their place in ``rgba``."""
+        """Return origins [R, 3], unit directions [R, 3] and times [R] of pixels by their index in ``rgba``."""
         _, num_views, height, width = self.shape
         frame, rest = index // (num_views * height * width), index % (num_views * height * width)
         view, row, column = rest // (height * width), rest // width % height, rest % width
@@ -66,7 +87,7 @@ class PixelSet:
 
 
 def load_pixels(clip: ClipFiles, views: list[int], frames: list[int], c2w: Tensor) -> PixelSet:
-    """Read the pictures of some views and frames; ``c2w`` are the cameras of all the clip's views, scene's world."""
+    """Read the pictures of some views and frames; ``c2w`` are all the clip's cameras in the scene's world."""
     _, _, _, height, width = clip.pictures.shape
     num_bytes = 4 * len(views) * len(frames) * height * width
     if num_bytes > MAX_BYTES:
@@ -98,10 +119,10 @@ def load_pixels(clip: ClipFiles, views: list[int], frames: list[int], c2w: Tenso
 
 
 def normalizing_transform(c2w: Tensor, fovy_deg: float, aspect: float) -> tuple[Tensor, float]:
-    """Return center [3] and scale that carry the cameras' world to the scene's: x -> (x - center) * scale.
+    """Return center [3] and scale of the transform from the cameras' world to the scene's: x -> (x - center) * scale.
 
-    The center is the point nearest to all optical axes; the scale makes what the median camera sees there as large as
-    the default camera's view. A world that fits within 2 percent, or whose axes do not tell a point, stays as it is.
+    The center is the point nearest to all optical axes; the scale makes the median camera's view there as large as the
+    default camera's. A world that already fits within 2 percent, or whose axes define no point, is not changed.
 
     Args:
         c2w: [V, 4, 4].
@@ -110,14 +131,14 @@ def normalizing_transform(c2w: Tensor, fovy_deg: float, aspect: float) -> tuple[
     """
     unchanged = torch.zeros(3), 1.0
     axis, origin = -c2w[:, :3, 2], c2w[:, :3, 3]
-    across = torch.eye(3) - axis[:, :, None] * axis[:, None, :]  # projections on the planes across the axes
+    across = torch.eye(3) - axis[:, :, None] * axis[:, None, :]  # projections onto the planes orthogonal to the axes
     system = across.sum(0)
-    if float(torch.linalg.eigvalsh(system)[0]) < 1e-2 * len(c2w):  # all axes almost parallel
+    if float(torch.linalg.eigvalsh(system)[0]) < 1e-2 * len(c2w):  # the axes are almost parallel
         return unchanged
     center = torch.linalg.solve(system, (across @ origin[:, :, None]).sum(0).squeeze(1))
     distance = ((center - origin) * axis).sum(-1).median()
     extent = float(distance) * math.tan(math.radians(fovy_deg) / 2) * min(1.0, aspect)
-    if extent <= 0:  # the cameras look away from each other's middle
+    if extent <= 0:  # the cameras look away from the common center
         return unchanged
     scale = HALF_EXTENT / extent
     if abs(scale - 1) < 0.02 and float(center.norm()) * scale < 0.02 * HALF_EXTENT:
@@ -133,10 +154,10 @@ def to_scene(c2w: Tensor, center: Tensor, scale: float) -> Tensor:
 
 
 def visual_hull(pixels: PixelSet, resolution: int, radius: float) -> Tensor:
-    """Return which cells of the cube [-radius, radius]^3 no silhouette rules out at some time: bool [G, G, G].
+    """Return the cells of the cube [-radius, radius]^3 that are inside the visual hull at some time: bool [G, G, G].
 
-    A cell is ruled out at a time where a view that has its center in the picture shows nothing within the cell's own
-    size around it, and where no view has it in the picture. Without alpha all cells stay.
+    A cell is outside the hull at a time if a view that contains its center has no object within the cell's size around
+    it, or if no view contains its center. Without alpha all cells are inside.
     """
     if not pixels.has_alpha:
         return torch.ones((resolution,) * 3, dtype=torch.bool)
@@ -166,8 +187,8 @@ def _in_picture(
 ) -> dict[int, tuple[Tensor, Tensor]]:
     """Return {reach in pixels: (numbers of cells, their pixels)} of the cells at x [N, 3] that one camera sees.
 
-    ``reach`` is a cell's half diagonal in the picture, rounded up to a power of two. Cells that look larger than half
-    of the picture, or lie outside of it, are left out: the view says nothing of them.
+    ``reach`` is a cell's half diagonal in the picture, rounded up to a power of two. Cells larger than half of the
+    picture, or outside of it, are left out: the view does not constrain them.
     """
     local = x @ w2c[:3, :3].T + w2c[:3, 3]
     z = (-local[:, 2]).clamp(min=1e-6)

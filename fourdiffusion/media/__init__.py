@@ -1,1 +1,1 @@
-"""Videos and pictures in and out."""
+"""Read and write videos and pictures."""

@@ -14,7 +14,7 @@ from fourdiffusion.files import fill_folder, write_atomic
 
 
 def write_webm(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Write VP9 with an alpha channel, which browsers play; the file appears whole or not at all."""
+    """Write VP9 with an alpha channel, which browsers play, atomically."""
     even = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
 
     def write(partial: Path) -> None:
@@ -30,7 +30,7 @@ def write_webm(path: Path, frames: np.ndarray, fps: float) -> None:
 
 
 def write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
-    """Write a GIF that repeats; pixels with alpha below 1/2 are transparent. GIF counts in hundredths of a second."""
+    """Write a looping GIF; pixels with alpha below 1/2 are transparent. GIF times are in hundredths of a second."""
     cut = frames.copy()
     cut[..., 3] = np.where(frames[..., 3] < 128, 0, 255)
     pictures = [Image.fromarray(frame) for frame in cut]
@@ -44,7 +44,7 @@ def write_gif(path: Path, frames: np.ndarray, fps: float) -> None:
 
 
 def write_pictures(folder: Path, frames: np.ndarray) -> None:
-    """Write frame_0000.png and so on; the folder, which may not exist yet, appears whole or not at all."""
+    """Write frame_0000.png and so on, atomically; the folder must not exist."""
 
     def write(partial: Path) -> None:
         for index, frame in enumerate(frames):

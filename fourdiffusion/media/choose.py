@@ -8,20 +8,20 @@ import numpy as np
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.settings import InputVideo
 
-FAR_APART_S = 1.0  # frames further apart than this lose the motion between them
+FAR_APART_S = 1.0  # with a larger distance the motion between frames is lost
 
 
 @dataclass(frozen=True)
 class Choice:
     """The chosen frames."""
 
-    indices: list[int]  # [F] numbers of the frames in the source
+    indices: list[int]  # [F] indices of the frames in the source
     times_s: list[float]  # [F] rising, in seconds from the source's first frame
     warnings: list[str]
 
 
 def check_choice(video: InputVideo) -> None:
-    """UserError for settings of the choice that no video could fulfill."""
+    """Raise UserError for settings that are invalid for every video."""
     numbers = {"start": video.start, "end": video.end, "fps": video.fps, "source_fps": video.source_fps}
     for name, value in numbers.items():
         if value is not None and not math.isfinite(value):
@@ -43,15 +43,15 @@ def check_choice(video: InputVideo) -> None:
 
 
 def choose_frames(starts_s: np.ndarray, span_s: float, video: InputVideo) -> Choice:
-    """Choose F frames of n that are shown from ``starts_s`` [n] (rising from 0) on, the last one until ``span_s``.
+    """Choose F of n frames. Frame i is shown from ``starts_s`` [n] (rising from 0), the last one until ``span_s``.
 
     Frame i is the one on screen at start + i (end - start) / F, or at start + i / fps; with ``stride`` every stride-th.
-    A frame's time is the moment it appears; where it is chosen again, the moment it is chosen for: times always rise.
-    UserError where the part is empty or too short.
+    A frame's time is its start; for a repeated frame it is the requested time, so that times always rise.
+    UserError if the part is empty or too short.
     """
     end_s = span_s if video.end is None else min(video.end, span_s)
     if video.start >= span_s:
-        raise UserError(f"start={video.start} lies behind the end of the video, which lasts {span_s:.2f} s")
+        raise UserError(f"start={video.start} is after the end of the video, which lasts {span_s:.2f} s")
     count = video.num_frames
     if video.stride is not None:
         first, behind = _on_screen(starts_s, video.start), int(np.searchsorted(starts_s, end_s - 1e-6))
@@ -92,7 +92,7 @@ def _warnings(indices: list[int], times_s: list[float], repeats: int, part_s: fl
     gap = max((b - a for a, b in zip(times_s, times_s[1:], strict=False)), default=0.0)
     if gap > FAR_APART_S:
         found.append(
-            f"the {len(indices)} chosen frames stand up to {gap:.1f} s apart (over {part_s:.1f} s of video): the "
+            f"the {len(indices)} chosen frames are up to {gap:.1f} s apart (over {part_s:.1f} s of video): the "
             "motion between them is lost; choose a part with start= and end= in seconds, or a distance with fps= or "
             "stride="
         )

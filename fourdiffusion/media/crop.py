@@ -13,22 +13,21 @@ Square = tuple[int, int, int]
 
 # The training data shows an object of half extent about 0.36 in an image of half extent 1.1 tan(22.5 deg) = 0.456.
 OBJECT_SHARE = 0.36 / 0.456
-SMOOTH_FRAMES = 5  # the path of a crop that follows the object is smoothed by lines through so many frames
+SMOOTH_FRAMES = 5  # the path of a crop that follows the object is smoothed by line fits over this many frames
 
 
 def object_square(alpha: np.ndarray, object_share: float) -> Square:
     """Return the square around the union of the object's boxes over all frames; alpha uint8 [F, H, W]."""
-    left, top, right, bottom = _box((alpha > alpha.max() / 2).any(axis=0))  # a matting network's haze is left out
+    left, top, right, bottom = _box((alpha > alpha.max() / 2).any(axis=0))  # ignore the haze of a matting network
     side = max(1, round(float(max(bottom - top, right - left)) / object_share))
     return round(float(left + right - side) / 2), round(float(top + bottom - side) / 2), side
 
 
 def follow_squares(alpha: np.ndarray, object_share: float) -> list[Square]:
-    """Return a square for each frame that moves with the object, all of one side; alpha uint8 [F, H, W].
+    """Return a square of equal side for each frame that moves with the object; alpha uint8 [F, H, W].
 
-    The centers of the object's boxes are smoothed over time, so that the crop does not tremble with the outline. The
-    side holds the object's box in every frame around the smoothed center. A frame without object takes the center that
-    its neighbors give.
+    The centers of the object's boxes are smoothed over time, so that the crop does not jitter with the outline. The
+    square contains the object's box in every frame. Centers of frames without object are interpolated.
     """
     shown = alpha > alpha.max() / 2
     present = np.flatnonzero(shown.any(axis=(1, 2)))
@@ -38,20 +37,20 @@ def follow_squares(alpha: np.ndarray, object_share: float) -> list[Square]:
     path = np.stack([np.interp(every, present, centers[:, axis]) for axis in (0, 1)], axis=1)
     window = min(SMOOTH_FRAMES, len(path) - 1 + len(path) % 2)
     if window > 2:
-        path = savgol_filter(path, window, polyorder=1, axis=0)  # a steady motion stays as it is, also at the ends
+        path = savgol_filter(path, window, polyorder=1, axis=0)  # keeps a uniform motion unchanged, also at the ends
     margins = np.maximum(path[present] - boxes[:, :2], boxes[:, 2:] - path[present])
     side = max(1, round(2 * float(margins.max()) / object_share))
     return [(round(float(x) - side / 2), round(float(y) - side / 2), side) for x, y in path]
 
 
 def frame_square(height: int, width: int) -> Square:
-    """Return the square that holds the whole frame, centered."""
+    """Return the centered square that contains the whole frame."""
     side = max(height, width)
     return (width - side) // 2, (height - side) // 2, side
 
 
 def resample(frames: np.ndarray, squares: list[Square], size: int) -> Tensor:
-    """uint8 [F, H, W, 4] -> [F, 4, S, S]. Resized with premultiplied alpha: hidden color must not bleed in."""
+    """Crop and resize, uint8 [F, H, W, 4] -> [F, 4, S, S], with premultiplied alpha: hidden color must not bleed in."""
     height, width = frames.shape[1:3]
     resized = []
     for frame, (left, top, side) in zip(frames, squares, strict=True):
@@ -62,12 +61,12 @@ def resample(frames: np.ndarray, squares: list[Square], size: int) -> Tensor:
         canvas[:3] *= canvas[3:]
         resized.append(interpolate(canvas[None], size=(size, size), mode="bicubic", antialias=True)[0])
     rgba = torch.stack(resized)
-    alpha = rgba[:, 3:]  # bicubic weights overshoot, alike in all four channels: clamp after the division
+    alpha = rgba[:, 3:]  # bicubic weights overshoot equally in all four channels: clamp after the division
     color = torch.where(alpha > 1 / 512, rgba[:, :3] / alpha.clamp(min=1 / 512), 0.0)
     return torch.cat([color, alpha], dim=1).clamp(0, 1)
 
 
 def _box(shown: np.ndarray) -> tuple[int, int, int, int]:
-    """left, top, right, bottom (exclusive) of what is True in [H, W]."""
+    """Return left, top, right, bottom (exclusive) of the True pixels of [H, W]."""
     rows, columns = np.flatnonzero(shown.any(axis=1)), np.flatnonzero(shown.any(axis=0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

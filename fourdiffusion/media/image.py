@@ -4,7 +4,7 @@ from torch import Tensor
 
 
 def composite(rgba: Tensor, background: Tensor | float = 1.0) -> Tensor:
-    """Straight-alpha RGBA [..., 4, H, W] over a background (a gray, or a tensor that broadcasts to [..., 3, H, W])."""
+    """Composite straight RGBA [..., 4, H, W] over a background (a gray, or a tensor broadcast to [..., 3, H, W])."""
     if rgba.shape[-3] != 4:
         raise ValueError(f"composite needs 4 channels [..., 4, H, W], got {list(rgba.shape)}")
     alpha = rgba[..., 3:, :, :]

@@ -1,6 +1,6 @@
-"""Where the object is: alpha from the file, from masks, from a plain background, or from a matting network.
+"""Find the object: alpha from the file, from masks, from a plain background, or from a matting network.
 
-Arrays here are uint8 pictures as they lie in files: F frames of H x W pixels, RGBA with straight alpha.
+Arrays are uint8 pictures as in files: F frames of H x W pixels, RGBA with straight alpha.
 """
 
 import numpy as np
@@ -10,9 +10,9 @@ from scipy import ndimage
 from fourdiffusion.errors import UserError
 from fourdiffusion.media import u2net
 
-MEANINGFUL_SHARE = 0.03  # of all pixels, transparent: less (rounded corners, a stray pixel) says nothing of the object
-TINY_SHARE = 0.02  # of the frame: an object this small is worth a second look
-WHOLE_SHARE = 0.7  # of the object in its largest piece: below, it may be the parts that a matte has left of it
+MEANINGFUL_SHARE = 0.03  # of all pixels: fewer transparent ones (rounded corners, stray pixels) are not a matte
+TINY_SHARE = 0.02  # of the frame: a smaller object causes a warning
+WHOLE_SHARE = 0.7  # share of the largest piece: a smaller one may be the remains of a faulty matte
 THREE_WAYS = (
     "There are three ways to say where the object is: give frames with transparency (RGBA PNGs, a gif or a webm with "
     "alpha) or masks (mask=), give a video on one plain background color, or install the matting extra "
@@ -23,10 +23,10 @@ THREE_WAYS = (
 def find_alpha(
     source: str, frames: np.ndarray, alpha: str, matting_model: str, masks: np.ndarray | None = None
 ) -> tuple[np.ndarray, str, list[str]]:
-    """Return RGBA uint8 [F, H, W, 4], where its alpha is from, and warnings of one line each.
+    """Return RGBA uint8 [F, H, W, 4], the source of its alpha, and one-line warnings.
 
     ``alpha`` is one of settings.ALPHA_SOURCES; auto takes the first that works: masks (uint8 [F, H, W]), the file, a
-    plain background, the network. A file's transparency counts where it covers a meaningful share of the pixels.
+    plain background, the network. A file's transparency is used only if it covers a meaningful share of the pixels.
     """
     rgba, name, doubts = _find(source, frames, alpha, matting_model, masks)
     return rgba, name, [*doubts, *_doubts(rgba[..., 3], name)]
@@ -61,7 +61,7 @@ def _find(
 
 
 def _doubts(alpha: np.ndarray, name: str) -> list[str]:
-    """Warnings where what was found may not be the object; alpha uint8 [F, H, W]."""
+    """Return warnings if the matte may not be the object; alpha uint8 [F, H, W]."""
     shown = alpha > 127
     share = float(shown.mean())
     if share == 0:
@@ -79,19 +79,19 @@ def _doubts(alpha: np.ndarray, name: str) -> list[str]:
 
 
 def _pieces(mask: np.ndarray) -> tuple[int, float]:
-    """Number of connected pieces (of a hundredth of the object or more), and the share of the largest."""
+    """Return the number of connected pieces (of a hundredth of the object or more), and the share of the largest."""
     labels, count = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(labels.ravel(), minlength=count + 1)[1:]
     return int((areas >= 0.01 * areas.sum()).sum()), float(areas.max() / areas.sum())
 
 
 def _faint(rgb: np.ndarray, alpha: np.ndarray, color: np.ndarray, noise: float, name: str) -> list[str]:
-    """A warning where a large part differs from the plain background, but too little to be told from it."""
+    """Return a warning if a large part differs from the plain background by less than the threshold."""
     faint, solid = 0, 0
     for frame, mask in zip(rgb, alpha > 0, strict=True):
         distance = np.linalg.norm(frame / np.float32(255) - color, axis=-1)
         spots = (distance > max(0.012, 2 * noise)) & (distance <= _threshold(noise)) & ~ndimage.binary_dilation(mask)
-        faint += int(ndimage.binary_opening(spots, iterations=2).sum())  # lines and specks are compression
+        faint += int(ndimage.binary_opening(spots, iterations=2).sum())  # lines and specks are compression artifacts
         solid += int(mask.sum())
     if faint <= 0.5 * solid:
         return []
@@ -103,7 +103,7 @@ def _faint(rgb: np.ndarray, alpha: np.ndarray, color: np.ndarray, noise: float, 
 
 
 def matte_picture(frames: np.ndarray, rgba: np.ndarray, height: int = 128, count: int = 8) -> np.ndarray:
-    """Return up to ``count`` frames above what was taken for the object, on a checkerboard: uint8 [2 height, W', 3]."""
+    """Return up to ``count`` frames above the detected object on a checkerboard: uint8 [2 height, W', 3]."""
     shown = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
     width = max(1, min(1024, round(height * frames.shape[2] / frames.shape[1])))
     y, x = np.mgrid[:height, :width] // 8
@@ -118,10 +118,10 @@ def matte_picture(frames: np.ndarray, rgba: np.ndarray, height: int = 128, count
 
 
 def _plain_background(rgb: np.ndarray) -> tuple[np.ndarray, float] | None:
-    """Color [3] in [0, 1] and noise of a plain background, or None.
+    """Return color [3] in [0, 1] and noise of a plain background, or None.
 
-    The median over the border pixels of all frames stands against an object that touches the border; in every frame
-    at least 80 % of the border must show it, which black bars beside a picture do not reach.
+    The median over the border pixels of all frames is robust to an object that touches the border; in every frame at
+    least 80 % of the border must have this color, which excludes black bars at the sides.
     """
     height, width = rgb.shape[1:3]
     ring = np.ones((height, width), dtype=bool)
@@ -137,19 +137,19 @@ def _plain_background(rgb: np.ndarray) -> tuple[np.ndarray, float] | None:
 
 
 def _cut_out(frame: np.ndarray, color: np.ndarray, noise: float) -> np.ndarray:
-    """RGBA uint8 [H, W, 4] of one frame before a plain background.
+    """Return RGBA uint8 [H, W, 4] of one frame with a plain background.
 
-    A pixel of the object's edge shows a F + (1 - a) B, so its distance to B is a times that of F: in the edge alpha is
-    the distance over the largest one near by, and F follows. Deeper inside alpha is 1.
+    A pixel on the object's edge has the color a F + (1 - a) B, so its distance to B is a times that of F: on the edge,
+    alpha is the distance over the largest one nearby, which gives F. Further inside alpha is 1.
     """
     rgb = frame[..., :3] / np.float32(255)
     distance = np.linalg.norm(rgb - color, axis=-1)
     solid = _solid(distance, _threshold(noise), bool(color.min() > 0.97 or color.max() < 0.03))
-    reach = 2 + min(rgb.shape[:2]) // 256  # pixels of the edge; subsampled color bleeds two pixels far
+    reach = 2 + min(rgb.shape[:2]) // 256  # edge width in pixels; subsampled color bleeds by two pixels
     inside = ndimage.binary_erosion(solid, iterations=reach, border_value=1)
     near = ndimage.binary_dilation(solid)
     share = distance / np.maximum(ndimage.maximum_filter(distance * solid, size=2 * reach + 3), 1e-6)
-    soft = (share - 0.1) / 0.8  # keeps the half-way line, drops the faint halo that compression leaves
+    soft = (share - 0.1) / 0.8  # keeps the line of alpha 1/2, drops the faint halo of compression
     alpha = np.where(inside, 1.0, np.where(near, soft, 0.0)).clip(0, 1)
     foreground = (rgb - (1 - alpha[..., None]) * color) / np.maximum(alpha[..., None], 0.05)
     rgba = np.concatenate([foreground.clip(0, 1), alpha[..., None]], axis=-1)
@@ -157,16 +157,16 @@ def _cut_out(frame: np.ndarray, color: np.ndarray, noise: float) -> np.ndarray:
 
 
 def _threshold(noise: float) -> float:
-    """Distance from a plain background, in RGB of [0, 1], from which on a pixel is the object's."""
+    """Return the smallest distance from a plain background, in RGB in [0, 1], of a pixel of the object."""
     return max(0.06, 1.5 * noise)
 
 
 def _solid(distance: np.ndarray, threshold: float, clipped: bool) -> np.ndarray:
-    """Object mask [H, W]: the large connected regions of what differs from the background, false holes filled.
+    """Return the object mask [H, W]: large connected regions that differ from the background, false holes filled.
 
-    Inside the object, exactly the background's color is a hole (between the legs) if that color is rare. Before
-    white or black (``clipped``) it is more often an overexposed or dark part: there every hole is filled, and notches
-    of up to a fortieth of the object's size as well.
+    A region inside the object with exactly the background's color is a real hole (between the legs) if that color is
+    rare. With a white or black background (``clipped``) it is more often an overexposed or dark part: then every hole
+    is filled, and notches of up to a fortieth of the object's size.
     """
     labels, count = ndimage.label(distance > threshold)
     areas = np.bincount(labels.ravel(), minlength=count + 1)

@@ -1,4 +1,4 @@
-"""Paths as users write them: the file of exactly that name first, then ``~`` expanded."""
+"""Resolve paths given by users: a file of exactly that name first, then with ``~`` expanded."""
 
 import os
 import stat
@@ -21,9 +21,9 @@ def printable(text: object) -> str:
 
 
 def user_path(text: str, setting: str) -> Path:
-    """Return the path that a user wrote for a setting.
+    """Return the path that a user gave for a setting.
 
-    A file or folder of exactly that name wins, so that ``~t.mp4`` or ``a:b.mp4`` can be given; else ``~`` is expanded.
+    A file or folder of exactly that name has priority, so that ``~t.mp4`` or ``a:b.mp4`` work; else ``~`` is expanded.
     UserError for an empty path, a NUL, and an address (``https://``, ``file://``).
     """
     if not text.strip():
@@ -36,17 +36,15 @@ def user_path(text: str, setting: str) -> Path:
     if separator and scheme.lower() == "file":
         raise UserError(f"{setting}={printable(text)}: give the path alone, without file://: {printable(rest)}")
     if separator and scheme.isalnum():
-        raise UserError(
-            f"{setting}={printable(text)}: is an address, and nothing is fetched: download it, give the file"
-        )
+        raise UserError(f"{setting}={printable(text)}: is an address: download it and give the file")
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # ~name of a user whom the machine does not know
+    except RuntimeError:  # ~name of an unknown user
         return Path(text)
 
 
 def require_file(path: Path, remedy: str = "give another file") -> None:
-    """UserError unless the path is a regular file that may be read; a pipe or a device would block the reader."""
+    """Raise UserError unless the path is a readable regular file; a pipe or a device would block the reader."""
     name = printable(path)
     try:
         mode = path.stat().st_mode
@@ -55,12 +53,18 @@ def require_file(path: Path, remedy: str = "give another file") -> None:
     except OSError as error:
         raise UserError(f"{name}: cannot be read ({error.strerror}); {remedy}") from error
     except ValueError as error:
-        raise UserError(f"{name}: is no file name; {remedy}") from error
+        raise UserError(f"{name}: is not a file name; {remedy}") from error
     if not stat.S_ISREG(mode):
         kind = next((words for test, words in KINDS if test(mode)), "no file")
         raise UserError(f"{name}: is {kind}, not a file; {remedy}")
     if not os.access(path, os.R_OK):
         raise UserError(f"{name}: cannot be read (Permission denied); {remedy}")
+
+
+def require_own_file(path: Path) -> None:
+    """Raise UserError if a path for reading and rewriting exists but is not a readable regular file."""
+    if os.path.lexists(path):
+        require_file(path, "delete it, or choose another output")
 
 
 def _encodes(text: str) -> bool:

@@ -36,30 +36,30 @@ from fourdiffusion.media.settings import ALPHA_SOURCES, CROPS, InputVideo
 
 MAX_BYTES = 2**31  # of the chosen frames in memory
 MAX_STRETCH = 8.0  # of the sides of a pixel; beyond it the file is damaged
-SHORT_S = 0.1  # shown so long, where an animated picture says 0.01 s or less, as browsers do
-# Containers that hold their pictures themselves; playlists would have FFmpeg open other files and addresses.
+SHORT_S = 0.1  # duration of frames of 0.01 s or less in an animated picture, as in browsers
+# Containers with embedded pictures; playlists would let FFmpeg open other files and addresses.
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,asf,flv,ogg,mpegts,mpeg,mpegvideo,mxf,ivf,h264,hevc"
 
 
 @dataclass(frozen=True)
 class VideoInput:
-    """A clip ready for the model, and what was chosen on the way."""
+    """The model's input clip, and how it was chosen."""
 
     rgba: Tensor  # [F, 4, S, S] float in [0, 1], straight alpha; color is 0 where alpha is 0
-    frame_indices: list[int]  # [F] which frames of the source
-    num_source_frames: int  # of the whole source; of the part until ``end`` where that is given
+    frame_indices: list[int]  # [F] indices of the source's frames
+    num_source_frames: int  # of the whole source; of the part until ``end`` if that is given
     crop: tuple[int, int, int]  # left, top, side in source pixels; may reach beyond the frame. With follow: of frame 0
-    alpha_from: str  # one line: where alpha came from
+    alpha_from: str  # one line: source of the alpha
     times_s: list[float] = field(default_factory=list)  # [F] rising, seconds from the source's first frame
     times: list[float] = field(default_factory=list)  # [F] rising, the first 0 and the last 1
     source_size: tuple[int, int] = (0, 0)  # width, height in square pixels, upright
     digest: str = ""  # sha256 of the chosen frames, their masks and their times
     warnings: list[str] = field(default_factory=list)  # one line each
-    crops: list[tuple[int, int, int]] = field(default_factory=list)  # [F]; alike except with crop=follow
-    matte: np.ndarray | None = None  # uint8 [H', W', 3]: the frames above what was taken for the object
+    crops: list[tuple[int, int, int]] = field(default_factory=list)  # [F]; equal except with crop=follow
+    matte: np.ndarray | None = None  # uint8 [H', W', 3]: the frames above the detected object
 
     def summary(self) -> str:
-        """Return what was chosen and the warnings, in one line for the log."""
+        """Return the choices and the warnings in one line for the log."""
         left, top, side = self.crop
         what = (
             f"frames {self.frame_indices} of {self.num_source_frames}, crop {side} x {side} at ({left}, {top}), "
@@ -68,9 +68,9 @@ class VideoInput:
         return "; warning: ".join([what, *self.warnings])
 
     def write(self, folder: Path, camera: dict[str, float] | None = None) -> None:
-        """Write ``input.json`` and ``matte.png`` into a run's folder, each whole or not at all.
+        """Write ``input.json`` and ``matte.png`` into a run folder, each atomically.
 
-        ``camera`` holds what the run assumes of the camera: "fovy_deg" of the square crop, "distance", "elevation_deg".
+        ``camera`` holds the assumed camera: "fovy_deg" of the square crop, "distance", "elevation_deg".
         """
         record = {
             "crop": list(self.crop) if len(set(self.crops)) == 1 else None,  # None: it moves, see crops
@@ -113,14 +113,14 @@ def load_video(
     object_share: float = OBJECT_SHARE,
     matting_model: str = "u2netp",
 ) -> VideoInput:
-    """Read a video as users have it and cut the object out: ``load_video(settings, size)``.
+    """Read a video, choose frames, matte and crop the object: ``load_video(settings, size)``.
 
     Args:
-        video: the settings (``InputVideo``). A path with the arguments that follow is the older way to call.
+        video: the settings (``InputVideo``). A path with the arguments that follow is the former interface.
         size: side of the square result in pixels.
         object_share: half extent of the object's bounding box over half the crop, in (0, 1]; not with crop=frame.
 
-    UserError where a setting is out of range, the source cannot be read, or no object is in it.
+    UserError if a setting is out of range, the source cannot be read, or it has no object.
     """
     if isinstance(video, InputVideo):
         settings, size = video, num_frames
@@ -132,7 +132,7 @@ def load_video(
 
 
 def _load(settings: InputVideo, size: int, object_share: float) -> VideoInput:
-    alpha_source = {"rembg": "matting"}.get(settings.alpha, settings.alpha)  # the name it once had
+    alpha_source = {"rembg": "matting"}.get(settings.alpha, settings.alpha)  # former name
     if alpha_source not in ALPHA_SOURCES:
         raise UserError(f"alpha={printable(alpha_source)} is unknown: choose one of {', '.join(ALPHA_SOURCES)}")
     if settings.crop not in CROPS:
@@ -178,7 +178,7 @@ def _load(settings: InputVideo, size: int, object_share: float) -> VideoInput:
 
 
 def _digest(frames: np.ndarray, masks: np.ndarray | None, times: list[float]) -> str:
-    """sha256 of what the result depends on: pixels and times, not paths."""
+    """Return the sha256 of pixels and times, on which the result depends, but not of paths."""
     found = hashlib.sha256(repr((frames.shape, [round(time, 4) for time in times])).encode())
     found.update(np.ascontiguousarray(frames).data)
     if masks is not None:
@@ -189,7 +189,7 @@ def _digest(frames: np.ndarray, masks: np.ndarray | None, times: list[float]) ->
 def _read_masks(
     source: Source, settings: InputVideo, indices: list[int], count: int, shape: tuple[int, ...]
 ) -> np.ndarray | None:
-    """Masks of the chosen frames, uint8 [F, H, W], from mask= or from beside the frames; None where there are none."""
+    """Return masks of the chosen frames, uint8 [F, H, W], from mask= or next to the frames; None if there are none."""
     if settings.mask is not None:
         masks = find_source(settings.mask, "mask")
         found = len(frame_times(masks, settings.source_fps, None)[0])
@@ -207,7 +207,7 @@ def _read_masks(
     if pictures.shape[1:3] != shape:
         sizes = f"{pictures.shape[2]} x {pictures.shape[1]} pixels, the frames {shape[1]} x {shape[0]}"
         raise UserError(f"the masks of {masks.name} are {sizes}: give masks of the frames' size")
-    if (pictures[..., 3] < 255).any():  # a cut-out, or a mask that lies in the alpha channel
+    if (pictures[..., 3] < 255).any():  # a cut-out, or a mask in the alpha channel
         return pictures[..., 3]
     return (pictures[..., :3] @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
 
@@ -216,9 +216,9 @@ def _read_masks(
 
 
 def frame_times(source: Source, source_fps: float, end_s: float | None) -> tuple[np.ndarray, float]:
-    """When each frame appears, in seconds from the first one [n], rising, and when the last one ends.
+    """Return the start of each frame, in seconds from the first one [n], rising, and the end of the last one.
 
-    A video is decoded only until ``end_s``. Picture files have no times: ``source_fps`` of them make a second.
+    A video is decoded only until ``end_s``. Picture files have no times and get ``source_fps`` frames per second.
     """
     if source.files:
         return np.arange(len(source.files)) / source_fps, len(source.files) / source_fps
@@ -237,13 +237,13 @@ def frame_times(source: Source, source_fps: float, end_s: float | None) -> tuple
         if end_s is not None and starts[-1] - starts[0] >= end_s:
             break
     found = np.array(starts) - (starts[0] if starts else 0.0)
-    # Many files give the last frame no duration, or that of one tick: it is shown at least as long as most others.
+    # Many files give the last frame no duration, or one tick: it lasts at least as long as most others.
     usual = float(np.median(np.diff(found))) if len(found) > 1 else 1 / source_fps
     return found, float(found[-1]) + max(last, usual) if starts else 0.0
 
 
 def read_frames(source: Source, indices: list[int]) -> np.ndarray:
-    """The frames of these numbers, uint8 [F, H, W, 4], upright, in square pixels. UserError for unequal sizes."""
+    """Return the frames at these indices, uint8 [F, H, W, 4], upright, square pixels. UserError for unequal sizes."""
     wanted = sorted(set(indices))
     if source.files:
         pictures: Iterator[np.ndarray] = (read_picture(source.files[i]) for i in wanted)
@@ -274,12 +274,12 @@ def read_frames(source: Source, indices: list[int]) -> np.ndarray:
 
 
 def _animation(path: Path) -> Iterator[Image.Image]:
-    """An animated picture at each of its frames in order. Pillow applies disposal and transparency."""
+    """Yield an animated picture at each of its frames. Pillow applies disposal and transparency."""
     with open_picture(path) as image:
         count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # MPO: a photo with its thumbnails
         if count * image.width * image.height > MAX_SEQUENCE_PIXELS:
             raise ValueError(f"{count} frames of {image.width} x {image.height} pixels are too many to decode")
-        still = 1 if image.info.get("default_image") and count > 1 else 0  # of a PNG: shown where it cannot move
+        still = 1 if image.info.get("default_image") and count > 1 else 0  # of a PNG: for viewers without animation
         for index in range(still, count):
             image.seek(index)
             image.load()
@@ -287,7 +287,7 @@ def _animation(path: Path) -> Iterator[Image.Image]:
 
 
 def _animation_durations(path: Path, default_s: float) -> np.ndarray:
-    """Seconds that each frame is shown; of a file without durations (TIFF pages), ``default_s``."""
+    """Return the duration of each frame in seconds; ``default_s`` for a file without durations (TIFF pages)."""
     durations = []
     for image in _animation(path):
         milliseconds = image.info.get("duration", 0)
@@ -316,15 +316,15 @@ def video_frames(path: Path, wanted: set[int]) -> Iterator[np.ndarray]:
 
 
 def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
-    """All frames that a player shows, in order, each with the width of its pixels over their height.
+    """Yield all frames that a player shows, in order, each with its pixel aspect (width over height).
 
-    UserError for what is no video, and for one that is cut off.
+    UserError if the file is not a video, or is truncated.
     """
     name = printable(path)
     options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
     count, shown_until = 0, 0.0
     try:
-        # An absolute path: FFmpeg would take the words before a colon for a protocol.
+        # An absolute path: FFmpeg would read the text before a colon as a protocol.
         with av.open(str(path.absolute()), options=options, metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UserError(f"{name} has no picture in it (no video stream): give a video")
@@ -334,7 +334,7 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
                 raise UserError(
                     f"{name} has {stream.width} x {stream.height} pixels, at most {MAX_PIXELS}: scale it down"
                 )
-            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # its size may change on the way
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # its size may change within the stream
             decoder = _alpha_decoder(stream)
             aspect = float(stream.sample_aspect_ratio or 1)
             for packet in container.demux(stream):
@@ -345,19 +345,19 @@ def _decode_video(path: Path) -> Iterator[tuple[av.VideoFrame, float]]:
                     count += 1
     except UserError:
         raise
-    except Exception as error:  # of FFmpeg mostly; damaged headers make PyAV raise others
+    except Exception as error:  # mostly FFmpeg's; damaged headers make PyAV raise other types
         reason = printable(error.strerror if isinstance(error, av.FFmpegError) else error)
         raise UserError(
             f"{name} is not a video that can be read ({reason}): convert it, for example with "
             "'ffmpeg -i IN -pix_fmt yuv420p OUT.mp4', or give a folder of frames"
         ) from error
-    # An edit list shows a part of what the file holds: too few frames alone do not say that the file is cut off.
+    # An edit list may show only a part of the file: too few frames alone do not prove that the file is truncated.
     if count < 0.9 * announced and shown_until < 0.9 * length:
         raise UserError(f"{name} ends after {count} of {announced} frames: it is cut off, copy or export it again")
 
 
 def _alpha_decoder(stream: av.VideoStream) -> VideoCodecContext | None:
-    """A decoder for WebM with alpha, which only the libvpx decoders look for; None: the stream's own."""
+    """Return a decoder for WebM with alpha, which only the libvpx decoders support; None: the stream's own."""
     name = stream.codec_context.name
     if stream.metadata.get("alpha_mode") == "1" and name in ("vp8", "vp9"):
         decoder = av.CodecContext.create({"vp8": "libvpx", "vp9": "libvpx-vp9"}[name], "r")
@@ -368,12 +368,12 @@ def _alpha_decoder(stream: av.VideoStream) -> VideoCodecContext | None:
 
 
 def _upright(frame: av.VideoFrame, aspect: float, path: Path) -> np.ndarray:
-    """uint8 [H, W, 4] in square pixels, turned and mirrored as the display matrix says."""
+    """Return uint8 [H, W, 4] in square pixels, rotated and mirrored by the display matrix."""
     pixels = frame.to_ndarray(format="rgba")
     if aspect != 1:
         if not 1 / MAX_STRETCH <= aspect <= MAX_STRETCH:
             raise UserError(f"{printable(path)}: its pixels are {aspect:g} times as wide as high: export it again")
-        height, width = pixels.shape[:2]  # the shorter side of a pixel grows: nothing is lost
+        height, width = pixels.shape[:2]  # enlarge the shorter side of a pixel: nothing is lost
         size = (round(width * aspect), height) if aspect > 1 else (width, round(height / aspect))
         premultiplied = Image.fromarray(pixels).convert("RGBa")
         pixels = np.asarray(premultiplied.resize(size, Image.Resampling.BICUBIC).convert("RGBA"))

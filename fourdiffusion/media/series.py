@@ -1,4 +1,4 @@
-"""Which files a video setting names: a video, an animated picture, or a series of frames with or without masks."""
+"""Find the files of a video setting: a video, an animated picture, or a series of frames with or without masks."""
 
 import glob
 import os
@@ -17,9 +17,9 @@ OTHER_WORDS = {"depth", "disparity", "disp", "normal", "normals", "flow", "uv"}
 
 @dataclass(frozen=True)
 class Source:
-    """Where frames come from: one file (a video or an animated picture), or pictures in order."""
+    """Source of frames: one file (a video or an animated picture), or pictures in order."""
 
-    name: str  # as the user wrote it, printable
+    name: str  # as given by the user, printable
     path: Path
     files: list[Path] = field(default_factory=list)  # empty: ``path`` is one file
     masks: list[Path] = field(default_factory=list)  # as many as files, or none
@@ -27,7 +27,7 @@ class Source:
 
 
 def find_source(text: str, setting: str = "video") -> Source:
-    """Return what the setting names; UserError where it is nothing, or not one series of frames."""
+    """Return the source that the setting names; UserError if it does not exist, or is not one series of frames."""
     path, name = user_path(text, setting), printable(text)
     try:
         if path.is_dir():
@@ -47,7 +47,7 @@ def find_source(text: str, setting: str = "video") -> Source:
 
 
 def _pattern(path: Path) -> str:
-    """The glob with those leading folders taken literally that exist as they are written (``run[1]/*.png``)."""
+    """Return the glob, with its leading folders escaped if they exist literally (``run[1]/*.png``)."""
     parts = list(path.parts)
     for k in range(len(parts) - 1, 0, -1):
         if (prefix := Path(*parts[:k])).is_dir():
@@ -56,7 +56,7 @@ def _pattern(path: Path) -> str:
 
 
 def _pictures_in(folder: Path, name: str) -> list[Path]:
-    """The pictures directly in a folder; UserError where there is none, or where it is a clip or holds clips."""
+    """Return the pictures directly in a folder; UserError if there is none, or if it is a clip or contains clips."""
     if (folder / "transforms.json").is_file():
         raise UserError(f"{name} holds a clip of several views: give one, for example {name}/rgba/v00_*.png")
     files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")]
@@ -71,7 +71,7 @@ def _pictures_in(folder: Path, name: str) -> list[Path]:
 
 
 def _series(files: list[Path], name: str, path: Path) -> Source:
-    """The one series of frames among the files, paired with its masks; UserError where there are several."""
+    """Return the one series of frames among the files, paired with its masks; UserError if there are several."""
     groups: dict[str, list[Path]] = defaultdict(list)
     for file in files:
         groups[re.sub(r"\d+", "#", file.stem)].append(file)
@@ -84,7 +84,7 @@ def _series(files: list[Path], name: str, path: Path) -> Source:
             for file in groups.pop(key):
                 groups[key + file.suffix].append(file)
     frames = {key: group for key, group in groups.items() if not _words(key) & kinds}
-    if not frames and len(groups) == 1:  # only masks or depth: the user asks for them
+    if not frames and len(groups) == 1:  # only masks or depth: these are the requested pictures
         frames = groups
     if len(frames) != 1:
         shown = ", ".join(f"{len(group)} files such as {printable(group[0].name)}" for group in groups.values())
@@ -109,7 +109,7 @@ def _series(files: list[Path], name: str, path: Path) -> Source:
 
 
 def _refuse_grid(files: list[Path], name: str) -> None:
-    """UserError where two numbers in the names count independently: views and frames, not one video."""
+    """Raise UserError if the names have two independent numbers: views and frames, not one video."""
     numbers = [re.findall(r"\d+", file.stem) for file in files]
     width = min(map(len, numbers))
     varying = [k for k in range(width) if len({row[k] for row in numbers}) > 1]
@@ -135,5 +135,5 @@ def _glob_of(files: list[Path]) -> str:
 
 
 def _natural_order(path: Path) -> list[tuple[int, str]]:
-    """frame_2 before frame_10."""
+    """Return a sort key with frame_2 before frame_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -16,15 +16,15 @@ from fourdiffusion.files import write_atomic
 
 
 def write_image(path: Path | str, image: Tensor) -> None:
-    """Write [3 or 4, H, W] in [0, 1] as a PNG; the file appears whole or not at all."""
+    """Write [3 or 4, H, W] in [0, 1] as a PNG, atomically."""
     picture = Image.fromarray(_to_uint8(image[None])[0])
     write_atomic(Path(path), lambda partial: picture.save(partial, format="PNG"))
 
 
 def write_video(path: Path | str, frames: Tensor, fps: float = 8.0, min_side: int = 256) -> None:
-    """Write [T, 3, H, W] in [0, 1] as H.264 that every player opens; the file appears whole or not at all.
+    """Write [T, 3, H, W] in [0, 1] as H.264 for any player, atomically.
 
-    Frames under ``min_side`` pixels are enlarged by a whole factor without smoothing, so that they can be watched.
+    Frames under ``min_side`` pixels are enlarged by an integer factor without smoothing.
     """
     pixels = _to_uint8(_enlarge(frames, min_side))
     # yuv420p stores color for 2 x 2 pixels: odd sizes repeat their last row or column.
@@ -33,7 +33,7 @@ def write_video(path: Path | str, frames: Tensor, fps: float = 8.0, min_side: in
 
 
 def _encode(path: Path, pixels: np.ndarray, fps: float) -> None:
-    """uint8 [T, H, W, 3] of even sizes -> mp4."""
+    """Encode uint8 [T, H, W, 3] of even sizes as mp4."""
     with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as container:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": "16"})
         stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"
@@ -51,7 +51,7 @@ def contact_sheet(
 ) -> Tensor:
     """Lay a grid of pictures out on white: [rows, columns, 3, H, W] -> [3, H', W'].
 
-    Cells under ``min_side`` pixels are enlarged by a whole factor. Row labels stand at the left, column labels above.
+    Cells under ``min_side`` pixels are enlarged by an integer factor. Row labels are at the left, column labels above.
     """
     rows, columns = images.shape[:2]
     for name, labels, count in (("row", row_labels, rows), ("column", column_labels, columns)):
@@ -75,7 +75,7 @@ def contact_sheet(
 
 
 def write_views(folder: Path, input_video: Tensor, views: Tensor, azimuths_deg: list[float], fps: float = 8.0) -> None:
-    """Write generated views as one mp4 each, and a contact sheet of frames (columns) by the input and the views (rows).
+    """Write each view as an mp4, and a contact sheet with frames as columns and the input and the views as rows.
 
     input_video is [F, 3, H, W], views [V, F, 3, H, W], both RGB in [0, 1].
     """
@@ -86,7 +86,7 @@ def write_views(folder: Path, input_video: Tensor, views: Tensor, azimuths_deg: 
 
 
 def _enlarge(images: Tensor, min_side: int) -> Tensor:
-    """[N, C, H, W] with every pixel repeated so often that the shorter side reaches ``min_side``."""
+    """Repeat the pixels of [N, C, H, W] by an integer factor until the shorter side reaches ``min_side``."""
     if images.ndim != 4:
         raise ValueError(f"pictures must be [N, C, H, W], got {list(images.shape)}")
     factor = max(1, -(-min_side // min(images.shape[-2:])))
@@ -94,6 +94,6 @@ def _enlarge(images: Tensor, min_side: int) -> Tensor:
 
 
 def _to_uint8(images: Tensor) -> np.ndarray:
-    """[N, C, H, W] in [0, 1] -> uint8 [N, H, W, C]."""
+    """Convert [N, C, H, W] in [0, 1] to uint8 [N, H, W, C]."""
     scaled = images.detach().float().clamp(0, 1) * 255
     return scaled.round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()

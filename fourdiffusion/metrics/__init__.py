@@ -1,1 +1,1 @@
-"""Measures of pictures and clips: tensors in [0, 1] in, tensors or floats out. The data range is always 1."""
+"""Metrics of pictures and clips: inputs are tensors in [0, 1], outputs tensors or floats. The data range is 1."""

@@ -8,13 +8,13 @@ from torch.nn.functional import grid_sample
 from fourdiffusion.metrics.image import check_pair
 
 LUMA = (0.299, 0.587, 0.114)
-AGREEMENT = 0.1  # mean absolute difference of colors up to which a carried pixel is the same one
+AGREEMENT = 0.1  # largest mean absolute color difference of a pixel and its warped position
 
 
 def estimate_flow(video: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the motion of each frame's pixels to the next frame, and which of them the next frame still shows.
+    """Return the motion of each frame's pixels to the next frame, and which of them are visible there.
 
-    A pixel is still shown where the flow back from its target returns within half a pixel, or a tenth of the motion
+    A pixel is visible if the backward flow at its target returns to it within half a pixel, or a tenth of the motion
     (after Sundaram et al. 2010).
 
     Args:
@@ -42,10 +42,10 @@ def estimate_flow(video: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def visible_along(video: Tensor, flow: Tensor) -> Tensor:
-    """Return where a known flow meets the same color in the true next frame, bool [F - 1, H, W].
+    """Return which pixels have the same color at their known flow's target in the next frame, bool [F - 1, H, W].
 
-    What is covered in the next frame, or leaves it, has motion vectors too. ``video`` [F, 3, H, W], ``flow`` as in
-    ``estimate_flow``.
+    Pixels that are occluded in the next frame, or leave it, have motion vectors too. ``video`` [F, 3, H, W], ``flow``
+    as in ``estimate_flow``.
     """
     height, width = video.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -56,7 +56,7 @@ def visible_along(video: Tensor, flow: Tensor) -> Tensor:
 
 
 def carry(images: Tensor, flow: Tensor) -> Tensor:
-    """Sample images [N, C, H, W] bilinearly where the flow [N, 2, H, W] leads each pixel."""
+    """Sample images [N, C, H, W] bilinearly at the targets of the flow [N, 2, H, W]."""
     height, width = images.shape[-2:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     places = [(x + flow[:, 0] + 0.5) / width * 2 - 1, (y + flow[:, 1] + 0.5) / height * 2 - 1]

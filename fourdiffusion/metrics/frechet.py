@@ -1,11 +1,11 @@
-"""Frechet video distance in three formulas that must not be mixed. Each has its own name.
+"""Frechet video distance in three formulas that are not comparable. Each has its own name.
 
 * ``set``: the Frechet distance of two Gaussians fitted to the features of two SETS of clips (Unterthiner et al. 2018).
-* ``consistent4d``: what that benchmark's script computes for ONE predicted and ONE true clip. Its ``np.cov`` of a
+* ``consistent4d``: the formula of that benchmark's script for ONE predicted and ONE true clip. Its ``np.cov`` of a
   (1, 400) array gave, before numpy 2.2, the variance over the 400 logits; the Frechet distance becomes
   |a - b|^2 + (std(a) - std(b))^2 with the sample standard deviation (divided by 399). From numpy 2.2 on that script
   returns NaN; the closed form here does not depend on numpy's version.
-* ``mean_only``: |mean(a) - mean(b)|^2, what V2M4's script computes for a single clip.
+* ``mean_only``: |mean(a) - mean(b)|^2, the formula of V2M4's script for a single clip.
 
 Letters: N clips, D features of a clip.
 """
@@ -20,8 +20,8 @@ def set_distance(prediction: Tensor, truth: Tensor) -> float:
     """Return the Frechet distance of two sets of features [N, D] and [M, D]; N and M at least 2.
 
     |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)). With C_a = A'A and C_b = B'B, A and B the centered features over
-    the roots of N - 1 and M - 1, the trace of the root is the sum of the singular values of AB': no root of a matrix,
-    and exact where N is below D and the covariances are singular. There the value depends on N: compare equal N only.
+    the roots of N - 1 and M - 1, the trace of the root is the sum of the singular values of AB': no matrix square
+    root, and exact for N below D, where the covariances are singular and the value depends on N: compare equal N only.
     """
     a, b = _features(prediction), _features(truth)
     if min(len(a), len(b)) < 2:

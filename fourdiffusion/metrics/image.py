@@ -1,7 +1,7 @@
-"""Full-reference measures of single pictures that need no weights.
+"""Full-reference metrics of single pictures without weights.
 
-Every function takes prediction and truth [..., C, H, W], float in [0, 1], and returns one value a picture [...].
-The range is part of the contract: values outside [0, 1] (0..255 above all) are refused, not rescaled.
+Every function takes prediction and truth [..., C, H, W], float in [0, 1], and returns one value per picture [...].
+Values outside [0, 1] (such as 0..255) are an error and are not rescaled.
 """
 
 import math
@@ -14,7 +14,7 @@ PSNR_LIMIT_DB = 100.0
 
 
 def check_pair(prediction: Tensor, truth: Tensor) -> None:
-    """ValueError unless both are [..., C, H, W] of one shape with values in [0, 1]."""
+    """Raise ValueError unless both are [..., C, H, W] of one shape with values in [0, 1]."""
     if prediction.shape != truth.shape or prediction.ndim < 3:
         raise ValueError(
             f"prediction {list(prediction.shape)} and truth {list(truth.shape)} must have one shape [..., C, H, W]"
@@ -22,13 +22,13 @@ def check_pair(prediction: Tensor, truth: Tensor) -> None:
     for name, images in (("prediction", prediction), ("truth", truth)):
         low, high = float(images.detach().min()), float(images.detach().max())
         if not (low >= -1e-4 and high <= 1 + 1e-4):
-            raise ValueError(f"{name} lies in [{low:.4g}, {high:.4g}]: pictures must be finite and in [0, 1]")
+            raise ValueError(f"{name} is in [{low:.4g}, {high:.4g}]: pictures must be finite and in [0, 1]")
 
 
 def psnr(prediction: Tensor, truth: Tensor, data_range: Tensor | float = 1.0) -> Tensor:
     """Return the peak signal-to-noise ratio in dB, 10 log10(range^2 / mean squared error); equal pictures give 100.
 
-    ``data_range``: 1, the length of [0, 1], unless a protocol takes another one, [...]. [..., C, H, W] -> [...]
+    ``data_range``: 1, the length of [0, 1], or that of a protocol, [...]. [..., C, H, W] -> [...]
     """
     check_pair(prediction, truth)
     error = (prediction - truth).double().square().flatten(-3).mean(-1)
@@ -39,7 +39,7 @@ def psnr(prediction: Tensor, truth: Tensor, data_range: Tensor | float = 1.0) ->
 def extent(images: Tensor) -> Tensor:
     """Return the maximum minus the minimum of each picture, [..., C, H, W] -> [...].
 
-    torchmetrics takes it for the data range where none is given; it differs from picture to picture.
+    torchmetrics uses it as the data range if none is given; it differs from picture to picture.
     """
     flat = images.flatten(-3)
     return flat.amax(-1) - flat.amin(-1)
@@ -48,7 +48,7 @@ def extent(images: Tensor) -> Tensor:
 def ssim(
     prediction: Tensor, truth: Tensor, window: int = 11, sigma: float = 1.5, data_range: Tensor | float = 1.0
 ) -> Tensor:
-    """Structural similarity (Wang et al. 2004), mean over channels and over windows that lie wholly inside.
+    """Return the structural similarity (Wang et al. 2004), mean over channels and over windows inside the picture.
 
     Gaussian window, K1 = 0.01, K2 = 0.03, population covariance; ``data_range`` as in ``psnr``.
     [..., C, H, W] -> [...], at most 1.
@@ -89,7 +89,7 @@ def _similarity(x: Tensor, y: Tensor, extent: Tensor, taps: list[float]) -> Tens
 
 
 def gmsd(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Gradient magnitude similarity deviation (Xue et al. 2014) of RGB pictures, 0 for equal ones, lower is better.
+    """Return the gradient magnitude similarity deviation (Xue et al. 2014) of RGB pictures, 0 if equal.
 
     Luma, 2 x 2 mean pooling, Prewitt gradients m; similarity (2 m1 m2 + c) / (m1^2 + m2^2 + c) per pixel with the
     authors' c = 170 / 255^2; the result is its standard deviation over the picture. [..., 3, H, W] -> [...]

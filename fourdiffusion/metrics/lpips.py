@@ -1,7 +1,7 @@
-"""LPIPS (Zhang et al. 2018, version 0.1) on VGG-16, AlexNet or SqueezeNet 1.1, from weights on this disk.
+"""LPIPS (Zhang et al. 2018, version 0.1) on VGG-16, AlexNet or SqueezeNet 1.1, from local weights.
 
-No package ships them whole: torchvision downloads the trunks, the package lpips 0.1.4 holds the linear heads. Both are
-read as files, neither is imported.
+No package has all weights: torchvision downloads the trunks, the package lpips 0.1.4 has the linear heads. Both are
+read as files without importing the packages.
 """
 
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ HEADS_REMEDY = "pip install --no-deps lpips==0.1.4"
 
 @dataclass(frozen=True)
 class Trunk:
-    """One network below LPIPS: where its files come from and which of torchvision's ``features`` are compared."""
+    """A feature network of LPIPS: its files and the compared layers of torchvision's ``features``."""
 
     files: tuple[str, ...]  # names of the trunk, keys with or without the prefix "features."
-    taps: tuple[int, ...]  # numbers of the layers whose outputs are compared
+    taps: tuple[int, ...]  # indices of the layers whose outputs are compared
     widths: tuple[int, ...]  # channels of those outputs
     model: str  # torchvision's name of the network
-    min_side: int  # the smallest picture that reaches the last tap
+    min_side: int  # side of the smallest valid picture
 
 
 TRUNKS = {
@@ -55,7 +55,7 @@ HEADS = "vgg.pth"  # as the package lpips names them
 
 
 class Fire(nn.Module):
-    """SqueezeNet's block: a 1 x 1 squeeze, then a 1 x 1 and a 3 x 3 expansion side by side."""
+    """SqueezeNet's block: a 1 x 1 squeeze, then parallel 1 x 1 and 3 x 3 expansions."""
 
     def __init__(self, before: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ def _features(net: str) -> nn.Sequential:
 
 
 class Lpips(nn.Module):
-    """Distance of two pictures in a network's features, 0 for equal ones.
+    """LPIPS distance of two pictures, 0 for equal ones.
 
-    Gradients flow to the pictures, not to the weights.
+    Differentiable in the pictures, not in the weights.
 
     Args:
         net: "vgg", "alex" or "squeeze".
-        variant: how features are brought to unit length. "lpips": x / (|x| + 1e-10), the package lpips 0.1.4;
+        variant: normalization of the features. "lpips": x / (|x| + 1e-10), the package lpips 0.1.4;
             "torchmetrics": x / sqrt(|x|^2 + 1e-8), torchmetrics.
         spatial: enlarge every layer's map to the picture's size before averaging (``spatial=True`` of lpips);
             otherwise each layer's map is averaged at its own size.
@@ -115,7 +115,7 @@ class Lpips(nn.Module):
         self.requires_grad_(False)
 
     def forward(self, prediction: Tensor, truth: Tensor) -> Tensor:
-        """[..., 3, H, W] in [0, 1] -> [...]; ValueError where pictures are too small for the network."""
+        """[..., 3, H, W] in [0, 1] -> [...]; ValueError if pictures are too small for the network."""
         check_pair(prediction, truth)
         smallest = TRUNKS[self.net].min_side
         if prediction.shape[-3] != 3 or min(prediction.shape[-2:]) < smallest:
@@ -132,7 +132,7 @@ class Lpips(nn.Module):
         return total.view(prediction.shape[:-3])
 
     def _taps(self, images: Tensor) -> list[Tensor]:
-        """Return what each tap sees, of unit length at every pixel."""
+        """Return the features of each tap, normalized at every pixel."""
         x = (images.flatten(0, -4) if images.ndim > 3 else images[None]).float()
         mean, std = (x.new_tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         x, taps = (x - mean) / std, []
@@ -149,16 +149,16 @@ class Lpips(nn.Module):
 
 
 def load_lpips(folder: str | None, net: str = "vgg") -> Lpips | None:
-    """Return LPIPS from the files of ``lpips_files``; None where there are none.
+    """Return LPIPS from the files of ``lpips_files``; None if there are none.
 
-    UserError where a folder that was named lacks one, or a file holds other weights.
+    UserError if a given folder lacks one, or a file has other weights.
     """
     files = lpips_files(folder, net)
     return None if files is None else read_lpips(files, net)
 
 
 def find_lpips(net: str, folders: list[str]) -> tuple[Path, Path] | Missing:
-    """Return trunk and heads of LPIPS on ``net``, or what is missing and the line that gets it.
+    """Return trunk and heads of LPIPS on ``net``, or what is missing and the command that gets it.
 
     Args:
         net: "vgg", "alex" or "squeeze".
@@ -176,7 +176,7 @@ def find_lpips(net: str, folders: list[str]) -> tuple[Path, Path] | Missing:
 
 
 def read_lpips(files: tuple[Path, Path], net: str = "vgg", variant: str = "lpips", spatial: bool = False) -> Lpips:
-    """Return LPIPS from a trunk's and a heads' file. UserError where a file holds other weights."""
+    """Return LPIPS from a trunk's and a heads' file. UserError for other weights."""
     measure = Lpips(net, variant, spatial)
     wanted = {key.removeprefix("features.") for key in measure.state_dict() if key.startswith("features.")}
     trunk = {key.removeprefix("features."): value for key, value in read_foreign(files[0]).items()}
@@ -193,14 +193,14 @@ def read_lpips(files: tuple[Path, Path], net: str = "vgg", variant: str = "lpips
 
 
 def lpips_files(folder: str | None, net: str = "vgg") -> tuple[Path, Path] | None:
-    """Return where trunk and heads lie.
+    """Return the paths of trunk and heads.
 
     Args:
-        folder: with both; None looks where torch keeps torchvision's downloads, and into an installed package lpips.
+        folder: with both; None: torchvision's download cache and an installed package lpips.
         net: "vgg", "alex" or "squeeze".
 
     Returns:
-        None where folder is None and one of the two is not there. UserError where a named folder lacks one.
+        None if folder is None and one of the two is missing. UserError if a given folder lacks one.
     """
     if folder is None:
         found = find_lpips(net, [])

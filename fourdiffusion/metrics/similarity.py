@@ -1,10 +1,9 @@
-"""Cosine similarity of pictures in the features of an image encoder (CLIP, DINO, ...) that lies on this disk.
+"""Cosine similarity of pictures in the features of a local image encoder (CLIP, DINO, ...).
 
-The number depends on the encoder more than on the method measured: the encoder's name belongs into the metric's name.
+The value depends more on the encoder than on the evaluated method: the metric's name must include the encoder's.
 Letters: N pictures, F frames, D features.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +11,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, normalize
 
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.metrics.image import check_pair
 from fourdiffusion.metrics.weights import Missing
 
 
 class ImageEncoder:
-    """An encoder of transformers with its own preprocessing.
+    """A transformers image encoder with its own preprocessing.
 
     Args:
-        folder: a local folder as transformers writes it (config.json, weights, preprocessor_config.json).
-        name: what the metric is called after, for example "openai/clip-vit-base-patch32".
+        folder: a local transformers folder (config.json, weights, preprocessor_config.json).
+        name: for the metric's name, for example "openai/clip-vit-base-patch32".
         device: where the encoder runs.
     """
 
@@ -30,7 +30,7 @@ class ImageEncoder:
         from transformers import AutoModel
 
         try:
-            settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+            settings = read_json(folder / "preprocessor_config.json", "give the folder of an image encoder")
             size = settings.get("crop_size") or settings["size"]
             if isinstance(size, dict):
                 size = size.get("height") or size["shortest_edge"]
@@ -39,14 +39,14 @@ class ImageEncoder:
             self.model: Any = AutoModel.from_pretrained(folder, local_files_only=True).eval().to(device)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise UserError(f"{folder} is no image encoder that transformers can load ({reason})") from error
+            raise UserError(f"{folder} is not an image encoder that transformers can load ({reason})") from error
         self.name, self.device, self.folder = name, device, folder
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Return unit features [N, D] of pictures [N, 3, H, W] in [0, 1].
 
-        The shorter side is brought to the encoder's size with an antialiased bicubic filter, the middle is cropped.
+        The shorter side is resized to the encoder's size (antialiased bicubic), then the center is cropped.
         """
         check_pair(images, images)
         if images.ndim != 4 or images.shape[1] != 3:
@@ -67,11 +67,11 @@ class ImageEncoder:
 
     @torch.no_grad()
     def text(self, caption: str) -> Tensor:
-        """Return the unit features [D] of a text, cut to the encoder's longest; UserError where it reads no text."""
+        """Return the unit features [D] of a text, truncated if too long; UserError without a text encoder."""
         from transformers import AutoTokenizer
 
         if not hasattr(self.model, "get_text_features"):
-            raise UserError(f"{self.name} reads no text: give a CLIP model, protocol.clip_encoder=...")
+            raise UserError(f"{self.name} has no text encoder: give a CLIP model, protocol.clip_encoder=...")
         try:
             tokenizer: Any = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -86,12 +86,12 @@ class ImageEncoder:
 
 
 def find_encoder(name: str, folders: list[str]) -> Path | Missing:
-    """Return the folder of an encoder, or what is missing and the line that gets it.
+    """Return the folder of an encoder, or what is missing and the command that gets it.
 
     Args:
-        name: a local folder, or a hub id, looked for as FOLDER/<id>, FOLDER/<last part of the id> and in the cache of
+        name: a local folder, or a hub id, searched as FOLDER/<id>, FOLDER/<last part of the id> and in the cache of
             huggingface_hub.
-        folders: folders a user named.
+        folders: the user's folders.
     """
     last = name.rsplit("/", 1)[-1]
     for place in [Path(name).expanduser(), *(Path(folder) / inner for folder in folders for inner in (name, last))]:

@@ -1,4 +1,4 @@
-"""How sure a mean over objects is, and whether one method beats another on the same objects."""
+"""Confidence intervals of means over objects, and paired comparison of methods on the same objects."""
 
 import math
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ import numpy as np
 def bootstrap_interval(
     values: Sequence[float], level: float = 0.95, num_resamples: int = 2000, seed: int = 0
 ) -> tuple[float, float] | None:
-    """Return an interval for the mean of independent values, one an object; None for fewer than 2.
+    """Return a confidence interval for the mean of independent values, one per object; None for fewer than 2.
 
-    Studentized bootstrap (Efron and Tibshirani 1993, section 12.5): objects are drawn with replacement, each draw's
-    mean is measured in its own standard errors. Unlike the percentile interval it is not too short for few objects.
+    Studentized bootstrap (Efron and Tibshirani 1993, section 12.5): objects are drawn with replacement, and each draw's
+    mean is divided by its own standard error. Unlike the percentile interval it is not too short for few objects.
     """
     array = _finite(values)
     if len(array) < 2:
@@ -24,7 +24,7 @@ def bootstrap_interval(
     generator = np.random.default_rng(seed)
     drawn = array[generator.integers(0, len(array), (num_resamples, len(array)))]
     errors = drawn.std(axis=1, ddof=1) / math.sqrt(len(array))
-    kept = errors > 0  # a draw of one object only has no spread
+    kept = errors > 0  # a draw of a single object has zero variance
     t = (drawn.mean(axis=1)[kept] - mean) / errors[kept]
     low, high = np.quantile(t, [(1 + level) / 2, (1 - level) / 2])
     return float(mean - low * error), float(mean - high * error)
@@ -32,7 +32,7 @@ def bootstrap_interval(
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Mean of a - b over objects, its standard error (NaN for one object), and how many objects."""
+    """Mean of a - b over objects, its standard error (NaN for one object), and the number of objects."""
 
     mean: float
     standard_error: float
@@ -40,7 +40,7 @@ class PairedDifference:
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float]) -> PairedDifference:
-    """Return how two methods differ on the same objects; ``a`` and ``b`` hold one value an object, in one order."""
+    """Return the difference of two methods on the same objects; ``a`` and ``b``: one value per object, same order."""
     if len(a) != len(b):
         raise ValueError(f"{len(a)} values against {len(b)}: a paired difference needs the same objects")
     difference = _finite(a) - _finite(b)

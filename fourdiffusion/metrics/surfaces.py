@@ -1,4 +1,4 @@
-"""Distances of moving surfaces that are sampled as points, and the alignments that benchmarks take before them.
+"""Distances of moving surfaces sampled as points, and the alignments of benchmarks.
 
 Letters: T frames, P points of the prediction, Q of the truth.
 """
@@ -18,7 +18,7 @@ COARSE_POINTS, COARSE_STEPS, FINE_STEPS = 500, 12, 40  # of the closest-point it
 
 @dataclass(frozen=True)
 class Alignment:
-    """x -> x @ linear + shift, for rows x [..., 3]."""
+    """Affine map x -> x @ linear + shift, for rows x [..., 3]."""
 
     linear: np.ndarray  # [3, 3]
     shift: np.ndarray  # [3]
@@ -53,7 +53,7 @@ def f_score(prediction: np.ndarray, truth: np.ndarray, threshold: float) -> floa
 
 
 def motion_distance(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """Return the chamfer distance of trajectories: points are matched in frame 0 and followed; [T, P, 3], [T, Q, 3].
+    """Return the chamfer distance of trajectories: points are matched in frame 0 and tracked; [T, P, 3], [T, Q, 3].
 
     The sum of both directions' means over points and frames (actionbench/chamfer.py:75-89 @cbb4d00). Row p of
     every frame must be one point of the surface.
@@ -84,7 +84,7 @@ def _check(prediction: np.ndarray, truth: np.ndarray) -> None:
 
 
 def align(prediction: np.ndarray, truth: np.ndarray, kind: str) -> Alignment:
-    """Return what carries the prediction [P, 3] onto the truth [Q, 3].
+    """Return the alignment of the prediction [P, 3] to the truth [Q, 3].
 
     Args:
         kind: "none"; "similarity": rotation, shift and ONE scale, closest points in both directions from 24 starts;
@@ -101,7 +101,7 @@ def align(prediction: np.ndarray, truth: np.ndarray, kind: str) -> Alignment:
 
 
 def rotations() -> np.ndarray:
-    """Return the 24 rotations that carry the axes onto axes, [24, 3, 3]."""
+    """Return the 24 rotations that map axes to axes, [24, 3, 3]."""
     found = []
     for order in ((0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1), (2, 1, 0), (1, 0, 2)):
         for signs in np.ndindex(2, 2, 2):
@@ -113,7 +113,7 @@ def rotations() -> np.ndarray:
 
 
 def _similarity(prediction: np.ndarray, truth: np.ndarray) -> Alignment:
-    """Closest-point iterations, a coarse run from each of 24 rotations, then a fine one from the best."""
+    """Run closest-point iterations: a coarse run from each of 24 rotations, then a fine one from the best."""
     generator = np.random.default_rng(0)
     few = [points[generator.permutation(len(points))[:COARSE_POINTS]] for points in (prediction, truth)]
     centers = prediction.mean(0), truth.mean(0)
@@ -137,7 +137,7 @@ def _iterate(prediction: np.ndarray, truth: np.ndarray, start: Alignment, steps:
         moved = current(prediction)
         distances, ahead = tree.query(moved)
         behind_distances, behind = KDTree(moved).query(truth)
-        # each direction counts alike, whatever the numbers of points
+        # both directions have equal weight, whatever the numbers of points
         weights = np.concatenate([np.full(len(moved), 1 / len(moved)), np.full(len(truth), 1 / len(truth))])
         source = np.concatenate([prediction, prediction[behind]])
         target = np.concatenate([truth[ahead], truth])
@@ -150,7 +150,7 @@ def _iterate(prediction: np.ndarray, truth: np.ndarray, start: Alignment, steps:
 
 
 def _umeyama(source: np.ndarray, target: np.ndarray, weights: np.ndarray) -> Alignment:
-    """Return the similarity that carries source onto target [N, 3] with the least squares (Umeyama 1991)."""
+    """Return the least-squares similarity transform from source to target [N, 3] (Umeyama 1991)."""
     weights = weights[:, None] / weights.sum()
     a, b = (weights * source).sum(0), (weights * target).sum(0)
     x, y = source - a, target - b
@@ -167,10 +167,10 @@ def _squared(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _axis_scales(prediction: np.ndarray, truth: np.ndarray, steps: int = 200, rate: float = 0.01) -> Alignment:
-    """Return what ActionBench's script finds (actionbench/icp.py:47-113 @cbb4d00).
+    """Return the alignment of ActionBench's script (actionbench/icp.py:47-113 @cbb4d00).
 
-    Adam on shift, rotation (6 numbers) and a scale an axis, on the squared chamfer distance, from 24 starts side by
-    side. As there, the best step keeps its own rotation with the shift and scales AFTER that step's update.
+    Adam on shift, rotation (6 numbers) and one scale per axis, on the squared chamfer distance, from 24 parallel
+    starts. As there, the best step keeps its own rotation with the shift and scales AFTER that step's update.
     """
     points, goal = (torch.from_numpy(np.asarray(values, np.float32)) for values in (prediction, truth))
     starts = _actionbench_rotations()
@@ -195,7 +195,7 @@ def _axis_scales(prediction: np.ndarray, truth: np.ndarray, steps: int = 200, ra
 
 
 def _squared_chamfer(points: Tensor, goal: Tensor, tree: KDTree) -> Tensor:
-    """Mean squared distances to the nearest points, both directions added; the gradient leaves the choice alone."""
+    """Return the mean squared distances to the nearest points, sum of both directions; the matches get no gradient."""
     ahead = torch.from_numpy(tree.query(points.detach().numpy())[1])
     behind = torch.from_numpy(KDTree(points.detach().numpy()).query(goal.numpy())[1])
     return (points - goal[ahead]).square().sum(-1).mean() + (points[behind] - goal).square().sum(-1).mean()
@@ -227,7 +227,7 @@ def _actionbench_rotations() -> Tensor:
 
 
 def sample_surface(vertices: np.ndarray, faces: np.ndarray, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return faces' numbers [count] and barycentric weights [count, 3] of points spread evenly over a mesh's area."""
+    """Return face indices [count] and barycentric weights [count, 3] of points sampled uniformly on a mesh's area."""
     if not len(faces) or not np.isfinite(vertices).all():
         raise ValueError(f"a mesh of {len(vertices)} vertices and {len(faces)} faces has no finite surface")
     corners = vertices[faces]
@@ -241,6 +241,6 @@ def sample_surface(vertices: np.ndarray, faces: np.ndarray, count: int, seed: in
 
 
 def points_on(vertices: np.ndarray, faces: np.ndarray, sample: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-    """Return the points [N, 3] of a sample on a mesh of the same faces."""
+    """Return the points [N, 3] of a sample on a mesh with the same faces."""
     chosen, weights = sample
     return (vertices[faces[chosen]] * weights[..., None]).sum(1)

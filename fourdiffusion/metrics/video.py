@@ -1,4 +1,4 @@
-"""Measures of whole clips, and the summary that every result table of the project is made from."""
+"""Metrics of whole clips, and the summary for all result tables of the project."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,9 +11,9 @@ from fourdiffusion.metrics.image import check_pair, gmsd, psnr, ssim
 
 
 def temporal_error(prediction: Tensor, truth: Tensor) -> Tensor:
-    """Mean absolute error of frame-to-frame differences: flicker and missing motion both raise it.
+    """Return the mean absolute error of frame-to-frame differences: flicker and missing motion both raise it.
 
-    [..., F, C, H, W] -> [...], F at least 2. A still prediction scores the truth's own mean change.
+    [..., F, C, H, W] -> [...], F at least 2. The score of a still prediction is the truth's own mean change.
     """
     check_pair(prediction, truth)
     if prediction.ndim < 4 or prediction.shape[-4] < 2:
@@ -25,12 +25,12 @@ def temporal_error(prediction: Tensor, truth: Tensor) -> Tensor:
 def warped_temporal_error(prediction: Tensor, flow: Tensor, visible: Tensor) -> Tensor:
     """Return the mean absolute change of a video along the true motion: flicker raises it, correct motion does not.
 
-    Frame i + 1 is sampled bilinearly where the flow carries each pixel of frame i, and compared with frame i.
+    Frame i + 1 is sampled bilinearly at the flow's target of each pixel of frame i, and compared with frame i.
 
     Args:
         prediction: [F, C, H, W] in [0, 1], F at least 2.
         flow: [F - 1, 2, H, W], from frame i to frame i + 1 in pixels, x to the right, then y down.
-        visible: [F - 1, H, W], bool: the pixel of frame i is seen in frame i + 1 too.
+        visible: [F - 1, H, W], bool: the pixel of frame i is also visible in frame i + 1.
 
     Returns:
         A number; NaN where no pixel is visible.
@@ -50,7 +50,7 @@ def warped_temporal_error(prediction: Tensor, flow: Tensor, visible: Tensor) -> 
 
 
 def copied_input(video: Tensor, num_views: int) -> Tensor:
-    """The baseline that knows no third dimension: the input frame shown at every view. [F, ...] -> [V, F, ...]"""
+    """Return the copied-input baseline: the input frame at every view. [F, ...] -> [V, F, ...]"""
     return video[None].expand(num_views, *video.shape)
 
 
@@ -62,11 +62,11 @@ def evaluate_views(
 
     Args:
         prediction, truth: [V, F, 3, H, W] float in [0, 1], composited on the same background.
-        lpips: what ``metrics.lpips.load_lpips`` found; None leaves that measure out.
+        lpips: the result of ``metrics.lpips.load_lpips``; None omits that metric.
 
     Returns:
-        "mean": {metric: float}; "per_view": {metric: [V]}; "per_frame": {metric: V lists of F}. Means are of the
-        pictures' values (PSNR is averaged in dB). "temporal_error" belongs to a view, not to a frame, and needs F >= 2.
+        "mean": {metric: float}; "per_view": {metric: [V]}; "per_frame": {metric: V lists of F}. Means are over
+        the pictures' values (PSNR is averaged in dB). "temporal_error" is per view, not per frame, and needs F >= 2.
     """
     if prediction.ndim != 5:
         raise ValueError(f"evaluate_views needs [V, F, 3, H, W], got {list(prediction.shape)}")
@@ -84,10 +84,10 @@ def evaluate_views(
 
 
 def group_means(result: dict[str, Any], roles: list[str]) -> dict[str, dict[str, float]]:
-    """Means of an ``evaluate_views`` result over the views of each role: {role: {metric: float}}.
+    """Return means of an ``evaluate_views`` result over the views of each role: {role: {metric: float}}.
 
     Args:
-        roles: one name a view, for example "input", "generated" and "novel".
+        roles: one name per view, for example "input", "generated" and "novel".
     """
     means: dict[str, dict[str, float]] = {role: {} for role in dict.fromkeys(roles)}
     for name, values in result["per_view"].items():

@@ -1,6 +1,6 @@
-"""Find the weights of metric networks on disk, and name the exact file that was used.
+"""Find the weights of metric networks on disk, and report the exact file.
 
-Nothing is downloaded here: a metric without weights is reported as missing, with the line that gets them.
+Nothing is downloaded: a metric without weights is reported as missing, with the command that gets them.
 """
 
 import hashlib
@@ -13,24 +13,24 @@ import torch
 
 @dataclass(frozen=True)
 class Missing:
-    """Why a metric could not be computed, and what to do about it."""
+    """The reason why a metric could not be computed, and the remedy."""
 
     metric: str
     reason: str
     remedy: str
 
     def line(self) -> str:
-        """Return the one line that reports show."""
+        """Return the line for reports."""
         return f"{self.metric}: missing ({self.reason}): {self.remedy}"
 
 
 def find_file(names: tuple[str, ...], folders: list[str], caches: list[Path]) -> Path | None:
-    """Return the first file of these names in the named folders, then in the libraries' caches; None without one.
+    """Return the first file of these names in the given folders, then in the libraries' caches; None if not found.
 
     Args:
         names: accepted file names, the preferred first.
-        folders: folders a user named; their subfolders lpips, i3d and weights/v0.1 are searched too.
-        caches: where libraries keep their own copies.
+        folders: the user's folders; their subfolders lpips, i3d and weights/v0.1 are searched, too.
+        caches: folders of the libraries' own copies.
     """
     places = [Path(folder).expanduser() for folder in folders]
     places = [place / inner for place in places for inner in (".", "lpips", "i3d", "weights/v0.1")] + caches
@@ -42,12 +42,12 @@ def find_file(names: tuple[str, ...], folders: list[str], caches: list[Path]) ->
 
 
 def torch_hub_cache() -> Path:
-    """Return the folder in which torchvision keeps what it downloads."""
+    """Return the folder of torchvision's downloads."""
     return Path(torch.hub.get_dir(), "checkpoints")
 
 
 def package_folder(package: str, inner: str) -> list[Path]:
-    """Return a folder inside an installed package, which is not imported; an empty list where it is not installed."""
+    """Return a folder inside an installed package, without importing it; an empty list if it is not installed."""
     spec = importlib.util.find_spec(package)
     places = list(spec.submodule_search_locations or []) if spec else []
     return [Path(places[0], inner)] if places else []

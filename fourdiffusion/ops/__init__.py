@@ -1,1 +1,1 @@
-"""The hot operations: one signature each, a torch twin and faster implementations that give the same numbers."""
+"""Performance-critical ops: one signature each, with a torch backend and faster backends of equal results."""

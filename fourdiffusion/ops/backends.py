@@ -1,4 +1,4 @@
-"""Which implementation of a hot operation runs: the choice, and the lines that install the optional libraries."""
+"""Choose the backend of an op, and the commands that install the optional libraries."""
 
 import importlib.util
 import logging
@@ -19,21 +19,21 @@ INSTALL = {
 
 @cache
 def installed(library: str) -> bool:
-    """Whether a library is there, without importing it."""
+    """Return whether a library is installed, without importing it."""
     return importlib.util.find_spec(library) is not None
 
 
 def choose(setting: str, name: str, backends: Sequence[str], obstacle: Callable[[str], str | None]) -> str:
-    """The backend called ``name``; for "auto" the first of ``backends`` that can, which the last one always must.
+    """Return the backend ``name``; for "auto" the first applicable one of ``backends``; the last one must always apply.
 
     Args:
-        setting: what the caller calls the name, for the message.
+        setting: the caller's name of the setting, for the message.
         name: one of ``backends``, or "auto".
         backends: fastest first.
-        obstacle: why a backend cannot serve, None where it can.
+        obstacle: returns why a backend does not apply, None if it does.
 
     Raises:
-        ValueError: no such backend, or it cannot serve.
+        ValueError: no such backend, or it does not apply.
     """
     if name == "auto":
         return next(backend for backend in backends if obstacle(backend) is None)
@@ -47,14 +47,14 @@ def choose(setting: str, name: str, backends: Sequence[str], obstacle: Callable[
 def tell_step_down(
     setting: str, name: str, taken: str, native: str | None, obstacle: Callable[[str], str | None]
 ) -> None:
-    """Log one line where "auto" did not take the backend that is made for the device, with the reason."""
+    """Log one line, with the reason, if "auto" did not choose the device's own backend."""
     if name == "auto" and native not in (None, taken):
         reason = obstacle(str(native))
         _log.warning("%s=auto takes %s, which is slower and needs more memory: %s %s", setting, taken, native, reason)
 
 
 def append_flag(variable: str, flag: str) -> None:
-    """Append a flag to an environment variable that holds several, unless it is there."""
+    """Append a flag to an environment variable with several flags, if it is missing."""
     flags = os.environ.get(variable, "").split()
     if flag not in flags:
         os.environ[variable] = " ".join([*flags, flag])

@@ -1,11 +1,11 @@
-"""The inner loops of the fused field on a CPU, compiled by numba: both MLPs and the activations, behind the hash grids.
+"""Numba kernels of the fused field on a CPU: both MLPs and the activations, after the hash grids.
 
-A job is a block of points. It works them off in tiles whose hidden layers stay in the first two caches; the backward
-pass computes the hidden layers again. Within a tile arrays are
-[channels, TILE], so that the compiler's vectors run over points. Sums over points (the MLPs' gradients) are made block
-by block and added up in the blocks' order: no result depends on the number of threads.
+A job is a block of points, processed in tiles whose hidden layers fit the L1 and L2 caches; the backward pass
+recomputes the hidden layers. Within a tile, arrays are [channels, TILE], so that vectorization is over points. Sums
+over points (the MLPs' gradients) are computed per block and added in the order of the blocks: no result depends on the
+number of threads.
 
-Rows of the MLPs, padded with zeros to what the matrix product wants (``pack`` of fused_field):
+Rows of the MLPs, zero-padded for the matrix product (``_pack`` of fused_field):
 
     hidden [H, C16]   the density MLP's rows [0, split), then the color MLP's
     output [4, H]     row 0 reads [0, split), rows 1 to 3 the rest
@@ -21,13 +21,13 @@ from numba.extending import intrinsic
 
 from fourdiffusion.ops.hash_grid.numba_kernels import TILE
 
-BLOCK = 4096  # points a job
+BLOCK = 4096  # points per job
 ROWS, LANES = 4, 16  # of a block of the matrix product: its sums fill half of AVX2's registers
 DOTS, DOT_LANES = 2, 8  # likewise of the product over points
 
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
 _LOG2_E = float32(1.4426950408889634)
-_LN2_HIGH, _LN2_LOW = float32(0.693359375), float32(-2.12194440054690583e-4)  # their sum is ln 2; the first is short
+_LN2_HIGH, _LN2_LOW = float32(0.693359375), float32(-2.12194440054690583e-4)  # sum: ln 2; the first has few bits
 
 
 @intrinsic
@@ -37,8 +37,8 @@ def _multiply_block(
 ) -> Any:  # fmt: skip
     """out[r, j] = add * out[r, j] + sum_k a[r, k] * b[k, j] for r < ROWS, j < LANES, k < depth; then relu, if set.
 
-    The arrays are flat float32; entry [r, k] of a stands at a_first + r * a_row + k * a_column, and likewise of b and
-    out, whose columns are neighbors.
+    The arrays are flat float32; entry [r, k] of a is at a_first + r * a_row + k * a_column, and likewise for b and out,
+    whose columns are contiguous.
     """
     index = types.intp
     flag = types.boolean
@@ -85,7 +85,7 @@ def _multiply_block(
                 builder.store(builder.fadd(product, builder.load(total), flags=("contract",)), total)
         for total, target in zip(sums, targets, strict=True):
             value = builder.load(total)
-            positive = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)  # not a number stays so
+            positive = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)  # keeps NaN
             builder.store(builder.select(relu, positive, value), target).align = 4
         return context.get_dummy_value()
 
@@ -156,14 +156,14 @@ def _dot_block(
 
 @njit(**_OPTIONS)
 def _exp(values: np.ndarray, power: np.ndarray) -> None:
-    """values [TILE] become their exponentials, to 2e-7 of themselves. power is a scratch array of as many int32.
+    """Replace values [TILE] by their exponentials, relative error 2e-7. power is an int32 scratch array [TILE].
 
-    exp(x) = 2^k exp(r) with |r| <= ln(2) / 2, where Taylor's series of degree 7 is exact to 6e-9.
+    exp(x) = 2^k exp(r) with |r| <= ln(2) / 2, where the Taylor series of degree 7 has an error of 6e-9.
     """
     factor = power.view(np.float32)
     for j in range(TILE):
         value = values[j]
-        x = value if value > float32(-87) else float32(-87)  # not a number too: it has no integer part
+        x = value if value > float32(-87) else float32(-87)  # also for NaN, which has no integer part
         x = x if x < float32(88) else float32(88)
         k = np.floor(x * _LOG2_E + float32(0.5))
         r = x - k * _LN2_HIGH - k * _LN2_LOW
@@ -220,7 +220,7 @@ def _hidden_layers(hidden: np.ndarray, width: int, tile: np.ndarray, channels: i
 
 @njit(**_OPTIONS)
 def units(first: int, last: int, x: np.ndarray, t: np.ndarray, radius: float, unit: np.ndarray) -> None:
-    """The grids' coordinates of points [first, last) of x [N, 3] in [-radius, radius] and t [N]: to unit [4, N]."""
+    """Write the grid coordinates of points [first, last) of x [N, 3] in [-radius, radius] and t [N] to unit [4, N]."""
     for j in range(first, last):
         for axis in range(3):
             unit[axis, j] = (x[j, axis] + float32(radius)) / float32(2 * radius)
@@ -232,9 +232,10 @@ def forward(
     first: int, last: int, x: np.ndarray, features: np.ndarray, blob_scale: float, blob_std: float,
     hidden: np.ndarray, output: np.ndarray, split: int, raw: np.ndarray, sigma: np.ndarray, rgb: np.ndarray,
 ) -> None:  # fmt: skip
-    """Density of points [first, last) to sigma [N], and the color to rgb [N, 3] where the MLPs have rows for it.
+    """Write the density of points [first, last) to sigma [N], and the color to rgb [N, 3] if the MLPs have color rows.
 
-    x [N, 3], features [C, N], MLPs as at the head. The density before softplus goes to raw [N] unless its length is 0.
+    x [N, 3], features [C, N], MLPs as in the module docstring. The density before softplus is written to raw [N] unless
+    its length is 0.
     """
     channels, width = features.shape[0], hidden.shape[1]
     weights = hidden.reshape(-1)
@@ -264,7 +265,7 @@ def forward(
 
 @njit(**_OPTIONS)
 def _layer_gradient(slope: np.ndarray, output: np.ndarray, split: int, layers: np.ndarray) -> None:
-    """The hidden layers [H, TILE], flat, become their gradients before relu; slope [4, TILE] is the outputs'."""
+    """Replace the hidden layers [H, TILE], flat, by their gradients before relu; slope [4, TILE]: output gradients."""
     gray, red, green, blue = slope[0], slope[1], slope[2], slope[3]
     for row in range(layers.shape[0] // TILE):
         values = layers[row * TILE : (row + 1) * TILE]
@@ -283,7 +284,7 @@ def _load_slope(
     first: int, size: int, raw: np.ndarray, rgb: np.ndarray, sigma_gradient: np.ndarray, rgb_gradient: np.ndarray,
     slope: np.ndarray, scratch: np.ndarray, power: np.ndarray,
 ) -> None:  # fmt: skip
-    """Gradients of the MLPs' outputs, slope [4, TILE], of ``size`` points; the rest is 0."""
+    """Write gradients of the MLPs' outputs, slope [4, TILE], of ``size`` points; the rest is 0."""
     slope[:] = 0
     slope[0, :size] = raw[first : first + size]
     _sigmoid(slope[0], scratch, power)  # the derivative of softplus
@@ -303,10 +304,9 @@ def backward(
     rgb_gradient: np.ndarray, hidden: np.ndarray, output: np.ndarray, split: int, features_gradient: np.ndarray,
     hidden_gradient: np.ndarray, output_gradient: np.ndarray,
 ) -> None:  # fmt: skip
-    """Gradients of points [first, last): written to features_gradient [C, N], added to the MLPs' of this block.
+    """Write gradients of points [first, last) to features_gradient [C, N]; add those of the MLPs to this block's.
 
-    rgb and rgb_gradient are of length 0 where the MLPs have no rows for the color. The other arguments are those of
-    ``forward``.
+    rgb and rgb_gradient have length 0 if the MLPs have no color rows. The other arguments are those of ``forward``.
     """
     channels, (rows, width) = features.shape[0], hidden.shape
     weights, weights_gradient = hidden.reshape(-1), hidden_gradient.reshape(-1)

@@ -1,5 +1,5 @@
 """The field sigma(x, t), rgb(x, t) of two hash grids and two MLPs as one operation on a CPU: float32, differentiable
-once, in the parameters only. Numbers as the torch operations give them, to rounding."""
+once, in the parameters only. Equal to the torch operations up to rounding."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -12,12 +12,12 @@ from fourdiffusion.ops.hash_grid.layout import Levels
 from fourdiffusion.ops.hash_grid.numba_backend import Layouts, encode_sum, table_gradients
 from fourdiffusion.ops.parallel import run_jobs
 
-CHUNK = 1 << 18  # points whose features are held at a time where nothing is kept for the backward pass
+CHUNK = 1 << 18  # points per pass without gradient: limits the memory of their features
 
 
 @dataclass(frozen=True)
 class FieldShape:
-    """What the parameters do not say."""
+    """Settings of the field that are not in its parameters."""
 
     space: Levels
     spacetime: Levels
@@ -55,7 +55,7 @@ def fused_field(
 def _forward(
     x: Tensor, t: Tensor, shape: FieldShape, grids: tuple[Tensor, ...], mlps: tuple[Tensor, ...], keep: bool
 ) -> tuple[Tensor, ...]:
-    """sigma, rgb, and what the backward pass needs: unit [4, N], features [C, N], raw [N]."""
+    """Return sigma, rgb, and the saved tensors: unit [4, N], features [C, N], raw [N]."""
     from fourdiffusion.ops import field_kernels
 
     num_points = len(x)
@@ -75,7 +75,7 @@ def _forward(
 
 
 def _blocks(num_points: int) -> list[tuple[int, int]]:
-    """First and last (excluded) point of each job."""
+    """Return first and last (excluded) point of each job."""
     from fourdiffusion.ops.field_kernels import BLOCK
 
     return [(first, min(first + BLOCK, num_points)) for first in range(0, num_points, BLOCK)]
@@ -115,7 +115,7 @@ class _FusedField(torch.autograd.Function):
 
 
 def _pack(mlps: tuple[Tensor, ...] | list[Tensor]) -> tuple[np.ndarray, np.ndarray, int]:
-    """Weights as field_kernels wants them: hidden [H, C16], output [4, H], and the number of the density's rows."""
+    """Pack weights for field_kernels: hidden [H, C16], output [4, H], and the number of the density's rows."""
     from fourdiffusion.ops.field_kernels import LANES, ROWS
 
     channels = mlps[0].shape[1]
@@ -129,7 +129,7 @@ def _pack(mlps: tuple[Tensor, ...] | list[Tensor]) -> tuple[np.ndarray, np.ndarr
 
 
 def _unpack(hidden: np.ndarray, output: np.ndarray, split: int, mlps: list[Tensor]) -> list[Tensor]:
-    """Gradients in the places of ``_pack`` as those of the weights."""
+    """Convert packed gradients to gradients of the weights, the inverse of ``_pack``."""
     gradients = []
     for start, rows, into in zip((0, split), (slice(0, 1), slice(1, 4)), mlps[::2], strict=False):
         gradients.append(torch.from_numpy(hidden[start : start + len(into), : into.shape[1]].copy()))

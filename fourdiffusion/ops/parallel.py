@@ -1,8 +1,8 @@
-"""Jobs on a pool of threads that sleep while they wait.
+"""Run jobs on a pool of threads that sleep while they wait.
 
-The kernels of numba and torch's own loops split their work in advance and wait for each other at a barrier, spinning.
-On a machine that others use too, each barrier then waits for the thread that was interrupted last. Here a thread takes
-the next job when it is free, and nobody spins. A job must release the interpreter's lock (numba's ``nogil``).
+Numba's parallel kernels and torch's loops split their work in advance and spin at a barrier. On a shared machine each
+barrier waits for the last interrupted thread. Here a free thread takes the next job, and no thread spins. A job must
+release the GIL (numba's ``nogil``).
 """
 
 import itertools
@@ -30,7 +30,7 @@ def run_jobs(work: Callable[[int], None], num_jobs: int) -> None:
     try:
         drain()
     finally:
-        # A helper that has not begun is not needed any more; the caller may even hold the pool's last thread.
+        # A helper that has not started is no longer needed; the caller may even occupy the pool's last thread.
         started = [future for future in futures if not future.cancel()]
         errors = [future.exception() for future in started]
     if error := next(filter(None, errors), None):
@@ -49,4 +49,4 @@ def _forget_pool() -> None:
     _pool = None
 
 
-os.register_at_fork(after_in_child=_forget_pool)  # a child process has none of its parent's threads
+os.register_at_fork(after_in_child=_forget_pool)  # a child process does not inherit its parent's threads

@@ -1,4 +1,4 @@
-"""Verb `data curate`: scores, reasons, the manifest, and the page on which a person decides."""
+"""Verb `data curate`: scores, reasons, the manifest, and the review page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdiffusion.datasets.clips import list_clips
-from fourdiffusion.datasets.curation.captions import add_captions
+from fourdiffusion.datasets.curation.captions import add_captions, read_caption_table
 from fourdiffusion.datasets.curation.decide import decide
 from fourdiffusion.datasets.curation.id_lists import join_lists
 from fourdiffusion.datasets.curation.manifest import (
@@ -19,28 +19,37 @@ from fourdiffusion.datasets.curation.manifest import (
     write_manifest,
 )
 from fourdiffusion.datasets.curation.page import serve
-from fourdiffusion.datasets.curation.score_log import THUMBNAILS, score_all
+from fourdiffusion.datasets.curation.score_log import LOG, THUMBNAILS, score_all
 from fourdiffusion.datasets.curation.settings import CurateConfig, check_test_sets
 from fourdiffusion.datasets.curation.test_sets import contamination, ids_in
 from fourdiffusion.errors import UserError
+from fourdiffusion.runs import lock_folder, terminable
 
 
 def curate(config: CurateConfig) -> None:
-    """Score the clips that are not scored yet, write manifest and keep list, and serve the page where asked to."""
+    """Score new clips, write manifest and keep.txt, and serve the review page if requested."""
     for name in ("clips", "output"):
         if getattr(config, name) in ("", "???"):
             raise UserError(f"{name} is not set; give it, for example {name}=data/{name}")
     check_test_sets(config.allow_test_sets)
     require_pyarrow()
     output = Path(config.output)
+    table = read_caption_table(Path(config.captions)) if config.captions else {}
+    if config.captioner and not Path(config.captioner).is_dir():
+        raise UserError(f"captioner={config.captioner}: no such folder; give that of a BLIP captioning model")
     listed = set(join_lists(config.lists, config.at_least)) if config.lists else None
     folders = list_clips(Path(config.clips))
-    try:
-        (output / THUMBNAILS).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={output} cannot be written ({error.strerror}); give another folder") from error
+    with terminable(), lock_folder(output, keep=LOG):
+        _curate(config, output, folders, listed, table)
+
+
+def _curate(
+    config: CurateConfig, output: Path, folders: list[Path], listed: set[str] | None, captions: dict[str, str]
+) -> None:
+    """Score, decide and serve, in a locked output folder."""
+    (output / THUMBNAILS).mkdir(exist_ok=True)
     decisions = read_decisions(output)
-    lines = add_captions(score_all(folders, output, config), config.captions, config.captioner)
+    lines = add_captions(score_all(folders, output, config), captions, config.captioner)
     rows = decide(lines, config, decisions, listed)
     write_manifest(output, rows)
     report(rows, output)
@@ -60,13 +69,13 @@ def curate(config: CurateConfig) -> None:
 
 
 def report(rows: list[dict[str, Any]], output: Path) -> None:
-    """Print how many clips stay, why the others do not, and which objects of test sets were found."""
+    """Print how many clips are kept, the reasons for the others, and the test-set objects found."""
     kept = sum(row["keep"] for row in rows)
     print(f"{len(rows)} clips, {kept} kept: {output / MANIFEST}, {output / KEEP}")
     for reason, count in Counter(reason for row in rows for reason in row["reasons"]).most_common():
         print(f"  {count:6d} {reason}")
     decided = Counter(row["decision"] for row in rows if row["decision"])
     if decided:
-        print(f"  decided by a person: {decided['keep']} keep, {decided['drop']} drop")
+        print(f"  decided by hand: {decided['keep']} keep, {decided['drop']} drop")
     found = contamination(uid for row in rows for uid in ids_in(row["uid"], row.get("source", "")))
     print("  objects of test sets: " + ", ".join(f"{len(ids)} {name}" for name, ids in found.items()))

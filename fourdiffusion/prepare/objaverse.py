@@ -1,4 +1,4 @@
-"""Verb `data objaverse`: animated objects by uid lists, as `data render` takes them, without the test objects."""
+"""Verb `data objaverse`: download animated objects by uid lists for `data render`, without test objects."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fourdiffusion.errors import UserError
 
 
 def objaverse(config: ObjaverseConfig) -> None:
-    """Fetch the objects that are not on this disk yet and write assets.txt and MANIFEST.tsv."""
+    """Download missing objects and write assets.txt and MANIFEST.tsv."""
     if config.output in ("", "???"):
         raise UserError("output is not set; give it, for example output=data/objaverse")
     if not config.lists:

@@ -1,4 +1,4 @@
-"""Verb `data pack`: clips into WebDataset shards, with cached latents and embeddings where that is asked for."""
+"""Verb `data pack`: pack clips into WebDataset shards, optionally with cached latents and embeddings."""
 
 import dataclasses
 import hashlib
@@ -32,13 +32,13 @@ from fourdiffusion.media.write import write_video
 from fourdiffusion.prepare.settings import FRAMES, PackConfig
 from fourdiffusion.runs import lock_folder, terminable
 
-NOTE = "pack.json"  # what the folder is made of
+NOTE = "pack.json"  # settings that the shards depend on
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 TOLERANCE = {"float16": 2e-3, "float32": 1e-4}  # of cached values against live ones, relative to the largest
 
 
 def pack(config: PackConfig) -> None:
-    """Write the shards that are not there yet, then the index. Clips that cannot be read are left out and named."""
+    """Write the missing shards, then the index. Unreadable clips are skipped and listed."""
     _validate(config)
     clips, output = _clips(config), Path(config.output)
     parts = [clips[k : k + config.clips_per_shard] for k in range(0, len(clips), config.clips_per_shard)]
@@ -69,7 +69,7 @@ def pack(config: PackConfig) -> None:
 
 
 def finished_shard(folder: Path, name: str) -> dict[str, Any] | None:
-    """Return the table of a shard whose bytes are those of its table; None where it has to be written (again)."""
+    """Return the table of a shard that matches its hash; None if the shard must be written (again)."""
     if not (folder / name).is_file() or not (folder / table_name(name)).is_file():
         return None
     try:
@@ -81,7 +81,7 @@ def finished_shard(folder: Path, name: str) -> dict[str, Any] | None:
 
 
 def _finish(output: Path, config: PackConfig, tables: list[dict[str, Any]], encoders: dict[str, str]) -> None:
-    """Write the index and say what was packed and what was left out."""
+    """Write the index and print what was packed and skipped."""
     skipped = [each for table in tables for each in table["skipped"]]
     shards = [
         {"name": table["name"], "bytes": table["bytes"], "sha256": table["sha256"], "count": len(table["clips"])}
@@ -104,7 +104,7 @@ def _finish(output: Path, config: PackConfig, tables: list[dict[str, Any]], enco
 
 
 def _clips(config: PackConfig) -> list[Path]:
-    """The clips in ``clips`` and in the folders of a sweep's jobs there, by name; with ``ids`` those that it names."""
+    """Return the clips in ``clips`` and in its folders of sweep jobs, by name; with ``ids`` only the listed ones."""
     root = user_path(config.clips, "clips")
     if not root.is_dir():
         raise UserError(f"clips={printable(root)}: no such folder; make clips with `fourdiffusion data render`")
@@ -139,7 +139,7 @@ def _clips(config: PackConfig) -> list[Path]:
 
 
 def _kept_captions(config: PackConfig) -> dict[str, str]:
-    """Return {clip: caption} of what the manifest keeps; {} where none is given."""
+    """Return {clip: caption} of the manifest's kept clips; {} without a manifest."""
     if config.manifest is None:
         return {}
     rows = read_manifest(user_path(config.manifest, "manifest"))
@@ -154,7 +154,7 @@ def _folders(root: Path) -> list[Path]:
 
 
 def _claim(output: Path, config: PackConfig, clips: list[Path], encoders: dict[str, str]) -> None:
-    """Notes in pack.json what the folder is made of, so that a second run cannot mix other clips in."""
+    """Record the settings in pack.json, so that a second run cannot add other clips."""
     wanted: dict[str, Any] = {"frames": config.frames, "quality": config.quality}
     wanted |= {"clips_per_shard": config.clips_per_shard, "latents": config.latents}
     wanted |= {"latents_dtype": config.latents_dtype, "encoders": encoders}
@@ -185,7 +185,7 @@ def _validate(config: PackConfig) -> None:
     if config.ids is not None and config.manifest is not None:
         raise UserError(f"manifest={config.manifest} names the clips, as ids={config.ids} does: give one of them")
     if config.latents_dtype not in DTYPES:
-        raise UserError(f"latents_dtype={config.latents_dtype} is none of {', '.join(DTYPES)}")
+        raise UserError(f"latents_dtype={config.latents_dtype} is not one of {', '.join(DTYPES)}")
     if config.latents and config.model.path is None:
         raise UserError("latents=true needs the model that makes them: set model.path to its pipeline folder")
 
@@ -200,7 +200,7 @@ def _packed_clips(
     skipped: list[dict[str, str]],
     bar: tqdm,
 ) -> Iterator[PackedClip]:
-    """Yield the clips that can be read whole; note the others with their reasons."""
+    """Yield the readable clips; record the others with their reasons."""
     captions = _kept_captions(config)
     for folder in folders:
         try:
@@ -214,7 +214,7 @@ def _packed_clips(
 
 
 def _packed(config: PackConfig, clip: ClipFiles, pipeline: FourDiffusionPipeline | None) -> PackedClip:
-    """Encode one clip, view by view: no more than one view is in memory uncompressed."""
+    """Encode one clip view by view: only one view at a time is in memory uncompressed."""
     views, _, _, height, width = clip.pictures.shape
     if config.frames == "mp4" and (height % 2 or width % 2):
         raise UserError(f"{clip.uid}: has {width} x {height} pixels, frames=mp4 needs even sizes: use png or webp")
@@ -235,7 +235,7 @@ def _packed(config: PackConfig, clip: ClipFiles, pipeline: FourDiffusionPipeline
 
 
 def _encode_view(rgba: Tensor, config: PackConfig) -> list[bytes]:
-    """Files of the frames of one view [F, 4, H, W]; of mp4, one."""
+    """Return the files of the frames of one view [F, 4, H, W]; one file for mp4."""
     if config.frames == "mp4":
         with tempfile.TemporaryDirectory() as folder:  # FFmpeg writes files
             path = Path(folder, "view.mp4")
@@ -256,7 +256,7 @@ def _encode_view(rgba: Tensor, config: PackConfig) -> list[bytes]:
 
 
 def _checked(config: PackConfig, pipeline: FourDiffusionPipeline, images: Tensor, uid: str) -> dict[str, Tensor]:
-    """What the encoders make of the frames of one view, in the cache's type; its last frame is checked against live."""
+    """Return the encoded frames of one view in the cache's dtype; the last one is checked against a live encoding."""
     dtype = DTYPES[config.latents_dtype]
     found = {k: v.to(dtype) for k, v in precompute.encode_pictures(pipeline, images, config.encode_batch).items()}
     live = precompute.encode_pictures(pipeline, images[-1:], 1)

@@ -9,7 +9,7 @@ from fourdiffusion.datasets.rendering.settings import RenderAssetsConfig, valida
 
 
 def render_assets(config: RenderAssetsConfig) -> None:
-    """Render the clips that are not there yet; what an asset gets wrong goes to the log and never ends the batch."""
+    """Render the missing clips; an error of an asset is logged and does not end the batch."""
     validate(config)
     summary = render_batch(config)
     print(f"{config.output}: {summary.clips} clips, {summary.rendered} of them rendered now")

@@ -1,11 +1,8 @@
-"""Verb `data synth`: writes clips of the synthetic world."""
+"""Verb `data synth`: write clips of the synthetic world."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +12,7 @@ from tqdm import tqdm
 
 from fourdiffusion.cameras import DISTANCE, FOVY_DEG, orbit, orthogonal_azimuths
 from fourdiffusion.datasets.clips import Clip, write_clip
+from fourdiffusion.datasets.processes import run_jobs
 from fourdiffusion.datasets.synthetic import TEST_SEED_START, make_creature, render
 from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
@@ -24,7 +22,7 @@ from fourdiffusion.runs import lock_folder, terminable
 
 
 def synth(config: SynthConfig) -> None:
-    """Writes the clips that are not there yet, so an interrupted run goes on where it stopped."""
+    """Write the missing clips; an interrupted run resumes."""
     _validate(config)
     output = Path(config.output)
     if output.exists() and not output.is_dir():
@@ -40,37 +38,12 @@ def _write_missing(config: SynthConfig, output: Path) -> None:
     jobs = [(config, seed, seed >= base + config.num_clips) for seed in seeds]
     todo = [job for job in jobs if not (output / _uid(*job)).exists()]
     with tqdm(total=len(seeds), initial=len(seeds) - len(todo), unit="clip", desc=f"synth {config.split}") as bar:
-        if config.num_workers == 1:
-            threads = torch.get_num_threads()
-            torch.set_num_threads(1)  # as in the workers: the pixels shall not depend on num_workers
-            try:
-                for job in todo:
-                    _write_one(job)
-                    bar.update()
-            finally:
-                torch.set_num_threads(threads)
-        elif todo:
-            # Fresh processes: torch's thread pool does not survive a fork. An executor, unlike a Pool, notices that one
-            # of them was killed.
-            context = multiprocessing.get_context("spawn")
-            with ProcessPoolExecutor(config.num_workers, context, torch.set_num_threads, (1,)) as pool:
-                futures = [pool.submit(_write_one, job) for job in todo]
-                try:
-                    for future in as_completed(futures):
-                        future.result()
-                        bar.update()
-                except BrokenProcessPool as error:
-                    raise UserError(
-                        f"a worker process ended from outside (killed, or out of memory): take fewer num_workers than "
-                        f"{config.num_workers}, and run the same command again, which goes on"
-                    ) from error
-                except BaseException:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise
+        for _ in run_jobs(_write_one, todo, config.num_workers):
+            bar.update()
 
 
 def make_clip(config: SynthConfig, seed: int, faulty: bool = False) -> Clip:
-    """Renders the clip of one seed (the absolute seed, split included)."""
+    """Render the clip of one seed (the absolute seed, including the split's offset)."""
     creature = make_creature(seed, config.plans == "unseen")
     azimuths = rig_azimuths(config.rig, config.num_views, seed)
     times = torch.linspace(0, 1, config.num_frames)
@@ -93,13 +66,13 @@ def make_clip(config: SynthConfig, seed: int, faulty: bool = False) -> Clip:
 
 
 def fault(seed: int, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What a faulty clip shows in place of its creature at ``times`` [F]; the clip's file says nothing of it.
+    """Return times and camera motion of a faulty clip; its transforms.json does not contain them.
 
-    static: one moment, all the time. turning: one moment on a turntable. leaving: it drifts out of the picture.
-    broken: moments in no order, each from somewhere else.
+    static: one frozen pose. turning: one pose on a turntable. leaving: the object drifts out of the frame.
+    broken: poses in random order, each from another position.
 
     Returns:
-        the times shown [F], how far the cameras turn about z in degrees [F], and where they move [F, 3].
+        the times shown [F], rotation of the cameras about z in degrees [F], and their translation [F, 3].
     """
     rng = np.random.default_rng([seed, 2])
     kind, frames = FAULTS[seed % len(FAULTS)], len(times)
@@ -117,7 +90,7 @@ def fault(seed: int, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def rig_azimuths(rig: str, num_views: int, seed: int) -> Tensor:
-    """Azimuths [V] in degrees. Only `two_orthogonal` depends on the seed."""
+    """Return azimuths [V] in degrees. Only `two_orthogonal` depends on the seed."""
     if rig == "orbit":
         return orthogonal_azimuths(num_views)
     starts = np.random.default_rng([seed, 1]).uniform(0, 360, num_views // 4)
@@ -163,7 +136,7 @@ def _validate(config: SynthConfig) -> None:
 
 
 def _claim(output: Path, config: SynthConfig) -> None:
-    """Notes in synth.json what the folder is made of, so that a second run cannot mix other clips in."""
+    """Record the settings in synth.json, so that a second run cannot add other clips."""
     kept = ("split", "num_views", "num_frames", "size", "rig", "elevation_deg", "plans", "depth")
     wanted = {name: getattr(config, name) for name in kept}
     note = output / "synth.json"
@@ -174,7 +147,7 @@ def _claim(output: Path, config: SynthConfig) -> None:
     found = read_json(note, "restore it, or give another folder")
     if not isinstance(found, dict):
         raise UserError(f"{note}: holds a {type(found).__name__}, not an object; restore it, or give another folder")
-    found = {"plans": "seen"} | found  # what folders were made of before there were others
+    found = {"plans": "seen"} | found  # defaults of folders written before these settings existed
     differs = [f"{name}={found.get(name)}" for name in kept if found.get(name) != wanted[name]]
     if differs:
         raise UserError(f"output={output} holds clips made with {', '.join(differs)}; use that or another folder")

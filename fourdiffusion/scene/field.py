@@ -1,4 +1,4 @@
-"""The dynamic radiance field (4Diffusion section 4.2): density and colour of any point at any time."""
+"""The dynamic radiance field (4Diffusion section 4.2): density and color of any point at any time."""
 
 import json
 import math
@@ -27,7 +27,7 @@ CLASS_NAME = "DynamicField"
 
 
 class DynamicField(nn.Module):
-    """feature(x, t) = hash3(x) + hash4(x, t); one small MLP each for density and colour read it.
+    """feature(x, t) = hash3(x) + hash4(x, t); with one small MLP each for density and color.
 
     Args:
         config: sizes.
@@ -60,14 +60,14 @@ class DynamicField(nn.Module):
         return self._activate(self.density_mlp(features), x), self.colour_mlp(features).sigmoid()
 
     def density(self, x: Tensor, t: Tensor) -> Tensor:
-        """The sigma of ``forward`` alone, at about two thirds of its cost: x [N, 3], t [N] -> [N]."""
+        """Return only sigma of ``forward``, at about two thirds of its cost: x [N, 3], t [N] -> [N]."""
         self._check_points(x, t)
         if self._fused(x, t):
             return fused_field(x, t, *self._operands(), self.density_mlp.weights(), None)[0]
         return self._activate(self.density_mlp(self._features(x, t)), x)
 
     def _fused(self, x: Tensor, t: Tensor) -> bool:
-        """Whether the fused kernels serve: float32 on a CPU, both grids by numba, no gradient of the points."""
+        """Return whether the fused kernels apply: float32 on a CPU, both grids by numba, no gradient of the points."""
         return (
             len(x) > 0
             and x.dtype == t.dtype == torch.float32
@@ -94,25 +94,25 @@ class DynamicField(nn.Module):
         return softplus(raw.squeeze(1) + self.config.blob_scale * (1 - x.norm(dim=-1) / self.config.blob_std))
 
     def parameter_groups(self, grid_rate: float = 1e-2, mlp_rate: float = 1e-3) -> list[dict[str, Any]]:
-        """Groups for an optimiser; the rates are the published ones."""
+        """Return parameter groups for an optimizer; the default rates are the published ones."""
         grids = [self.space.params, self.spacetime.params]
         mlps = [*self.density_mlp.parameters(), *self.colour_mlp.parameters()]
         return [{"params": grids, "lr": grid_rate}, {"params": mlps, "lr": mlp_rate}]
 
     def save(self, folder: Path) -> None:
-        """Writes config.json and the weights; each file appears whole or not at all."""
+        """Write config.json and the weights, each file atomically."""
         config = json.dumps({"_class_name": CLASS_NAME, **asdict(self.config)}, indent=2) + "\n"
         write_atomic(folder / CONFIG_FILE, lambda partial: partial.write_text(config, encoding="utf-8"))
         save_tensors(folder / WEIGHTS_FILE, self.state_dict(), {})
 
     @classmethod
     def load(cls, folder: Path, backend: str = "auto") -> "DynamicField":
-        """The field that ``save`` wrote. Raises UserError for a folder that holds none."""
+        """Load a field written by ``save``. UserError for other folders."""
         path, weights = folder / CONFIG_FILE, folder / WEIGHTS_FILE
         if not path.is_file():
-            raise UserError(f"{folder} is no scene: {path.name} is missing; give the scene/ folder of a fitted run")
+            raise UserError(f"{folder} is not a scene: {path.name} is missing; give the scene/ folder of a fitted run")
         if not weights.is_file():
-            raise UserError(f"{folder} is no complete scene: {WEIGHTS_FILE} is missing; fit it again")
+            raise UserError(f"{folder} is not a complete scene: {WEIGHTS_FILE} is missing; fit it again")
         try:
             config = _parse_config(read_json(path, "fit the scene again"))
             sizes = _table_sizes(config)
@@ -120,7 +120,7 @@ class DynamicField(nn.Module):
             raise UserError(f"{path} is not a scene's configuration ({error}); fit the scene again") from error
         try:
             tensors = load_file(weights)
-            for name, size in sizes.items():  # before anything of such a size is made
+            for name, size in sizes.items():  # before tensors of this size are allocated
                 if name in tensors and size not in (tensors[name].shape[0], tensors[name].numel()):
                     raise RuntimeError(f"{name} is {list(tensors[name].shape)}, {path.name} asks for {size}")
             scene = cls(config, backend=backend)
@@ -134,7 +134,7 @@ class DynamicField(nn.Module):
 
 
 class _Perceptron(nn.Module):
-    """The weights of one MLP without biases: ``hidden`` [H, C] and ``output`` [O, H], initialised as nn.Linear."""
+    """The weights of one MLP without biases: ``hidden`` [H, C] and ``output`` [O, H], initialized as nn.Linear."""
 
     def __init__(self, num_inputs: int, width: int, num_outputs: int, generator: torch.Generator):
         super().__init__()
@@ -152,7 +152,7 @@ class _Perceptron(nn.Module):
 
 
 def _parse_config(values: Any) -> FieldConfig:
-    """The configuration in the content of a config.json; one of several kinds of error where it holds none."""
+    """Return the configuration of a config.json's content; raises several exception types if it is invalid."""
     name = values.pop("_class_name")
     if name != CLASS_NAME:
         raise ValueError(f"it describes a {name}, not a {CLASS_NAME}")
@@ -162,7 +162,7 @@ def _parse_config(values: Any) -> FieldConfig:
 
 
 def _table_sizes(config: FieldConfig) -> dict[str, int]:
-    """Return the number of a table's numbers, and the MLPs' widths, by the names of the weights."""
+    """Return the expected shapes of the tables and of the MLPs, by the names of the weights."""
     grids = {"space": (3, config.space), "spacetime": (4, config.spacetime)}
     sizes = {
         f"{name}.params": int(levels(dims, grid).offset[-1]) * grid.features_per_level

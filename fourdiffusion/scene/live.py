@@ -16,18 +16,18 @@ from fourdiffusion.scene.settings import FieldConfig, RendererConfig
 
 
 def newest_file(run: Path) -> Path | None:
-    """Return the file that holds the run's newest scene, finished or not; None where there is none yet."""
+    """Return the file with the run's newest scene, finished or not; None if there is none yet."""
     files = [run / "scene" / "occupancy.safetensors", run / "occupancy.safetensors", run / "checkpoint.safetensors"]
-    # save_scene writes the occupancy last: where it stands, the scene is whole.
+    # save_scene writes the occupancy last: if it exists, the scene is complete.
     found = [path for path in files if path.is_file()]
     return max(found, key=lambda path: (path.stat().st_mtime_ns, path.name)) if found else None
 
 
 def load_newest(run: Path, device: torch.device | None = None) -> tuple[Scene, int | None]:
-    """Return the newest scene of a run folder and the step of the fit that it is from, None for a finished one.
+    """Return the newest scene of a run folder and its step; the step is None for a finished scene.
 
     Raises:
-        UserError: the folder holds neither a scene nor a checkpoint of a fit.
+        UserError: the folder has neither a scene nor a checkpoint of a fit.
     """
     if not run.is_dir():
         raise UserError(f"{run}: no such folder; give the run folder of a fit, or its scene/")

@@ -1,4 +1,4 @@
-"""Losses and regularizers of a scene, and the ramps of their weights. The losses return one number each.
+"""Losses and regularizers of a scene, and the ramps of their weights. Losses return scalars.
 
 Letters: R rays, N samples on them.
 """
@@ -11,11 +11,11 @@ from torch import Tensor
 
 from fourdiffusion.metrics.image import ssim
 
-WINDOW = 11  # of D-SSIM, pixels
+WINDOW = 11  # window of D-SSIM, pixels
 
 
 def facing_away(weights: Tensor, normals: Tensor, directions: Tensor, ray_index: Tensor, num_rays: int) -> Tensor:
-    """Return for each ray sum_n w_n max(0, n_n . d)^2, what ``orientation`` averages: [R].
+    """Return for each ray sum_n w_n max(0, n_n . d)^2, the integrand of ``orientation``: [R].
 
     The weights get no gradient.
 
@@ -31,7 +31,7 @@ def orientation(facing_away: Tensor, opacity: Tensor) -> Tensor:
     """Penalize visible normals that face away from the camera (Ref-NeRF, Verbin et al. 2022, eq. 11).
 
     Args:
-        facing_away: [R], of the function of that name. opacity: [R]; the mean is over the rays where it is above 0.
+        facing_away: [R], from ``facing_away``. opacity: [R]; the mean is over the rays with opacity above 0.
     """
     return facing_away.sum() / (opacity > 0).sum().clamp(min=1)
 
@@ -51,7 +51,7 @@ def error_over_backgrounds(emitted: Tensor, opacity: Tensor, rgba: Tensor) -> Te
     """Return the squared error of pixels, averaged over all background colors.
 
     Over a background b they differ by e + m b with e = emitted - alpha * color and m = alpha - opacity. With b uniform
-    in [0, 1] the mean of its square is e^2 + e m + m^2 / 3: what a random background a step gives, without its noise.
+    in [0, 1] the mean of its square is e^2 + e m + m^2 / 3: the expectation over a random background, without noise.
 
     Args:
         emitted: colors of pixels on black, [R, 3]. opacity: [R]. rgba: of the truth, straight alpha, [R, 4].
@@ -71,7 +71,7 @@ def distortion(weights: Tensor, distances: Tensor, lengths: Tensor, ray_index: T
         weights, distances, lengths: of the samples, near to far within a ray, [N]. ray_index: sorted, [N].
     """
     counts = torch.bincount(ray_index, minlength=num_rays)
-    first = (counts.cumsum(0) - counts)[ray_index]  # number of the ray's first sample
+    first = (counts.cumsum(0) - counts)[ray_index]  # index of the ray's first sample
 
     def before(values: Tensor) -> Tensor:
         sums = values.double().cumsum(0) - values
@@ -85,8 +85,8 @@ def distortion(weights: Tensor, distances: Tensor, lengths: Tensor, ray_index: T
 def dssim(image: Tensor, target: Tensor, border: str = "inside") -> Tensor:
     """Return the mean of 1 - SSIM (window 11, sigma 1.5) of images [N, 3, H, W] in [0, 1]; H and W at least 11.
 
-    ``border``: "inside", over windows that lie inside the images; "zeros", over windows around every pixel, with zeros
-    beyond the border, as the released code has it.
+    ``border``: "inside", over windows inside the images; "zeros", over windows around every pixel, with zero padding,
+    as in the released code.
     """
     pad = (WINDOW // 2,) * 4 if border == "zeros" else (0,) * 4
     image, target = (functional.pad(value, pad) for value in (image.clamp(0, 1), target))
@@ -106,7 +106,7 @@ class _GivenGradient(torch.autograd.Function):
 
 
 def with_gradient(images: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    """Return the loss ``value`` of images as a term whose gradient at ``images`` is ``gradient``, of the same shape.
+    """Return the loss ``value`` as a tensor with the given ``gradient`` with respect to ``images``, of the same shape.
 
     For losses that compute their own gradient, such as score distillation.
     """

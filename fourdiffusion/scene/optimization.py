@@ -1,4 +1,4 @@
-"""What every fit of a scene needs: its optimizer, its checkpoint, and the check that it has not collapsed."""
+"""Shared parts of the fits of a scene: optimizer, checkpoint, and the check for a collapsed density."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from fourdiffusion.runs import load_checkpoint, restore_optimizer, trim_log
 from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene
 
-EMPTY = 1e-4  # opacity of a single sample
+EMPTY = 1e-4  # largest opacity of a single sample
 
 
 def make_optimizer(scene: Scene, grid_lr: float, mlp_lr: float) -> torch.optim.Optimizer:
@@ -25,12 +25,12 @@ def make_optimizer(scene: Scene, grid_lr: float, mlp_lr: float) -> torch.optim.O
 
 
 def check_density(occupancy: OccupancyGrid, number: int, culprits: str, rates: str) -> None:
-    """UserError where the density has collapsed or is not finite: no loss would bring it back.
+    """Raise UserError if the density has collapsed or is not finite: no loss recovers it.
 
     Args:
         number: of the step.
-        culprits: settings that empty a scene where they are too high.
-        rates: settings that make it diverge.
+        culprits: settings that empty a scene if they are too high.
+        rates: settings that can make it diverge.
     """
     density = float(occupancy.density.max())
     if not math.isfinite(density):
@@ -44,19 +44,19 @@ def check_density(occupancy: OccupancyGrid, number: int, culprits: str, rates: s
 
 
 def check_finite(tensors: dict[str, Tensor], what: str, number: int, rates: str) -> None:
-    """UserError with the name of the first tensor that is not finite; ``number`` and ``rates`` as of check_density."""
+    """Raise UserError with the name of the first tensor that is not finite; other arguments as in ``check_density``."""
     if name := first_non_finite(tensors):
         raise UserError(f"{what} {name} is not finite at step {number}: lower {rates}, and choose another output")
 
 
 def scene_tensors(scene: Scene) -> dict[str, Tensor]:
-    """Return the field's and the occupancy grid's tensors, as a checkpoint names them."""
+    """Return the field's and the occupancy grid's tensors, under their names in a checkpoint."""
     tensors = {f"scene.{name}": value for name, value in scene.field.state_dict().items()}
     return tensors | {f"occupancy.{name}": value for name, value in scene.occupancy.state_dict().items()}
 
 
 def resume(output: Path, scene: Scene, optimizer: torch.optim.Optimizer, verb: str) -> int:
-    """Restore the last checkpoint of ``verb`` and return the step to go on from; 0 where there is none."""
+    """Restore the last checkpoint of ``verb`` and return the step to resume from; 0 without a checkpoint."""
     parameters = [value for group in optimizer.param_groups for value in group["params"]]
     moments = {
         f"optimizer.{index}.{key}": value for index, value in enumerate(parameters) for key in ("exp_avg", "exp_avg_sq")

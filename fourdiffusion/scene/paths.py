@@ -1,4 +1,4 @@
-"""Camera paths: where the camera stands and what time it is, picture by picture.
+"""Camera paths: a camera and a time for each picture.
 
 Letters: N pictures.
 """
@@ -18,7 +18,8 @@ from fourdiffusion.files import write_atomic
 from fourdiffusion.media.paths import printable
 
 PATHS = ("still", "fixed", "orbit", "orbit_time", "bullet_time")
-RUNNING = 0.5  # share of bullet time's pictures in which time runs
+FPS = (0.1, 1000.0)  # of a file, both included
+RUNNING = 0.5  # share of bullet time's pictures in which time advances
 
 
 @dataclass
@@ -28,7 +29,7 @@ class CameraPath:
     c2w: Tensor  # [N, 4, 4]
     times: Tensor  # [N] in [0, 1]
     fovy_deg: Tensor  # [N]
-    fps: float | None = None  # of the file that the path was read from
+    fps: float | None = None  # of the path's file
 
 
 def camera_path(
@@ -43,10 +44,10 @@ def camera_path(
     """Return one of the named paths.
 
     Args:
-        name: still: one picture; fixed: time runs from 0 to 1; orbit: ``turns`` around the object at ``time``, without
-            repeating the first picture; orbit_time: both at once; bullet_time: time runs to ``time``, stops while the
-            camera turns, and runs on to 1.
-        num_pictures: N, of all but a still.
+        name: still: one picture; fixed: static camera, time from 0 to 1; orbit: ``turns`` around the object at
+            ``time``, without repeating the first picture; orbit_time: both at once; bullet_time: time advances to
+            ``time``, stops for an orbit, and advances to 1.
+        num_pictures: N, except for a still.
     """
     if name not in PATHS or num_pictures < 1:
         raise ValueError(f"a path is one of {', '.join(PATHS)} with at least one picture, got {name}, {num_pictures}")
@@ -66,7 +67,7 @@ def camera_path(
 
 
 def _bullet_time(num_pictures: int, time: float) -> tuple[Tensor, Tensor]:
-    """Return the share of the turn [N] and the times [N]."""
+    """Return the fraction of the orbit [N] and the times [N]."""
     running = max(round(num_pictures * RUNNING), 1)
     before = round(running * time)
     stopped = num_pictures - running
@@ -86,13 +87,13 @@ def _bullet_time(num_pictures: int, time: float) -> tuple[Tensor, Tensor]:
 def read_path(file: Path) -> CameraPath:
     """Read cameras and times from a JSON file.
 
-    Three kinds: {"frames": [{"transform_matrix": 4 x 4, "time": 0..1}]}, as in a transforms.json ("fovy_deg" of a
+    Three formats: {"frames": [{"transform_matrix": 4 x 4, "time": 0..1}]}, as in a transforms.json ("fovy_deg" of a
     frame, or "camera_angle_y", in radians, of the file, if it differs from 45 degrees); {"frames": [{"azimuth_deg",
     "elevation_deg", "distance", "time", "fovy_deg"}]}; and nerfstudio's {"camera_path": [{"camera_to_world": 16
-    numbers by rows, "fov": degrees, "render_time": 0..1}], "fps": 24}. Without times, time runs from 0 to 1.
+    numbers by rows, "fov": degrees, "render_time": 0..1}], "fps": 24}. Without times, time goes from 0 to 1.
 
     Raises:
-        UserError: the file is missing or is none of these.
+        UserError: the file is missing or has another format.
     """
     content = read_json(file, f"give path={printable(file)} a JSON file of cameras")
     try:
@@ -108,16 +109,18 @@ def read_path(file: Path) -> CameraPath:
         path = CameraPath(torch.stack(poses), moments, torch.tensor(fovs), fps)
     except (OverflowError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"path={file} is no camera path ({reason}): it needs frames with transform_matrix") from error
+        raise UserError(f"path={file} is not a camera path ({reason}): give frames with transform_matrix") from error
     if not path.c2w.isfinite().all() or not ((path.times >= 0) & (path.times <= 1)).all():
         raise UserError(f"path={file}: times must lie in [0, 1] and cameras be finite")
     if not ((path.fovy_deg > 0) & (path.fovy_deg < 180)).all():
         raise UserError(f"path={file}: fields of view must lie between 0 and 180 degrees")
+    if path.fps is not None and not FPS[0] <= path.fps <= FPS[1]:
+        raise UserError(f"path={file}: fps={path.fps:g}: give {FPS[0]} to {FPS[1]}")
     return path
 
 
 def write_path(file: Path, path: CameraPath) -> None:
-    """Write a path as ``read_path`` reads it, with the cameras as matrices."""
+    """Write a path in the format of ``read_path``, with the cameras as matrices."""
     frames = [
         {"transform_matrix": c2w, "time": time, "fovy_deg": fovy_deg}
         for c2w, time, fovy_deg in zip(path.c2w.tolist(), path.times.tolist(), path.fovy_deg.tolist(), strict=True)
@@ -141,5 +144,5 @@ def _pose(frame: dict[str, Any]) -> Tensor:
 
 
 def nearest_times(times: Tensor, known: Tensor) -> Tensor:
-    """Return for each time [N] the nearest of the known ones [F]."""
+    """Return for each time [N] the nearest known time [F]."""
     return known[(times[:, None] - known).abs().argmin(dim=1)]

@@ -1,8 +1,8 @@
-"""A scene as a folder, and pictures of it: renders from any cameras, the orbit video, the contact sheet.
+"""Pictures of a scene: renders from any cameras, the orbit video, the contact sheet. Files of a scene folder:
 
     <scene>/config.json, diffusion_pytorch_model.safetensors   the field, see DynamicField.save
     <scene>/renderer.json                                      RendererConfig
-    <scene>/occupancy.safetensors                              which cells hold matter
+    <scene>/occupancy.safetensors                              the occupied cells
 
 Letters: N pictures, F frames of the clip, S the side of a picture.
 """
@@ -20,15 +20,15 @@ from fourdiffusion.media.write import contact_sheet, write_image, write_video
 from fourdiffusion.scene.scene import Scene, render_views
 
 ORBIT_FPS = 12.0
-FRAME_REPEATS = 2  # pictures of the orbit video a frame of the clip: the clip plays at 6 frames a second
+FRAME_REPEATS = 2  # pictures of the orbit video per frame of the clip: the clip plays at 6 frames per second
 
 
 def render_orbit(
     scene: Scene, times: Tensor, size: int, num_pictures: int, elevation_deg: float, label: str | None = None
 ) -> Tensor:
-    """One turn around the object while the clip plays forward and back: [T, 3, S, S].
+    """Render one orbit around the object while the clip plays forward and back: [T, 3, S, S].
 
-    Only the clip's own times [F] are drawn: between them a 4-D hash grid has seen nothing.
+    Only the clip's own times [F] are rendered: between them the 4-D hash grid is not trained.
     """
     c2w = orbit(torch.arange(num_pictures) * (360 / num_pictures), elevation_deg)
     forward_and_back = torch.cat([times, times.flip(0)[1:-1]])
@@ -39,7 +39,7 @@ def render_orbit(
 def render_grid(
     scene: Scene, times: Tensor, size: int, num_azimuths: int, elevation_deg: float, label: str | None = None
 ) -> tuple[Tensor, list[float]]:
-    """The clip from evenly spaced sides: [azimuths, F, 3, S, S], and the azimuths in degrees."""
+    """Render the clip at evenly spaced azimuths: [azimuths, F, 3, S, S], and the azimuths in degrees."""
     azimuths = orthogonal_azimuths(num_azimuths)
     c2w = orbit(azimuths, elevation_deg).repeat_interleave(len(times), dim=0)
     rgb, _ = render_views(scene, c2w, FOVY_DEG, times.repeat(num_azimuths), size, label)
@@ -73,14 +73,14 @@ def write_pictures(
     label: str | None = None,
     input_camera: tuple[Tensor, float] | None = None,
 ) -> list[Path]:
-    """Writes orbit.mp4, contact_sheet.png (azimuth by time) and, with an input video, input_view.mp4 and .png.
+    """Write orbit.mp4, contact_sheet.png (azimuth by time) and, with an input video, input_view.mp4 and .png.
 
-    The contact sheet has the input, if there is one, above the scene.
+    The contact sheet has the input, if any, above the scene.
 
     Args:
         images: the input video [F, 3, S', S'] in [0, 1] on white, or None.
-        size: side of a picture; the comparison with the input has the input's.
-        times: of the frames [F]; evenly from 0 to 1 if None, eight without an input.
+        size: side of a picture; the comparison with the input has the input's size.
+        times: of the frames [F]; None: evenly spaced from 0 to 1, eight without an input.
         label: shows progress bars.
         input_camera: camera [1, 4, 4] and field of view in degrees of the input; None: the default camera.
     """

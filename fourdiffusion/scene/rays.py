@@ -1,4 +1,4 @@
-"""Rays of a few pixels, without those of the whole pictures: R rays, F frames, V views, S the side of a picture."""
+"""Rays of selected pixels only. Letters: R rays, F frames, V views, S the side of a picture."""
 
 import math
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def rays_at(c2w: Tensor, fovy_deg: Tensor | float, size: int, pixel_index: Tensor) -> tuple[Tensor, Tensor]:
-    """Rays through the centers of some pixels of square pictures, as ``cameras.rays`` gives for all.
+    """Return rays through the centers of selected pixels of square pictures; for all pixels see ``cameras.rays``.
 
     Args:
         c2w: [V, 4, 4].
         fovy_deg: vertical field of view in degrees, a number or [V].
         size: S in pixels.
-        pixel_index: int64 [R], places in the order V, S (rows from the top), S (columns from the left).
+        pixel_index: int64 [R], flat indices in the order V, S (rows from the top), S (columns from the left).
 
     Returns:
         origins [R, 3] and unit directions [R, 3], in world space.
@@ -36,16 +36,16 @@ def random_rays(
     c2w: Tensor, fovy_deg: Tensor | float, times: Tensor, size: int, num_rays: int, generator: torch.Generator,
     focus: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Rays through random pixels, drawn with replacement, of V views at F times.
+    """Return rays through random pixels, drawn with replacement, of V views at F times.
 
     Args:
         c2w: [V, 4, 4]; fovy_deg, size: see ``rays_at``.
         times: [F] in [0, 1].
-        focus: places that half of the rays are drawn from, int64 [N], in the order F, V, S, S; None or empty: all
-            rays are drawn from all pixels.
+        focus: flat indices of the pixels for half of the rays, int64 [N], in the order F, V, S, S; None or empty:
+            all rays are drawn from all pixels.
 
     Returns:
-        origins [R, 3], unit directions [R, 3], times [R], and the pixels' places [R] in the order F, V, S, S.
+        origins [R, 3], unit directions [R, 3], times [R], and the pixels' flat indices [R] in the order F, V, S, S.
     """
     per_frame = len(c2w) * size * size
     index = torch.randint(len(times) * per_frame, (num_rays,), generator=generator)

@@ -1,4 +1,4 @@
-"""Render rays for training, in memory that need not grow with their number.
+"""Render rays for training, in chunks if memory must not grow with their number.
 
 Letters: R rays, F frames, V views, H W pixels.
 """
@@ -57,7 +57,7 @@ def random_pixel_rays(
 ) -> tuple[Rays, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return jittered rays of random pixels of V views at F times, and the frame, view, row and column of each, [R].
 
-    Only these rays are made. The arguments are those of ``view_rays`` and ``random_rays``.
+    Only these rays are computed. The arguments are those of ``view_rays`` and ``random_rays``.
     """
     origins, directions, at, index = random_rays(c2w, fovy_deg, times, side, num_rays, generator, focus)
     rays = Rays(origins, directions, at, torch.rand(num_rays, generator=generator))
@@ -67,30 +67,29 @@ def random_pixel_rays(
 
 
 class RenderPass:
-    """Rays rendered on a background. Losses of the tensors below carry their gradient to the scene::
+    """Rays rendered on a background. Losses of the tensors below propagate their gradient to the scene::
 
         p = RenderPass(scene, rays, chunk)
         loss = f(p.rgb, p.opacity)
         loss.backward()  # to p.rgb and p.opacity
         p.backward()  # from there to the scene's parameters
 
-    Up to ``chunk`` rays keep their graph from the first call to the second. More rays are rendered without a graph
-    first and again with one in ``backward``, chunk after chunk: memory does not grow with their number, the gradient
-    is the same.
+    Up to ``chunk`` rays keep their graph until ``backward``. More rays are first rendered without a graph, and again
+    with one in ``backward``, chunk by chunk: memory does not grow with their number, and the gradient is the same.
 
     Args:
-        scene: whose parameters get the gradient.
+        scene: its parameters get the gradient.
         rays: on any device.
         chunk: largest number of rays with a graph; 0 is all of them.
-        with_normals: also compute ``facing_away``; by finite differences four more densities a sample.
+        with_normals: also compute ``facing_away``; by finite differences with four more densities per sample.
         with_distortion: also compute ``distortion``.
         background: [3] or [R, 3] in [0, 1]; None: white.
     """
 
     rgb: Tensor  # [R, 3] in [0, 1], a leaf
     opacity: Tensor  # [R] in [0, 1], a leaf
-    facing_away: Tensor | None  # [R], a leaf, see losses.facing_away; None unless asked for
-    distortion: Tensor | None  # [R], a leaf, see losses.distortion; None unless asked for
+    facing_away: Tensor | None  # [R], a leaf, see losses.facing_away; None unless requested
+    distortion: Tensor | None  # [R], a leaf, see losses.distortion; None unless requested
 
     def __init__(
         self, scene: Scene, rays: Rays, chunk: int = 0, with_normals: bool = False, with_distortion: bool = False,
@@ -116,7 +115,7 @@ class RenderPass:
         self.facing_away, self.distortion = self._leaves.get("facing_away"), self._leaves.get("distortion")
 
     def backward(self) -> None:
-        """Add the gradient that lies at the leaves to that of the scene's parameters."""
+        """Propagate the gradient of the leaves to the scene's parameters."""
         for part in self._parts:
             rendered = self._graph or self._render(part)
             pairs = [

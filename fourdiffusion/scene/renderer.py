@@ -1,8 +1,8 @@
-"""Volume rendering of a radiance field, all rays of a step in one packed batch.
+"""Volume rendering of a radiance field, with all rays of a step in one packed batch.
 
-The field is any callable (x [N, 3], t [N]) -> (sigma [N], rgb [N, 3]); nothing here knows what is behind it. The scene
-lives in the ball |x| <= radius or the cube around it; empty space is skipped with one occupancy grid that all times
-share, and samples that cannot matter are dropped after a pass over the density alone.
+The field is any callable (x [N, 3], t [N]) -> (sigma [N], rgb [N, 3]). The scene is inside the ball |x| <= radius or
+the cube around it; empty space is skipped with one occupancy grid shared by all times, and samples that do not
+contribute are pruned after a density-only pass.
 """
 
 from collections.abc import Callable
@@ -18,34 +18,34 @@ from fourdiffusion.scene.settings import RendererConfig
 Field = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 Density = Callable[[Tensor, Tensor], Tensor]
 
-# Corners of a tetrahedron: four densities give a gradient.
+# Corners of a tetrahedron: the gradient from four densities.
 _TETRAHEDRON = ((1.0, -1.0, -1.0), (-1.0, -1.0, 1.0), (-1.0, 1.0, -1.0), (1.0, 1.0, 1.0))
 
 
 @dataclass
 class RenderOutput:
-    """R rays and the N samples behind them, near to far within a ray."""
+    """R rays and their N samples, near to far within a ray."""
 
     rgb: Tensor  # [R, 3], composited on the background
     opacity: Tensor  # [R], in [0, 1]
-    depth: Tensor  # [R], mean distance from the origin of what is hit, scene units; 0 where the ray hits nothing
+    depth: Tensor  # [R], expected depth along the ray, scene units; 0 where the ray hits nothing
     ray_index: Tensor  # [N], sorted
     weights: Tensor  # [N]
-    positions: Tensor  # [N, 3], the middles of the samples' intervals
-    distances: Tensor  # [N], of those middles from the ray's origin
+    positions: Tensor  # [N, 3], midpoints of the samples' intervals
+    distances: Tensor  # [N], of the midpoints from the ray's origin
     lengths: Tensor  # [N], of the intervals
-    normals: Tensor | None  # [N, 3], unit vectors out of the matter, if asked for
+    normals: Tensor | None  # [N, 3], outward unit vectors, if requested
 
 
 class OccupancyGrid(nn.Module):
-    """Which cells of the cube [-radius, radius]^3 hold matter at any time.
+    """Grid of the cells of the cube [-radius, radius]^3 that are occupied at any time.
 
-    Remembers for each cell the largest density seen at any of the times, fading by ``occupancy_decay`` a round over all
-    of them (Mueller et al. 2022, appendix C). Until the first update every cell counts as occupied.
+    Stores for each cell the largest sampled density over all times, decayed by ``occupancy_decay`` per round over all
+    of them (Mueller et al. 2022, appendix C). Before the first update all cells are occupied.
 
     Args:
         config: sizes.
-        backend: of the rays that are cast through it, see ops.volume_rendering; not part of the scene.
+        backend: of ray marching, see ops.volume_rendering; not part of the scene.
     """
 
     density: Tensor
@@ -64,13 +64,13 @@ class OccupancyGrid(nn.Module):
     def update(
         self, density: Density, times: Tensor, generator: torch.Generator | None = None, share: float = 1.0
     ) -> None:
-        """Look at one random point of each cell (its center without a generator) at each of the times [F].
+        """Sample the density at one random point per cell (the center without a generator) at each of the times [F].
 
-        The threshold is on a step's opacity but never above the mean, so that a young, thin scene is not lost.
+        The threshold is on a step's opacity but never above the mean, so that an early scene of low density is kept.
 
         Args:
-            share: part of a round over all times that this is. The memory fades by occupancy_decay ** share, so that a
-                round in several updates forgets as much as one in a single update.
+            share: fraction of a round over all times. The densities decay by occupancy_decay ** share, so that a round
+                in several updates decays as much as one in a single update.
         """
         config, device = self.config, self.density.device
         size = config.occupancy_resolution
@@ -90,7 +90,7 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def peak_opacity(self) -> float:
-        """Of one step in the densest remembered cell; 0 before the first update."""
+        """Return the opacity of one step in the densest stored cell; 0 before the first update."""
         return float(self._opacity().max())
 
     def _opacity(self) -> Tensor:
@@ -101,10 +101,10 @@ class OccupancyGrid(nn.Module):
 
 
 def due_times(times: Tensor, step: int, every: int) -> tuple[Tensor, float]:
-    """Which of the times [F] an occupancy grid looks at in a step, and their share of a round.
+    """Return the times [F'] at which an occupancy grid is updated in a step, and their share of a round.
 
-    In each ``every`` steps every time comes once, as evenly as it goes: the work of a round is spread over the steps.
-    At step 0 all of them come: a grid that has seen some times only would skip the matter of the others.
+    Every ``every`` steps each of the times [F] is updated once, evenly spread over the steps. At step 0 all times are
+    updated: a grid of only some times would skip cells that are occupied at the others.
     """
     if step == 0:
         return times, 1.0
@@ -117,18 +117,18 @@ def render(
     background: Tensor, config: RendererConfig, jitter: Tensor | None = None, density: Density | None = None,
     with_normals: bool = False,
 ) -> RenderOutput:  # fmt: skip
-    """Renders rays of any cameras and times together; gradients reach whatever the field is made of.
+    """Render rays of any cameras and times together, differentiable in the field's parameters.
 
     Args:
         field: (x, t) -> (sigma, rgb).
-        occupancy: which cells to visit, and with which backend; None visits all.
+        occupancy: the cells to sample, and the backend; None: all cells.
         origins, directions: [R, 3], directions of length 1.
         times: [R] in [0, 1].
         background: [3] or [R, 3] in [0, 1].
-        jitter: [R] in [0, 1): shift of each ray's samples in steps; None is 0. A ray's picture depends on its own
-            number only, so rays may be rendered in any chunks.
+        jitter: [R] in [0, 1): shift of each ray's samples in steps; None is 0. A ray's result depends only on its
+            own jitter, so rays may be rendered in any chunks.
         density: (x, t) -> sigma of the same field; needed for normals and for pruning.
-        with_normals: by finite differences these cost four more densities a sample.
+        with_normals: by finite differences these cost four more densities per sample.
     """
     if config.normals not in ("difference", "analytic"):
         raise ValueError(f"normals={config.normals!r} is unknown: choose difference or analytic")
@@ -177,16 +177,16 @@ def _check_rays(origins: Tensor, directions: Tensor, times: Tensor, background: 
 def _middles(
     origins: Tensor, directions: Tensor, ray_index: Tensor, t_start: Tensor, t_end: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Distances [N] and positions [N, 3] of the middles of the intervals."""
+    """Return distances [N] and positions [N, 3] of the intervals' midpoints."""
     distances = (t_start + t_end) / 2
     return distances, origins[ray_index] + distances[:, None] * directions[ray_index]
 
 
 def visible_samples(weights: Tensor, transmittance: Tensor, config: RendererConfig, peak_opacity: float) -> Tensor:
-    """Samples that pass ``prune_alpha``, ``early_stop`` and ``prune_weight``: weights, transmittance [N] -> bool [N].
+    """Return the samples that pass ``prune_alpha``, ``early_stop`` and ``prune_weight``: [N], [N] -> bool [N].
 
-    Both are those among all samples, the dropped ones too, as in nerfacc. The thresholds on opacity and weight are
-    never above a tenth of ``peak_opacity``, so that a young, thin scene is not lost. (nerfacc caps by the mean over all
+    Weights and transmittance include the dropped samples, as in nerfacc. The thresholds on opacity and weight are never
+    above a tenth of ``peak_opacity``, so that an early scene of low density is kept. (nerfacc caps by the mean over all
     cells, which falls with the object's share of the cube.)
     """
     alpha, weight = (min(value, 0.1 * peak_opacity) for value in (config.prune_alpha, config.prune_weight))
@@ -194,7 +194,7 @@ def visible_samples(weights: Tensor, transmittance: Tensor, config: RendererConf
 
 
 def finite_difference_normals(density: Density, x: Tensor, t: Tensor, epsilon: float) -> Tensor:
-    """-grad sigma / |grad sigma| by differences over a tetrahedron, exact for a linear density: [N, 3]."""
+    """Return -grad sigma / |grad sigma| by differences over a tetrahedron, exact for a linear density: [N, 3]."""
     corners = torch.tensor(_TETRAHEDRON, device=x.device, dtype=x.dtype)
     points = x[None] + epsilon * corners[:, None]  # [4, N, 3]
     sigma = density(points.flatten(0, 1), t.repeat(len(corners))).view(len(corners), -1)
@@ -202,9 +202,9 @@ def finite_difference_normals(density: Density, x: Tensor, t: Tensor, epsilon: f
 
 
 def analytic_normals(density: Density, x: Tensor, t: Tensor) -> Tensor:
-    """-grad sigma / |grad sigma| by differentiating the density: [N, 3]; differentiable in what it is made of.
+    """Return -grad sigma / |grad sigma| by autograd: [N, 3], differentiable in the field's parameters.
 
-    A density that is made of linear pieces, as a hash grid's, has a gradient that jumps between cells.
+    The gradient of a piecewise linear density, such as a hash grid's, is discontinuous between cells.
     """
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
@@ -218,7 +218,7 @@ def render_image(
     field: Field, occupancy: OccupancyGrid | None, origins: Tensor, directions: Tensor, times: Tensor,
     background: Tensor, config: RendererConfig, density: Density | None = None, chunk: int = 1 << 15,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Pictures without gradients, ``chunk`` rays at a time.
+    """Render pictures without gradients, ``chunk`` rays at a time.
 
     Args:
         origins, directions: [..., H, W, 3].

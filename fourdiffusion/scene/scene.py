@@ -27,7 +27,7 @@ from fourdiffusion.scene.settings import RendererConfig
 
 @dataclass
 class Scene:
-    """What it takes to draw a picture. ValueError where the renderer samples another cube than the field fills."""
+    """A field with its occupancy grid and renderer settings. ValueError if renderer and field have different radii."""
 
     field: DynamicField
     occupancy: OccupancyGrid
@@ -36,7 +36,7 @@ class Scene:
     def __post_init__(self) -> None:
         for name, choices in (("bounds", ("ball", "cube")), ("normals", ("difference", "analytic"))):
             if (value := getattr(self.renderer, name)) not in choices:
-                raise ValueError(f"renderer.{name}={value} is none of {', '.join(choices)}")
+                raise ValueError(f"renderer.{name}={value} is not one of {', '.join(choices)}")
         if self.field.config.radius != self.renderer.radius:
             raise ValueError(
                 f"field.radius={self.field.config.radius:g} and renderer.radius={self.renderer.radius:g} differ: give "
@@ -45,12 +45,12 @@ class Scene:
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str | None = None) -> "Scene":
-        """Read a scene folder, or the run folder that has one in scene/. UserError where it is none."""
+        """Load a scene folder, or the scene/ of a run folder. UserError if there is none."""
         return load_scene(Path(folder), torch.device(device) if device is not None else None)
 
 
 def save_scene(folder: Path, scene: Scene) -> None:
-    """Writes a scene folder; each file appears whole or not at all."""
+    """Write a scene folder, each file atomically."""
     scene.field.save(folder)
     text = json.dumps(asdict(scene.renderer), indent=2) + "\n"
     write_atomic(folder / "renderer.json", lambda partial: partial.write_text(text))
@@ -58,12 +58,12 @@ def save_scene(folder: Path, scene: Scene) -> None:
 
 
 def load_scene(folder: Path, device: torch.device | None = None) -> Scene:
-    """Reads a scene folder, or the run folder that has one in scene/. UserError where it is none."""
+    """Load a scene folder, or the scene/ of a run folder. UserError if there is none."""
     folder = scene_folder(folder)
     field = DynamicField.load(folder).to(device)
     path = folder / "renderer.json"
     if not path.is_file():
-        raise UserError(f"{folder} is no complete scene: {path.name} is missing; fit it again")
+        raise UserError(f"{folder} is not a complete scene: {path.name} is missing; fit it again")
     try:
         renderer = from_values(RendererConfig, read_json(path, "fit it again"))
         tensors = load_tensors(folder / "occupancy.safetensors")[0]
@@ -79,7 +79,7 @@ def load_scene(folder: Path, device: torch.device | None = None) -> Scene:
 
 
 def scene_folder(folder: Path) -> Path:
-    """The scene folder that a folder is, or has in it as scene/."""
+    """Return the scene folder: the folder itself or its scene/."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; give the run folder of a fit, or its scene/")
     for candidate in (folder / "scene", folder):
@@ -91,7 +91,7 @@ def scene_folder(folder: Path) -> Path:
 def render_views(
     scene: Scene, c2w: Tensor, fovy_deg: float, times: Tensor, size: int, label: str | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Square pictures of a scene on white, on CPU whatever the scene is on.
+    """Render square pictures of a scene on white; the results are on the CPU.
 
     Args:
         c2w: [N, 4, 4].

@@ -14,26 +14,26 @@ class FieldConfig:
     space: HashGridConfig = field(default_factory=HashGridConfig)
     spacetime: HashGridConfig = field(default_factory=HashGridConfig)
     hidden_width: int = 64
-    blob_scale: float = 10.0  # raw density gets blob_scale * (1 - |x| / blob_std): matter starts at the origin
+    blob_scale: float = 10.0  # blob_scale * (1 - |x| / blob_std) is added to the raw density: it starts at the origin
     blob_std: float = 0.5
 
 
 @dataclass
 class RendererConfig:
-    """How rays are sampled; defaults as published where the paper says anything."""
+    """How rays are sampled; defaults as published if the paper states them."""
 
     num_samples: int = 256  # across 2 * radius
     step_scale: float = 1.0  # the step is step_scale * 2 * radius / num_samples; the released code: sqrt(3)
-    bounds: str = "ball"  # that the samples lie in: ball |x| <= radius | cube [-radius, radius]^3 (the released code)
+    bounds: str = "ball"  # of the samples: ball |x| <= radius | cube [-radius, radius]^3 (the released code)
     radius: float = 1.0
     occupancy_resolution: int = 32
     occupancy_threshold: float = 0.01  # opacity of one step below which a cell counts as empty (instant-ngp, nerfacc)
-    occupancy_decay: float = 0.95  # of a cell's remembered density while all times are looked at once
-    # Samples below one of these are dropped before anything is kept for the gradient; 0 keeps all. The released code
-    # has the first two, 0.01 and 1e-4; the third drops more at an equal error of the picture (docs/speed.md).
+    occupancy_decay: float = 0.95  # of a cell's stored density per round over all times
+    # Samples below one of these are dropped before the pass with gradients; 0 keeps all. The released code has the
+    # first two, 0.01 and 1e-4; the third drops more at an equal error of the picture (docs/speed.md).
     prune_alpha: float = 0.0  # opacity of the sample
-    early_stop: float = 0.0  # share of the light that reaches it
-    prune_weight: float = 0.0  # the product of both: its share of the pixel
+    early_stop: float = 0.0  # transmittance at the sample
+    prune_weight: float = 0.0  # rendering weight of the sample, the product of both
     normals: str = "difference"  # difference: over a tetrahedron | analytic: the density's own gradient
     normal_epsilon: float = 0.01  # offset of the finite differences, scene units
 
@@ -44,7 +44,7 @@ class RendererConfig:
 
     @property
     def prunes(self) -> bool:
-        """Whether any sample may be dropped."""
+        """Return whether samples are dropped."""
         return self.prune_alpha > 0 or self.early_stop > 0 or self.prune_weight > 0
 
 
@@ -54,5 +54,5 @@ class SceneConfig:
 
     field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
     renderer: RendererConfig = dataclasses.field(default_factory=RendererConfig)
-    grid_backend: str = "auto"  # of the hash grids: auto | torch | numba | tinycudann. No part of the scene
-    ray_backend: str = "auto"  # of sampling and rendering: auto | torch | nerfacc. No part of the scene
+    grid_backend: str = "auto"  # of the hash grids: auto | torch | numba | tinycudann; not part of the scene
+    ray_backend: str = "auto"  # of sampling and rendering: auto | torch | nerfacc; not part of the scene

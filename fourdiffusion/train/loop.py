@@ -29,6 +29,7 @@ from fourdiffusion.runs import (
     trim_log,
 )
 from fourdiffusion.tracking import check_trackers, trackers
+from fourdiffusion.train.batches import DataError, read_batches
 from fourdiffusion.train.export import export
 from fourdiffusion.train.health import LossWatch, Meter, check_gradients, check_loss, check_rise
 from fourdiffusion.train.settings import TrainConfig
@@ -37,7 +38,6 @@ from fourdiffusion.train.setup import (
     check,
     check_settings,
     make_accelerator,
-    make_loader,
     make_objective,
     make_optimizer,
     make_pipeline,
@@ -105,7 +105,7 @@ def optimize(
     training, start = prepare(config, accelerator, pipeline, objective)
     if main:
         trim_log(output, start)
-    batches = iter(make_loader(config, data, start, accelerator.process_index, accelerator.num_processes))
+    batches = read_batches(config, data, start, accelerator.process_index, accelerator.num_processes)
     bar = tqdm(range(start, config.max_steps), f"train {config.stage}", config.max_steps, start, disable=not main)
     meter, watch, saved = Meter(), LossWatch(), time.monotonic()
     with (
@@ -114,7 +114,12 @@ def optimize(
     ):
         for step in bar:
             rate = config.learning_rate * learning_rate_factor(config, step)
-            terms, norm = update(training, batches, step, rate, meter)
+            try:
+                terms, norm = update(training, batches, step, rate, meter)
+            except DataError:
+                if main and step > start:
+                    save_checkpoint(output, "train", checkpoint_tensors(training), step)
+                raise
             check_rise(config, step, watch, float(sum(terms.values())))
             done, line = step + 1, {}
             if done % config.log_every == 0 or done == config.max_steps:

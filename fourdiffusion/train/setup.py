@@ -1,19 +1,18 @@
 """What a run is made of before its first step: processes, clips, networks, objective, optimizer."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-from torch.utils.data import DataLoader
+from accelerate.utils import DistributedDataParallelKwargs
 from tqdm import tqdm
 
-from fourdiffusion.datasets.sampling import ClipSamples, collate, open_clips
+from fourdiffusion.datasets.sampling import ClipSamples, open_clips
 from fourdiffusion.diffusion import encoders, precompute
-from fourdiffusion.diffusion.generation_config import SCHEDULERS
-from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, load_pipeline
+from fourdiffusion.diffusion.loading import DTYPES, cast, fresh_pipeline, load_pipeline
 from fourdiffusion.diffusion.lora import add_lora
 from fourdiffusion.diffusion.motion_sources import read_motion
 from fourdiffusion.diffusion.objectives import AutoencoderObjective, DiffusionObjective, TowersObjective
@@ -22,41 +21,35 @@ from fourdiffusion.diffusion.settings import architecture
 from fourdiffusion.errors import UserError
 from fourdiffusion.metrics.lpips import load_lpips
 from fourdiffusion.train.settings import OPTIMIZERS, STAGES, TrainConfig
-from fourdiffusion.train.step import micro_batch_size, micro_batches
+from fourdiffusion.train.step import micro_batch_size
 
 Objective = AutoencoderObjective | TowersObjective | DiffusionObjective
-MIXED = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}  # mixed_precision: the frozen_dtype that goes with it
+DIVIDING = {  # what `accelerate launch` tells its processes, and what it means
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
-    """Return the processes that train. UserError for a precision that cannot be had here."""
+    """Return the processes that train. UserError for a precision that cannot be had here, and for divided weights."""
+    for variable, name in DIVIDING.items():
+        if os.environ.get(variable, "").lower() == "true":
+            raise UserError(
+                f"accelerate's {name} divides weights and optimizer, which checkpoints here do not gather: use "
+                "distributed_type MULTI_GPU, configs/accelerate/ddp.yaml (a process fits on 24 GB)"
+            )
     views = DistributedDataParallelKwargs(gradient_as_bucket_view=True)  # no second copy of the gradients
     try:
-        accelerator = Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[views])
+        return Accelerator(cpu=config.cpu, mixed_precision=config.mixed_precision, kwargs_handlers=[views])
     except ValueError as error:
         raise UserError(f"mixed_precision={config.mixed_precision}: {error}") from error
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
-        raise UserError(
-            f"accelerate's {accelerator.distributed_type.value} divides weights and optimizer, which checkpoints here "
-            "do not gather: use distributed_type MULTI_GPU, configs/accelerate/ddp.yaml (a process fits on 24 GB)"
-        )
-    return accelerator
 
 
 def open_data(config: TrainConfig) -> ClipSamples:
     """Return the training samples: item (step, number in the global batch). Stages before motion read single frames."""
     motion = config.stage == "motion"
     return ClipSamples(config.data, config.data.num_frames if motion else 1, config.seed, config.batch_size, motion)
-
-
-def make_loader(config: TrainConfig, data: ClipSamples, start: int, rank: int, num_processes: int) -> DataLoader:
-    """Return the micro-batches of one process from step ``start`` on."""
-    return DataLoader(
-        data,
-        batch_sampler=micro_batches(config, start, rank, num_processes),
-        num_workers=config.num_workers,
-        collate_fn=collate,
-    )
 
 
 def check(config: TrainConfig, pipeline: FourDiffusionPipeline, data: ClipSamples, num_processes: int) -> None:
@@ -118,10 +111,6 @@ def check_settings(config: TrainConfig, num_processes: int) -> None:
         raise UserError(f"timestep_shift={config.timestep_shift}: give a number above 0; 1 is uniform")
     if config.model.dtype != "float32":
         raise UserError(f"model.dtype={config.model.dtype}: training keeps float32 weights, set mixed_precision=bf16")
-    if config.model.offload not in OFFLOADS:
-        raise UserError(f"model.offload={config.model.offload} is none of {', '.join(OFFLOADS)}")
-    if config.model.scheduler not in (None, *SCHEDULERS):
-        raise UserError(f"model.scheduler={config.model.scheduler} is none of {', '.join(SCHEDULERS)}")
     if config.optimizer not in OPTIMIZERS:
         raise UserError(f"optimizer={config.optimizer} is none of {', '.join(OPTIMIZERS)}")
     if config.optimizer == "adamw_8bit" and importlib.util.find_spec("bitsandbytes") is None:
@@ -214,7 +203,7 @@ def place(config: TrainConfig, pipeline: FourDiffusionPipeline, objective: Objec
     frozen = DTYPES[config.frozen_dtype]
     for module in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.image_encoder):
         if not any(parameter.requires_grad for parameter in module.parameters()):
-            module.to(frozen)
+            cast(module, frozen)
         elif config.lora_rank:
             for parameter in module.parameters():
                 if not parameter.requires_grad:

@@ -2,9 +2,9 @@
 
 python scripts/benchmarks/bench_hash_grid.py --points 1000000 --threads 2
 
-All rows get the same points, parameters and gradient, and take turns in one run; the torch twin is what the others are
-compared with, in time and in result. ``--compile`` adds torch.compile of the twin, which takes minutes to compile. The
-difference is that of features and gradients.
+All rows use the same points, parameters and gradient, and alternate in one run; times and results are relative to the
+torch backend. ``--compile`` adds torch.compile of it, which takes minutes. The difference is over features and
+gradients.
 """
 
 import argparse

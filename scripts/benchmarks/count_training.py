@@ -211,22 +211,46 @@ def main() -> None:
         config = settings(options.words or ["experiment=paper"])
         print(json.dumps(count(config, int(options.case[0]), options.case[1] == "true")))
         return
+    print_tables(options.words)
+
+
+def print_tables(words: list[str]) -> None:
+    """Print each preset's parts, what one clip more takes, and a line that says what card it fits."""
     parts = ("frozen", "trained", "gradients", "optimizer", "ema", "activations", "peak")
-    heads = ["preset", "encoders", "clips", *(f"{part} GiB" for part in parts), "fits on", "TFLOP a step", "H100 hours"]
+    heads = ["preset", "encoders", "clips", *(f"{part} GiB" for part in parts), "GiB a clip more", "TFLOP a step"]
     print(f"| {' | '.join(heads)} |")
     print("|---" * len(heads) + "|")
+    known: dict[tuple[bool, int, int, bool], dict[str, float]] = {}
+    lines = []
     for name, processes in PRESETS.items():
-        config = settings([f"experiment={name}", *options.words])
-        clips = micro_batch_size(config, processes)
+        config = settings([f"experiment={name}", *words])
+        clips, needs, steps = micro_batch_size(config, processes), [], []
         for cached in (True, False):
-            found = count(config, clips, cached)
-            step = found["tflop"] * config.batch_size / clips
+            cases = {}
+            for size in sorted({1, 2, clips}):
+                key = config.gradient_checkpointing, config.vae_batch_size, size, cached
+                known[key] = known.get(key) or count(config, size, cached)
+                cases[size] = known[key]
+            found = cases[clips]
+            more, step = cases[2]["peak"] - cases[1]["peak"], found["tflop"] * config.batch_size / clips
             cells = " | ".join(f"{found[part]:.1f}" for part in parts)
             encoder = "cached" if cached else "every step"
-            fits = suffices(found["peak"])
-            hours = step * config.max_steps / (PEAK * UTILIZATION) / 3600 / processes
-            print(f"| {name} | {encoder} | {clips} | {cells} | {fits} | {step:.0f} | {hours:.0f} |", flush=True)
+            print(f"| {name} | {encoder} | {clips} | {cells} | {more:.1f} | {step:.0f} |", flush=True)
+            needs.append(found["peak"])
+            steps.append(step)
+        lines.append(card_line(name, config, processes, needs, steps))
+    print("\n" + "\n".join(lines))
     print(f"\n{report.provenance({git_commit()})}")
+
+
+def card_line(name: str, config: TrainConfig, processes: int, needs: list[float], steps: list[float]) -> str:
+    """Return what card a preset fits, and its hours; ``needs`` and ``steps`` with cached encoders and without."""
+    hours = [step * config.max_steps / (PEAK * UTILIZATION) / 3600 / processes for step in steps]
+    return (
+        f"- `{name}`: {needs[0]:.1f} GiB with cached encoders, {needs[1]:.1f} without: fits a card of "
+        f"{suffices(needs[0])}, {suffices(needs[1])}; {hours[0]:.0f} and {hours[1]:.0f} hours on {processes} H100 at "
+        f"{UTILIZATION:.0%} of the peak"
+    )
 
 
 def _options() -> argparse.Namespace:

@@ -3,9 +3,10 @@
     python scripts/benchmarks/kill_train.py --kills 10 --stops 3 [KEY=VALUE of `fourdiffusion train` ...]
 
 Motion stage of the shipped model on four synthetic clips. SIGKILL comes anywhere between starting and ending, saving
-and validating included; SIGTERM, as a cluster sends it, ends a begun run with code 143. After each signal, one
-checkpoint must be whole. Ends with code 1 unless the weights of both runs are equal to the last bit. Runs are forks of
-this process, which has imported what they need.
+and validating included; SIGTERM, as a cluster sends it, at any moment after the first step of an attempt, which must
+end with code 143. After each signal every checkpoint file must be whole. Before the last attempt the newest one is cut
+short: the run must name it and go on from the one before. Ends with code 1 unless weights, optimizer and moving average
+of both runs are equal to the last bit. Runs are forks of this process, which has imported what they need.
 """
 
 import argparse
@@ -57,12 +58,21 @@ def main() -> None:
     chance.shuffle(signals)
     for number in signals:
         process = _start([*words, f"output={broken}"], options.run / "broken.log")
-        time.sleep(chance.uniform(0, 3 * length / len(signals)))
+        longest = 3 * length / len(signals)
+        if number == signal.SIGTERM:
+            _wait_for_step(broken, process)
+            longest = length / len(signals)
+        time.sleep(chance.uniform(0, longest))
         os.kill(process, number)
         code = _wait(process)
         print(f"{number.name}, code {code}: {_progress(broken)}", flush=True)
+        if number == signal.SIGTERM and code != 128 + number:
+            raise UserError(f"SIGTERM ended the run with code {code}: 143 is right, unless --steps are too few")
+    _cut(broken / CHECKPOINT)
     if code := _wait(_start([*words, f"output={broken}"], options.run / "broken.log")):
         raise UserError(f"the run in {broken} ended with code {code}, see {options.run / 'broken.log'}")
+    if "is damaged: going on from the one before" not in (options.run / "broken.log").read_text(encoding="utf-8"):
+        raise UserError(f"{options.run / 'broken.log'} does not say that the last checkpoint was damaged")
     states = [load_file(run / "model/motion/diffusion_pytorch_model.safetensors") for run in (whole, broken)]
     checkpoints = [load_tensors(run / CHECKPOINT)[0] for run in (whole, broken)]
     same = all(a.keys() == b.keys() and all(a[n].equal(b[n]) for n in a) for a, b in (states, checkpoints))
@@ -93,17 +103,33 @@ def _wait(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
+def _wait_for_step(run: Path, process: int) -> None:
+    """Return once the process has saved a step."""
+    before = _written(run / CHECKPOINT)
+    while _written(run / CHECKPOINT) in (0, before):
+        if os.waitpid(process, os.WNOHANG)[0]:
+            raise UserError(f"{run} ended before it was stopped: give more --steps")
+        time.sleep(0.005)
+
+
+def _written(path: Path) -> int:
+    """When a file was written, in nanoseconds; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _cut(path: Path) -> None:
+    """Take the second half of a file away."""
+    with open(path, "r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+
+
 def _progress(run: Path) -> str:
-    """What a stopped run left behind. UserError where there are checkpoints and none is whole."""
-    paths = [path for path in (run / CHECKPOINT, run / PREVIOUS) if path.is_file()]
-    for path in paths:
-        try:
-            return f"a whole checkpoint of step {load_tensors(path)[1]['step']}"
-        except UserError:
-            continue
-    if paths:
-        raise UserError(f"{run}: no checkpoint is whole")
-    return "before the first checkpoint"
+    """What a stopped run left behind. UserError where a checkpoint is not whole."""
+    steps = [load_tensors(path)[1]["step"] for path in (run / CHECKPOINT, run / PREVIOUS) if path.is_file()]
+    return f"whole checkpoints of steps {steps}" if steps else "before the first checkpoint"
 
 
 def _options() -> argparse.Namespace:
@@ -111,7 +137,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("words", nargs="*", help="KEY=VALUE of fourdiffusion train; they win")
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--stops", type=int, default=3, help="by SIGTERM")
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--run", type=Path, default=Path("runs/kill_train"))
     return parser.parse_intermixed_args()

@@ -1,4 +1,4 @@
-"""`data curate` on clips: manifest and keep list, what resumes, what survives, and the page."""
+"""`data curate` on clips: manifest and keep.txt, resuming, kept decisions, and the page."""
 
 import json
 import shutil

@@ -86,11 +86,11 @@ def pickled(path: Path) -> None:
     [
         ("gone.txt", lambda path: None, "no such file"),
         ("empty.txt", lambda path: path.write_text("# nothing\n"), "empty"),
-        ("numbers.json", lambda path: path.write_text("[1, 2]"), "no list of ids"),
-        ("broken.json", lambda path: path.write_text("[1, "), "cannot be read"),
+        ("numbers.json", lambda path: path.write_text("[1, 2]"), "not a list of ids"),
+        ("broken.json", lambda path: path.write_text("[1, "), "not valid JSON"),
         ("bytes.txt", lambda path: path.write_bytes(b"\xff\xfe\x00"), "cannot be read"),
         ("objects.npy", pickled, "allow_pickle=False|np.save"),
-        ("numbers.npy", lambda path: np.save(path, np.arange(3)), "no list of ids"),
+        ("numbers.npy", lambda path: np.save(path, np.arange(3)), "not a list of ids"),
         ("none.npy", lambda path: path.write_bytes(b""), "cannot be read"),
     ],
 )
@@ -110,7 +110,7 @@ def test_captions_come_from_the_table_by_uid(tmp_path: Path) -> None:
         {"uid": "clip", "caption": ""},
         {"uid": "other", "caption": "own"},
     ]
-    found = add_captions(lines, str(table), "")
+    found = add_captions(lines, read_caption_table(table), "")
     assert [line["caption"] for line in found] == ["A dog, running", "a cat", "own"]
     table.write_text("a,b,c\n")
     with pytest.raises(UserError, match="captions.csv:1: has 3 columns"):
@@ -143,9 +143,9 @@ def test_a_captioner_describes_what_has_no_caption(tmp_path: Path) -> None:
     processor.save_pretrained(tmp_path / "blip")
     folder = tiny_clip(tmp_path / "clip")
     lines = [{"uid": "clip", "caption": "", "folder": str(folder)}, {"uid": "b", "caption": "own", "folder": "none"}]
-    found = add_captions(lines, "", str(tmp_path / "blip"))
+    found = add_captions(lines, {}, str(tmp_path / "blip"))
     assert found[1]["caption"] == "own" and set(found[0]["caption"].split()) <= set(words)
-    with pytest.raises(UserError, match="is no BLIP model"):
+    with pytest.raises(UserError, match="is not a BLIP model"):
         load_captioner(tmp_path)
 
 

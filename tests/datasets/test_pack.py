@@ -183,7 +183,7 @@ MISTAKES = {
     "frames": ({"frames": "jpg"}, "frames=jpg is unknown"),
     "quality": ({"quality": 50}, "quality=50 is of frames=webp"),
     "model": ({"latents": True}, "latents=true needs the model"),
-    "dtype": ({"latents_dtype": "int8"}, "latents_dtype=int8 is none of"),
+    "dtype": ({"latents_dtype": "int8"}, "latents_dtype=int8 is not one of"),
     "folder": ({"clips": "nowhere"}, "clips=nowhere: no such folder"),
 }
 

@@ -215,7 +215,7 @@ def test_videos_with_azimuths_given(tmp_path: Path) -> None:
     check_circle(folder, azimuths, 8.0, 2.0, azimuths_deg=azimuths, elevation_deg=8.0, distance=2.0, fovy_deg=33.8)
     found = open_views(folder, azimuths_deg=azimuths, fovy_deg=33.8)
     assert found.fovy_deg == 33.8 and found.pictures.shape[:2] == (5, FRAMES)
-    with pytest.raises(UserError, match="nothing says where its 5 cameras .* give azimuths_deg"):
+    with pytest.raises(UserError, match="positions of its 5 cameras .* are unknown: give azimuths_deg"):
         open_views(folder)
     with pytest.raises(UserError, match="azimuths_deg has 4 values for 5 views"):
         open_views(folder, azimuths_deg=AZIMUTHS)
@@ -241,13 +241,13 @@ def test_frames_with_a_camera_file(tmp_path: Path) -> None:
 
 BAD_CAMERAS = {
     "times fall": ({"azimuths_deg": AZIMUTHS, "times": [0, 0.9, 0.3]}, "times must lie in"),
-    "too few times": ({"azimuths_deg": AZIMUTHS, "times": [0, 1]}, "times is no list of 3 numbers"),
+    "too few times": ({"azimuths_deg": AZIMUTHS, "times": [0, 1]}, "times is not a list of 3 numbers"),
     "text": ({"azimuths_deg": ["a", 1, 2, 3]}, "azimuths_deg is a; give a number"),
     "pole": ({"azimuths_deg": AZIMUTHS, "elevation_deg": 90}, "elevation_deg is 90.* below 90"),
     "angle": ({"azimuths_deg": AZIMUTHS, "fovy_deg": 200}, "fovy_deg is 200"),
     "shape": ({"c2w": [[1, 2], [3, 4]]}, r"c2w is \(2, 2\)"),
-    "scaled": ({"c2w": (2 * torch.eye(4)).expand(4, 4, 4).tolist()}, "a matrix of c2w is no camera"),
-    "mirrored": ({"c2w": torch.diag(torch.tensor([-1.0, 1, 1, 1])).expand(4, 4, 4).tolist()}, "is no camera"),
+    "scaled": ({"c2w": (2 * torch.eye(4)).expand(4, 4, 4).tolist()}, "a matrix of c2w is not a camera"),
+    "mirrored": ({"c2w": torch.diag(torch.tensor([-1.0, 1, 1, 1])).expand(4, 4, 4).tolist()}, "is not a camera"),
     "both": ({"c2w": torch.eye(4).expand(4, 4, 4).tolist(), "azimuths_deg": AZIMUTHS}, "c2w and azimuths_deg"),
 }
 
@@ -277,7 +277,7 @@ def test_views_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds several sets of views .4 of mask_<k>, 4 of view_<k>"):
         open_views(tmp_path / "two")
     folder = write_frames(tmp_path / "three", "eval_", views=3)
-    with pytest.raises(UserError, match="azimuths_deg has 4 values for 3 views|nothing says where its 3 cameras"):
+    with pytest.raises(UserError, match="azimuths_deg has 4 values for 3 views|positions of its 3 cameras"):
         open_views(folder)
 
 

@@ -1,4 +1,4 @@
-"""What the glTF reader makes of keys, skins, morph targets and broken files."""
+"""The glTF reader on keyframes, skins, morph targets and broken files."""
 
 import json
 import struct

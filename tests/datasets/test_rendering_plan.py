@@ -1,4 +1,4 @@
-"""What is rendered, from where and how large: the decisions of `data render`, without an engine."""
+"""The plan of `data render` without an engine: assets, cameras and scale."""
 
 from pathlib import Path
 from typing import Any

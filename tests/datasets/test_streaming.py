@@ -16,6 +16,7 @@ from PIL import Image
 from tiny_model import FRAMES, write_clips
 
 from fourdiffusion import cameras
+from fourdiffusion.cli.config import build, compose
 from fourdiffusion.datasets.clips import ClipFiles
 from fourdiffusion.datasets.pictures import PictureGrid
 from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate, epoch_order
@@ -25,9 +26,10 @@ from fourdiffusion.datasets.shards.writer import PackedClip, write_shard
 from fourdiffusion.errors import UserError
 from fourdiffusion.prepare.pack import pack
 from fourdiffusion.prepare.settings import PackConfig
+from fourdiffusion.train.batches import make_loader
 from fourdiffusion.train.health import Meter
 from fourdiffusion.train.settings import TrainConfig
-from fourdiffusion.train.setup import make_loader, open_data
+from fourdiffusion.train.setup import open_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 
@@ -64,7 +66,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def batches(
     path: Path | str, start: int, steps: int, rank: int = 0, ranks: int = 1, workers: int = 0
 ) -> Iterator[Batch]:
-    """What one process of a training run reads from step ``start`` on."""
+    """Return the samples that one process of a training run reads, starting at step ``start``."""
     data = DataConfig(str(path), num_views=1, num_frames=1)
     config = TrainConfig(
         stage="base", batch_size=BATCH, micro_batch_size=2, max_steps=steps, num_workers=workers, data=data
@@ -206,6 +208,11 @@ def test_shards_are_read_over_http(both: tuple[Path, Path], monkeypatch: pytest.
         assert equal(samples_of(url), samples_of(str(both[0])))
         in_worker, here = (next(batches(path, 0, 1, workers=k)) for path, k in ((url, 1), (both[1], 0)))
         assert equal(in_worker, here)  # the connections of a parent are none of its fork's
+        words = [f"data.path={url}", f"validation_data={url}", "output=run"]
+        config = build(compose("train", TrainConfig, words), TrainConfig)
+        assert (config.data.path, config.validation_data) == (url, url)  # an address passes the command line as it is
+        with pytest.raises(UserError, match="output=http.* is an address"):
+            build(compose("train", TrainConfig, [f"data.path={url}", f"output={url}"]), TrainConfig)
         samples = ClipSamples(DataConfig(url, num_views=1), 1, 0, 1)
         Ranges.served = 0
         _ = samples[0, 0]

@@ -44,7 +44,7 @@ def settings(folder: Path, stage: str, dtype: str, latents: bool, **changes: obj
 
 
 def step(folder: Path, stage: str, dtype: str, latents: bool) -> tuple[float, Tensor]:
-    """The loss of one batch and all its gradients; with latents the encoders that they stand in for are gone."""
+    """The loss of one batch and all its gradients; with latents, the replaced encoders are removed."""
     config = settings(folder, stage, dtype, latents)
     motion = stage == "motion"
     data = ClipSamples(config.data, 3 if motion else 1, 0, config.batch_size, motion)

@@ -69,7 +69,7 @@ def test_a_file_of_blender_and_d_nerf_is_read(folder: Path) -> None:
 
 
 def test_a_file_of_nerfstudio_is_read(folder: Path) -> None:
-    """Focal lengths in place of an angle, a model of zeros, and keys that say how the world was turned before."""
+    """Focal lengths instead of an angle, zero distortion, and keys of a previous world transform."""
 
     def change(meta: dict) -> None:
         strip(meta, "camera_angle_x")

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from fourdiffusion import cameras
 from fourdiffusion.cli import config
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.distillation import add_noise, guide
-from fourdiffusion.diffusion.generation import generate_views, sample_latents
+from fourdiffusion.diffusion.generation import check_image_size, generate_views, sample_latents
 from fourdiffusion.diffusion.generation_config import read_generation_config, sampling_settings
 from fourdiffusion.diffusion.images import to_frames
 from fourdiffusion.diffusion.loading import load_pipeline, open_pipeline, with_own_settings
@@ -138,7 +139,7 @@ def test_call_returns_the_asked_type(pipeline: FourDiffusionPipeline) -> None:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"output_type": "jpg"}, "output_type='jpg' is none of pt"),
+        ({"output_type": "jpg"}, "output_type='jpg' is not one of pt"),
         ({"num_views": 0}, "num_views=0"),
         ({"num_inference_steps": 0}, "num_inference_steps=0: give 1 to 999"),
         ({"num_inference_steps": 1000}, "num_inference_steps=1000: give 1 to 999"),
@@ -153,6 +154,30 @@ def test_arguments_out_of_range_are_named(
 
 
 # ---- the model's own settings ---------------------------------------------------------------------------------------
+
+
+def test_four_views_are_sampled_and_no_graph_is_kept(pipeline: FourDiffusionPipeline) -> None:
+    for network in (pipeline.unet, pipeline.motion, pipeline.vae):
+        network.requires_grad_(True)
+    z = generate_views(pipeline, images(), output_type="latent")
+    called = pipeline(images(), output_type="latent", num_inference_steps=1)
+    assert z.shape[:2] == called.shape[:2] == (FRAMES, 4) and not z.requires_grad and not called.requires_grad
+    assert not generate_views(pipeline, images(), num_views=1).requires_grad
+    conditions = pipeline.prepare(images(), "a ball", None)
+    states = [value for part in conditions.context if part for value in (*part.text, *part.image)]
+    assert not conditions.extra.requires_grad and not any(value.requires_grad for value in states)
+
+
+def test_a_size_is_halved_between_the_levels_of_vae_and_unet() -> None:
+    deep = SimpleNamespace(
+        vae=SimpleNamespace(config=SimpleNamespace(block_out_channels=(8, 8, 8))),
+        unet=SimpleNamespace(config=SimpleNamespace(channels=(8, 8, 8, 8))),
+    )
+    for size in (32, 96):
+        check_image_size(deep, size)  # type: ignore[arg-type]
+    for size in (0, 16, 48):
+        with pytest.raises(ValueError, match=f"image_size={size}: .* a multiple of 32"):
+            check_image_size(deep, size)  # type: ignore[arg-type]
 
 
 def test_settings_travel_with_the_weights(copy: Path) -> None:
@@ -202,7 +227,7 @@ def test_a_folder_without_the_file_says_so_in_one_line(copy: Path, capsys: pytes
         ('{"image_size": true}', "image_size=True is not of the type"),
         ('{"num_inference_steps": 0}', "num_inference_steps=0: give 1 to 999"),
         ('{"guidance_scale": NaN}', "guidance_scale=nan is not of the type|guidance_scale=nan: give"),
-        ('{"scheduler": "magic"}', "scheduler=magic is none of ddim"),
+        ('{"scheduler": "magic"}', "scheduler=magic is not one of ddim"),
     ],
 )
 def test_a_damaged_file_is_named(copy: Path, content: str, message: str) -> None:

@@ -44,7 +44,7 @@ def test_only_a_longer_video_is_divided_and_the_table_bounds_the_length() -> Non
     assert listed(frame_groups("windows", 9, 8, 8)) == listed(windows(9, 8))
     assert listed(frame_groups("interleaved", 9, 1, 8)) == listed(interleaved(9, 1))
     for length in (0, 9):
-        with pytest.raises(UserError, match=f"model.window={length}: the motion layers know 1 to 8 frames"):
+        with pytest.raises(UserError, match=f"model.window={length}: the motion layers support 1 to 8 frames"):
             frame_groups("windows", 9, length, 8)
-    with pytest.raises(UserError, match="model.long_video=other is none of windows, interleaved"):
+    with pytest.raises(UserError, match="model.long_video=other is not one of windows, interleaved"):
         frame_groups("other", 1, 8, 8)

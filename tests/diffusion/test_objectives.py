@@ -1,4 +1,4 @@
-"""What each stage trains, what dropping removes, how steps are weighed."""
+"""The trained networks of each stage, condition dropout, and the weights of the noise levels."""
 
 from typing import Literal
 
@@ -42,7 +42,7 @@ def loss(objective: DiffusionObjective, **changes: object) -> float:
 
 @torch.no_grad()
 def predict(objective: DiffusionObjective, **changes: object) -> Tensor:
-    """What the UNet says of the target views."""
+    """Return the UNet's prediction for the target views."""
     outputs: list[Tensor] = []
     hook = objective.pipeline[0].unet.register_forward_hook(lambda *call: outputs.append(call[2][:, :, :-1]))
     objective(**arguments(**changes))

@@ -99,7 +99,7 @@ def test_save_whole_replaces(copy: Path) -> None:
 
 
 def refusal(folder: Path | str | None) -> str:
-    """What load_pipeline says instead of loading."""
+    """Return the error of load_pipeline."""
     with pytest.raises(UserError) as caught:
         load_pipeline(folder)
     assert "\n" not in str(caught.value)
@@ -107,7 +107,7 @@ def refusal(folder: Path | str | None) -> str:
 
 
 def test_missing_folder(tmp_path: Path) -> None:
-    assert re.search("model.path=.*none holds no model: name a pipeline folder", refusal(tmp_path / "none"))
+    assert re.search("model.path=.*none holds no model: give a pipeline folder", refusal(tmp_path / "none"))
     assert re.search("holds no model", refusal(str(tmp_path)))
     assert re.search("model.path=None holds no model", refusal(None))
 
@@ -324,9 +324,9 @@ def test_few_trailing_steps_begin_in_noise_and_leading_ones_do_not() -> None:
 
 
 def test_unknown_samplers_are_named() -> None:
-    with pytest.raises(UserError, match="model.scheduler=magic is none of ddim, dpm"):
+    with pytest.raises(UserError, match="model.scheduler=magic is not one of ddim, dpm"):
         set_scheduler(tiny_pipeline(), "magic")
-    with pytest.raises(UserError, match="model.timestep_spacing=even is none of leading, trailing"):
+    with pytest.raises(UserError, match="model.timestep_spacing=even is not one of leading, trailing"):
         set_scheduler(tiny_pipeline(), "ddim", "even")
 
 
@@ -346,7 +346,7 @@ def views(pipeline: FourDiffusionPipeline) -> Tensor:
 
 
 def picture_gradient(pipeline: FourDiffusionPipeline) -> Tensor:
-    """What distillation takes from the VAE."""
+    """The VAE's part of distillation."""
     pipeline.vae.requires_grad_(False)
     images = video().requires_grad_()
     z = encode_latents(pipeline.vae, images)
@@ -426,9 +426,9 @@ def test_offload_on_a_gpu(pipeline: FourDiffusionPipeline, saved: Path) -> None:
 @pytest.mark.parametrize(
     "switch, message",
     [
-        ({"dtype": "fp16"}, "model.dtype=fp16 is none of float32, bfloat16, float16"),
-        ({"storage_dtype": "int4"}, "model.storage_dtype=int4 is none of float32, bfloat16, float16"),
-        ({"offload": "disk"}, "model.offload=disk is none of none, model"),
+        ({"dtype": "fp16"}, "model.dtype=fp16 is not one of float32, bfloat16, float16"),
+        ({"storage_dtype": "int4"}, "model.storage_dtype=int4 is not one of float32, bfloat16, float16"),
+        ({"offload": "disk"}, "model.offload=disk is not one of none, model"),
         ({"offload": "model"}, "model.offload=model needs a GPU"),
     ],
 )

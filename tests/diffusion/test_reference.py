@@ -44,7 +44,7 @@ def section(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("group", ["unet", "unet_motion", "unet64", "unet64_motion", "vae", "clip"])
 def test_the_rule_gives_the_weights_of_the_answers(group: str) -> None:
-    """Where this fails, numpy's random numbers changed, not a network."""
+    """If this fails, numpy's random numbers changed, not a network."""
     check = json.loads((ANSWERS / "configs.json").read_text())["rule_check"]
     weights = {key: value for key, value in rule_weights(group).items() if not key.endswith("pos_encoder.pe")}
     digest = 0

@@ -174,7 +174,7 @@ def test_context_has_an_entry_a_block(fresh: tuple[MultiviewUNet, MotionModules]
 
 
 def test_unknown_prediction_is_refused() -> None:
-    with pytest.raises(ValueError, match="prediction_type=x0 is none of epsilon, v_prediction"):
+    with pytest.raises(ValueError, match="prediction_type=x0 is not one of epsilon, v_prediction"):
         MultiviewUNet(channels=[32], attention_levels=[True], prediction_type="x0")
 
 

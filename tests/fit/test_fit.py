@@ -24,6 +24,7 @@ from fourdiffusion.diffusion.distillation import draw_window
 from fourdiffusion.diffusion.loading import with_own_settings
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import load_tensors
+from fourdiffusion.fit.camera import InputCamera
 from fourdiffusion.fit.loop import fit, update
 from fourdiffusion.fit.settings import DistillationConfig, FitConfig, LossConfig
 from fourdiffusion.fit.setup import generate_target, open_problem, read_inputs
@@ -237,7 +238,7 @@ def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, code, m
         ({"sds": DistillationConfig(t_start=float("inf"))}, "sds.t_start=inf"),
         ({"sds": DistillationConfig(resolution_milestones=[1, 2, 3])}, r"resolution_milestones=.1, 2, 3.: give rising"),
         ({"scene": SceneConfig(field=FieldConfig(hidden_width=-1))}, "scene.field.hidden_width=-1: give 1 to 65536"),
-        ({"trackers": ["abacus"]}, "trackers: abacus is none of tensorboard, wandb"),
+        ({"trackers": ["abacus"]}, "trackers: abacus is not one of tensorboard, wandb"),
         ({"scene": SceneConfig(ray_backend="sun")}, "scene.ray_backend=sun is unknown: choose auto, nerfacc, torch"),
     ],
 )
@@ -256,7 +257,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(config, tmp_path, cap
     os.truncate(path, 100)
     damaged.max_steps = STEPS
     fit(damaged)
-    assert "checkpoint.safetensors is damaged: going on from the one before, of step 3" in capsys.readouterr().out
+    assert "checkpoint.safetensors is damaged: resuming from the previous one, of step 3" in capsys.readouterr().out
     assert_equal_bits(scene_tensors(config), scene_tensors(damaged))
     assert log(config) == log(damaged)
 
@@ -274,7 +275,7 @@ def write_generated(config, size=SIZE, pipeline=None):
 
 def target_of(config):
     rgba = load_video(config.video, FRAMES, SIZE, crop="frame").rgba
-    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES), rgba)  # type: ignore[arg-type]
+    return generate_target(config, None, rgba, torch.linspace(0, 1, FRAMES), rgba, InputCamera())  # type: ignore[arg-type]
 
 
 def test_the_anchor_is_the_view_most_like_the_input_and_can_be_set(config):

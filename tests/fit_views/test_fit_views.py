@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import tiny_clip
+from tiny_model import SIZE, tiny_clip
 
 from fourdiffusion import cameras
 from fourdiffusion.cli import main
@@ -21,6 +21,7 @@ from fourdiffusion.fit_views.pixels import load_pixels, visual_hull
 from fourdiffusion.fit_views.settings import FitViewsConfig
 from fourdiffusion.media.image import composite
 from fourdiffusion.metrics.image import psnr
+from fourdiffusion.metrics.lpips import Lpips
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.optimization import make_optimizer
@@ -127,7 +128,7 @@ def test_a_killed_fit_goes_on_bit_for_bit(clip: Path, tmp_path: Path, monkeypatc
         (["held_out=[0,1,2,3,4,5,6,7]"], "leaves no view"),
         (["num_frames=9"], "num_frames=9: balls has 4 frames"),
         (["frame_stride=2", "num_frames=3"], "2 of them at frame_stride=2"),
-        (["background=blue"], "background=blue is none of auto, random, white, black"),
+        (["background=blue"], "background=blue is not one of auto, random, white, black"),
         (["scene.renderer.radius=1"], "scene.renderer.radius=1 differ"),
         (["grid_lr=nan"], "grid_lr=nan"),
         (["azimuths_deg=[0,90]"], "its transforms.json holds the cameras"),
@@ -204,3 +205,36 @@ def test_random_is_the_mean_over_all_backgrounds(clip: Path) -> None:
     ends, product = errors["black"] + errors["white"], (errors["black"] * errors["white"]) ** 0.5
     assert (ends - product) / 3 <= errors["random"] <= (ends + product) / 3
     assert all(abs(errors["random"] - errors[name]) > 0.02 * ends for name in ("black", "white"))
+
+
+def test_the_perceptual_term_brings_the_pictures_nearer_by_lpips(clip: Path) -> None:
+    """Untrained trunks serve: a distance of features falls when it is descended."""
+    torch.manual_seed(0)
+    lpips = Lpips("vgg")
+    for head in lpips.heads:
+        torch.nn.init.constant_(head, 1.0)
+    ends = {}
+    for weight in (0.0, 1.0, -1.0):
+        problem, optimizer = small_problem(clip)
+        problem.config.lambda_lpips, problem.config.patch_size, problem.perceptual = weight, SIZE, lpips
+        traces = [
+            float(loop.update(problem, optimizer, n, 0.0, torch.Generator().manual_seed(n))["lpips"]) for n in range(20)
+        ]
+        ends[weight] = sum(traces[-5:])
+    assert ends[1.0] < 0.97 * ends[0.0] < 0.97 * ends[-1.0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["lambda_lpips=1"], "patch_size=48: LPIPS on vgg needs 16 pixels at least, and the pictures have"),
+        (["lambda_lpips=1", "lpips_net=resnet"], "lpips_net=resnet is not one of vgg, alex, squeeze"),
+        (["lambda_lpips=1", "patch_size=16", "lpips_weights=nowhere"], "nowhere"),
+    ],
+)
+def test_a_perceptual_term_that_cannot_be_had_is_one_line(
+    words: list[str], message: str, clip: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(clip, tmp_path / "run", *words) == 2
+    assert message in capfd.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -139,3 +139,32 @@ def test_the_default_world_and_parallel_axes_stay() -> None:
     parallel[:, 1, 3] = torch.tensor([0.0, 5.0, 9.0])
     center, scale = normalizing_transform(parallel, 10.0, 1.0)
     assert scale == 1.0 and not center.any()
+
+
+def test_a_patch_is_a_square_of_one_picture_around_the_object(pixels: PixelSet) -> None:
+    side, where = 5, set()
+    for seed in range(40):
+        drawn, rgba = pixels.draw_patch(side, torch.Generator().manual_seed(seed))
+        num_frames, num_views, height, width = pixels.shape
+        found = [
+            (frame, view, top, left)
+            for frame in range(num_frames) for view in range(num_views)
+            for top in range(height - side + 1) for left in range(width - side + 1)
+            if torch.equal(
+                pixels.rgba.view(*pixels.shape, 4)[frame, view, top : top + side, left : left + side].flatten(0, 1),
+                (rgba * 255).round().to(torch.uint8),
+            )
+        ]  # fmt: skip
+        rows = [pixels.rays(_places(pixels, *at, side)) for at in found]
+        assert any(torch.equal(drawn.directions, row[1]) and torch.equal(drawn.origins, row[0]) for row in rows)
+        assert bool((rgba[:, 3] > 0).any())
+        where |= set(found)
+    assert len({at[0] for at in where}) > 1 and len({at[1] for at in where}) > 1
+    whole = pixels.draw_patch(min(pixels.shape[2:]), torch.Generator().manual_seed(0))[1]
+    assert len(whole) == min(pixels.shape[2:]) ** 2
+
+
+def _places(pixels: PixelSet, frame: int, view: int, top: int, left: int, side: int) -> torch.Tensor:
+    _, num_views, height, width = pixels.shape
+    row, column = torch.arange(top, top + side)[:, None], torch.arange(left, left + side)
+    return ((frame * num_views + view) * height * width + row * width + column).flatten()

@@ -1,4 +1,4 @@
-"""The native operations against their torch twins on the same GPU: forward and gradient, and pictures made of both."""
+"""The native backends against the torch backend on the same GPU: forward, gradients, and rendered pictures."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ RAYS = 300
 
 
 def error(ours: Tensor, theirs: Tensor) -> float:
-    """Of ours, relative to theirs, both as one vector."""
+    """Return the error relative to the reference, both as one vector."""
     return float((ours - theirs).detach().norm() / theirs.detach().norm())
 
 
@@ -190,7 +190,7 @@ def test_nothing_to_march_through() -> None:
 
 
 def picture(grid_backend: str, ray_backend: str) -> tuple[RenderOutput, Tensor]:
-    """Three views of a blob with colours, jittered and skipping; and the gradient of the space grid."""
+    """Three views of a colored blob, with jitter and skipping; and the gradient of the space grid."""
     renderer = RendererConfig(num_samples=128, occupancy_resolution=16)
     scene = DynamicField(FieldConfig(space=BOTH, spacetime=BOTH, hidden_width=16), 1, grid_backend)
     for hash_grid in (scene.space, scene.spacetime):

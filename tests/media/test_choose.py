@@ -71,7 +71,7 @@ def test_warnings_have_the_figures() -> None:
 
     assert warnings(1440, 60, num_frames=64) == []
     (far,) = warnings(1440, 60, num_frames=8)
-    assert "8 chosen frames stand up to 7.5 s apart (over 60.0 s of video)" in far and "start=" in far
+    assert "8 chosen frames are up to 7.5 s apart (over 60.0 s of video)" in far and "start=" in far
     assert warnings(1440, 60, num_frames=8, fps=2) == []
     (again,) = warnings(4, 0.5, num_frames=8)
     assert "4 of the 8 chosen frames repeat" in again and "4 different frames in 0.50 s" in again

@@ -89,7 +89,7 @@ def test_no_way_to_alpha_names_the_three_ways(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(u2net, "installed", lambda: False)
     with pytest.raises(UserError, match="^clip.*no transparency.*three ways.*transparency.*mask=.*plain background"):
         find_alpha("clip", textured(), "auto", "u2netp")
-    with pytest.raises(UserError, match="alpha=matting is asked for, but onnxruntime is not installed: pip install"):
+    with pytest.raises(UserError, match="alpha=matting is set, but onnxruntime is not installed: pip install"):
         find_alpha("clip", textured(), "matting", "u2netp")
     with pytest.raises(UserError, match="alpha=plain"):
         find_alpha("clip", textured(), "plain", "u2netp")

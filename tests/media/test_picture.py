@@ -155,7 +155,7 @@ def test_what_is_no_file_is_named(tmp_path: Path) -> None:
         (tmp_path / "none.png", "none.png: missing"),
         (tmp_path / ("x" * 300), "cannot be read"),
         (tmp_path / "red\x1b[31m.png", r"red\\x1b\[31m.png: missing"),
-        (Path("a\0b"), "is no file name"),
+        (Path("a\0b"), "is not a file name"),
     ):
         with pytest.raises(UserError, match=message) as caught:
             read_picture(path)

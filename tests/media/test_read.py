@@ -86,7 +86,7 @@ def save_gif(path: Path, frames: np.ndarray, disposal: int = 2) -> str:
 
 
 def reference(frames: np.ndarray, size: int = 48, tmp: Path | None = None) -> torch.Tensor:
-    """What a folder of RGBA frames gives: the cleanest input, against which the others are held."""
+    """The result for a folder of RGBA frames, the reference for the other inputs."""
     assert tmp is not None
     return load_video(save_folder(tmp / "reference", frames), len(frames), size).rgba
 
@@ -217,7 +217,7 @@ def ffmpeg(*words: str) -> None:
 
 
 def shown_by_ffmpeg(path: Path, height: int, width: int) -> np.ndarray:
-    """What a player shows: FFmpeg applies the display matrix to what it decodes. uint8 [F, H, W, 3]."""
+    """Return the frames as displayed: FFmpeg applies the display matrix. uint8 [F, H, W, 3]."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24"]
     data = subprocess.run([*command, "-"], check=True, capture_output=True).stdout
     return np.frombuffer(data, np.uint8).reshape(-1, height, width, 3)
@@ -350,7 +350,7 @@ def test_a_part_of_a_video(tmp_path: Path) -> None:
     assert part(start=1.6) == [16, 18, 20, 22]
     assert part(start=0.5, fps=5) == [5, 7, 9, 11]
     assert part(start=0.5, stride=3) == [5, 8, 11, 14]
-    with pytest.raises(UserError, match=r"in.mp4: start=9 lies behind the end of the video, which lasts 2.40 s"):
+    with pytest.raises(UserError, match=r"in.mp4: start=9 is after the end of the video, which lasts 2.40 s"):
         part(start=9)
 
 
@@ -364,7 +364,7 @@ def test_frames_far_apart_and_repeated_ones_are_told_with_figures(tmp_path: Path
     folder = save_folder(tmp_path / "in", numbered(20))
     assert load_video(InputVideo(folder, num_frames=8), 16).warnings == []
     far = load_video(InputVideo(folder, num_frames=2, source_fps=2), 16)
-    assert "2 chosen frames stand up to 5.0 s apart (over 10.0 s of video)" in far.warnings[0]
+    assert "2 chosen frames are up to 5.0 s apart (over 10.0 s of video)" in far.warnings[0]
     assert far.warnings[0] in far.summary()
     again = load_video(InputVideo(folder, num_frames=8, end=0.125), 16)
     assert (
@@ -623,7 +623,7 @@ def test_bad_input_is_one_line_with_the_file_and_the_remedy(tmp_path: Path, case
     [
         ("", "video is empty: give a path"),
         ("   ", "video is empty"),
-        ("https://x.org/a.mp4", "is an address, and nothing is fetched: download it"),
+        ("https://x.org/a.mp4", "is an address: download it"),
         ("rtsp://x.org/a", "is an address"),
         ("file:///tmp/a.mp4", "without file://: /tmp/a.mp4"),
         ("a\0b.mp4", r"video=a\\x00b.mp4: holds characters that no file name can hold"),

@@ -1,4 +1,4 @@
-"""Where the measures' contracts end: the bounds themselves are inside, one step further is refused."""
+"""The valid ranges of the metrics: the bounds are accepted, one step further is an error."""
 
 import math
 

@@ -99,7 +99,7 @@ def test_missing_weights_name_the_line_that_gets_them(tmp_path: Path, monkeypatc
 
 
 class Called(torch.nn.Module):
-    """What a TorchScript copy of I3D looks like from outside; the logits are means of the clip's colors."""
+    """A stub with the interface of the TorchScript I3D; its logits are means of the clip's colors."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -127,5 +127,5 @@ def test_a_torchscript_file_is_called_as_the_scripts_do_and_its_shape_is_checked
     with pytest.raises(UserError, match=r"returns \[2, 1024\] for 2 clips"):
         load_i3d(found)(clips(9))
     found.write_bytes(b"no archive")
-    with pytest.raises(UserError, match="no TorchScript file"):
+    with pytest.raises(UserError, match="not a TorchScript file"):
         load_i3d(found)

@@ -153,7 +153,7 @@ def test_the_intervals_cover_the_ray_inside_the_bounds(bounds: str) -> None:
 
 
 def test_sums_equal_nerfacc() -> None:
-    """What nerfacc does without a GPU: sums of packed samples, and weights where all rays have as many."""
+    """The parts of nerfacc that need no GPU: sums of packed samples, and weights of rays with equal sample counts."""
     nerfacc = pytest.importorskip("nerfacc")
     from fourdiffusion.ops.volume_rendering import nerfacc_backend
 

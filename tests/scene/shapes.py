@@ -36,7 +36,7 @@ def ball_field(x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class BallField:
-    """What Scene.field offers, with a known shape."""
+    """The interface of Scene.field, with a known shape."""
 
     config = FieldConfig()
 

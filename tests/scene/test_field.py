@@ -96,12 +96,12 @@ def test_save_and_load_round_trip(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        (CONFIG_FILE, None, "no scene"),
+        (CONFIG_FILE, None, "not a scene"),
         (CONFIG_FILE, "{", "not valid JSON"),
         (CONFIG_FILE, "[]", "not a scene's configuration"),
         (CONFIG_FILE, '{"_class_name": "AutoencoderKL"}', "AutoencoderKL"),
         (CONFIG_FILE, '{"_class_name": "DynamicField", "radius": 1.0}', "not a scene's configuration"),
-        (WEIGHTS_FILE, None, "no complete scene"),
+        (WEIGHTS_FILE, None, "not a complete scene"),
         (WEIGHTS_FILE, "rubbish", "does not hold the weights"),
     ],
 )

@@ -70,11 +70,11 @@ def test_files_of_three_kinds(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"frames": []}, "is no camera path"),
-        ([1, 2], "is no camera path"),
-        ({"frames": [{"time": 0.5}]}, "is no camera path"),
-        ({"frames": [{"transform_matrix": [[1, 0], [0, 1]]}]}, "is no camera path"),
-        ({"frames": [{"azimuth_deg": 0, "elevation_deg": 95}]}, "is no camera path"),
+        ({"frames": []}, "is not a camera path"),
+        ([1, 2], "is not a camera path"),
+        ({"frames": [{"time": 0.5}]}, "is not a camera path"),
+        ({"frames": [{"transform_matrix": [[1, 0], [0, 1]]}]}, "is not a camera path"),
+        ({"frames": [{"azimuth_deg": 0, "elevation_deg": 95}]}, "is not a camera path"),
         ({"frames": [{"azimuth_deg": 0, "time": 3}]}, r"times must lie in \[0, 1\]"),
         ({"frames": [{"azimuth_deg": 0, "fovy_deg": 200}]}, "fields of view"),
     ],

@@ -1,4 +1,4 @@
-"""Where samples and cells count: the thresholds themselves, and shapes that do not fit."""
+"""Thresholds of samples and cells at their exact values, and inconsistent shapes."""
 
 from typing import Any
 

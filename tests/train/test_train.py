@@ -250,7 +250,7 @@ def test_one_batch_gives_one_result_however_it_is_divided(base: Path, clips: Pat
     [
         (
             {"stage": "vae", "model": dataclasses.replace(tiny_config(), prediction_type="sharp")},
-            "model.prediction_type=sharp is none of epsilon, v_prediction",
+            "model.prediction_type=sharp is not one of epsilon, v_prediction",
         ),
         ({"stage": "vae", "model": dataclasses.replace(tiny_config(), vocab_size=3)}, "model: vocabulary=3: give at"),
         ({"stage": "moton"}, "stage=moton is none of vae, clip, base, motion"),

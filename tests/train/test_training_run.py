@@ -1,10 +1,14 @@
-"""What a training run shows, keeps and leaves; how it stops; what it starts from."""
+"""A training run: logs, checkpoints and results; stopping; initialization."""
 
 import json
+import multiprocessing
 import os
+import re
+import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,11 +19,12 @@ from diffusers.models.unets.unet_motion_model import AnimateDiffTransformer3D
 from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from test_train import base, clips, equal, log_of, settings  # noqa: F401
-from tiny_model import tiny_pipeline
+from tiny_model import tiny_pipeline, write_clips
 from torch import Tensor
 
 from fourdiffusion import cli
 from fourdiffusion.cli.config import build, compose, load_settings_class, shipped
+from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion.motion import MotionModules
 from fourdiffusion.diffusion.motion_sources import read_motion
 from fourdiffusion.errors import Terminated, UserError
@@ -27,7 +32,7 @@ from fourdiffusion.files import load_tensors
 from fourdiffusion.train.health import MEAN_STEPS, LossWatch, Meter, check_gradients
 from fourdiffusion.train.loop import train
 from fourdiffusion.train.settings import TrainConfig
-from fourdiffusion.train.setup import make_objective, make_optimizer
+from fourdiffusion.train.setup import make_accelerator, make_objective, make_optimizer
 from fourdiffusion.train.state import restore_scaler, scaler_tensors
 from fourdiffusion.train.step import micro_batch_size
 
@@ -120,6 +125,44 @@ def test_sigterm_saves_and_ends_with_143(base: Path, clips: Path, tmp_path: Path
     assert equal(run / "model", tmp_path / "whole/model")
 
 
+@pytest.mark.parametrize(
+    ("workers", "fault", "said"),
+    [
+        (1, lambda folder: multiprocessing.active_children()[0].kill(), "a data loading process was killed"),
+        (1, lambda folder: shutil.rmtree(folder), "2 of 2 clips in a row cannot be used; the first is clip-"),
+        (0, lambda folder: shutil.rmtree(folder), "2 of 2 clips in a row cannot be used; the first is clip-"),
+    ],
+)
+def test_no_step_is_lost_where_no_batch_comes(
+    base: Path,  # noqa: F811
+    tmp_path: Path,
+    workers: int,
+    fault: Callable[[Path], object],
+    said: str,
+) -> None:
+    """A killed data loading process, and clips that are gone: what is done is saved, the clips are named."""
+    run, clips = tmp_path / "run", write_clips(tmp_path / "clips")  # noqa: F811
+    data = DataConfig(str(clips), num_views=2, num_frames=3, cache_mib=0)
+
+    def spoil() -> None:
+        while not (run / "log.jsonl").is_file():
+            time.sleep(0.01)
+        fault(clips)
+
+    thread = threading.Thread(target=spoil)
+    thread.start()
+    with pytest.raises(UserError, match=said) as caught:
+        train(settings("motion", base, clips, run, max_steps=2000, num_workers=workers, data=data))
+    thread.join()
+    step = load_tensors(run / "checkpoint.safetensors")[1]["step"]
+    assert 1 <= step < 2000 and log_of(run)[-1]["step"] == step
+    assert re.search(rf"\(step {step}, clips clip-\d\)$", str(caught.value))
+    shutil.rmtree(clips, ignore_errors=True)
+    train(settings("motion", base, write_clips(clips), run, max_steps=step + 1, data=data))
+    train(settings("motion", base, clips, tmp_path / "whole", max_steps=step + 1, data=data))
+    assert equal(run / "model", tmp_path / "whole/model")
+
+
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     base: Path,  # noqa: F811
     clips: Path,  # noqa: F811
@@ -130,7 +173,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     path = tmp_path / "run/checkpoint.safetensors"
     path.write_bytes(path.read_bytes()[:1000])
     train(settings("motion", base, clips, tmp_path / "run", max_steps=3, checkpoint_every=1))
-    assert "checkpoint.safetensors is damaged: going on from the one before, of step 1" in capsys.readouterr().out
+    assert "checkpoint.safetensors is damaged: resuming from the previous one, of step 1" in capsys.readouterr().out
     train(settings("motion", base, clips, tmp_path / "whole", max_steps=3))
     assert equal(tmp_path / "run/model", tmp_path / "whole/model")
     assert [line["step"] for line in log_of(tmp_path / "run")] == [1, 2, 3]
@@ -194,7 +237,7 @@ def test_every_trained_tensor_gets_a_gradient_and_no_other_changes(
     precision: str,
     checkpointing: bool,
 ) -> None:
-    """After two steps each trained tensor has moved, by a finite amount; frozen ones are the same to the bit."""
+    """After a step each trained tensor has moved, by a finite amount; frozen ones are the same to the bit."""
     AcceleratorState._reset_state(reset_partial_state=True)  # a process has one precision
     frozen = "bfloat16" if precision == "bf16" else "float32"
     config = settings("motion", moving, clips, tmp_path / "run", mixed_precision=precision, frozen_dtype=frozen)
@@ -369,3 +412,11 @@ def test_accelerate_reads_its_config_files(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.distributed_type == "MULTI_GPU" and config.num_processes % config.num_machines == 0
     assert json.dumps(config.to_dict())
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_launchers_that_divide_the_weights_are_refused(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed also where its package is missing, FSDP also on a CPU, where accelerate takes it for DDP."""
+    monkeypatch.setenv(variable, "true")
+    with pytest.raises(UserError, match="divides weights and optimizer.*configs/accelerate/ddp.yaml"):
+        make_accelerator(TrainConfig(cpu=True))

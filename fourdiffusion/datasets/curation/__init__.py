@@ -1,1 +1,1 @@
-"""Curation: scores of clips, the reasons to drop them, uid lists, captions, and the manifest that holds the outcome."""
+"""Curation: scores of clips, the reasons to drop them, uid lists, captions, and the manifest of the result."""

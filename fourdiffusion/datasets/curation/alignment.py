@@ -1,4 +1,4 @@
-"""What is left of a motion after the best similarity transform of each picture: the part that is not a whole-body one.
+"""Residual motion after the best similarity transform of each picture: the part that is not rigid.
 
 Inverse compositional alignment (Baker and Matthews 2004, "Lucas-Kanade 20 years on", section 3.2) with the four
 parameters of a similarity transform, from coarse to fine, all pictures of a view at once.
@@ -18,7 +18,7 @@ MAX_UPDATE = 0.3  # of a parameter in one iteration; the picture is 2 wide
 def aligned_residuals(signed: Tensor) -> Tensor:
     """Return the difference of each frame to the first one of its view after alignment, [V, F], 0 for the first.
 
-    signed [V, F, 4, h, w] as of scores.py. Frames that no transform brings closer keep their plain difference.
+    signed [V, F, 4, h, w] as of scores.py. Frames that no transform improves keep their plain difference.
     """
     return torch.stack([_of_view(view[:1], view) for view in signed])
 
@@ -32,7 +32,7 @@ def _of_view(first: Tensor, frames: Tensor) -> Tensor:
 
 
 def warp(pictures: Tensor, transform: Tensor) -> Tensor:
-    """Return pictures [N, C, h, w] read at ``transform`` [N, 2, 3] of the places of [-1, 1]^2; 0 outside."""
+    """Return pictures [N, C, h, w] sampled at ``transform`` [N, 2, 3] of the positions in [-1, 1]^2; 0 outside."""
     x, y = _places(*pictures.shape[-2:])
     places = torch.stack([x, y, torch.ones_like(x)], dim=-1).flatten(0, 1)  # [h * w, 3]
     grid = (places @ transform.transpose(1, 2)).view(len(pictures), *x.shape, 2)
@@ -55,7 +55,7 @@ def _difference(first: Tensor, others: Tensor) -> Tensor:
 
 
 def _from_moments(first: Tensor, others: Tensor) -> Tensor:
-    """Return translation and scale [N, 2, 3] that bring center and area of silhouettes [N, h, w] to the first's."""
+    """Return translation and scale [N, 2, 3] that map center and area of silhouettes [N, h, w] to the first's."""
     x, y = _places(*first.shape[-2:])
 
     def moments(alpha: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +72,7 @@ def _from_moments(first: Tensor, others: Tensor) -> Tensor:
 
 
 def _refine(first: Tensor, frames: Tensor, transform: Tensor, iterations: int) -> Tensor:
-    """Return the transforms [N, 2, 3] after so many iterations; first [1, 4, h, w], frames [N, 4, h, w]."""
+    """Return the transforms [N, 2, 3] after ``iterations``; first [1, 4, h, w], frames [N, 4, h, w]."""
     height, width = first.shape[-2:]
     x, y = _places(height, width)
     slope_y, slope_x = torch.gradient(first[0], dim=(1, 2))

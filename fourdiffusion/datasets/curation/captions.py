@@ -1,4 +1,4 @@
-"""Captions of clips: from a table by uid, the clip's own, or a captioning network whose weights lie on this disk."""
+"""Captions of clips: from a table by uid, the clip's own, or a captioning network with local weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Captioner = Callable[[Tensor], str]  # a picture [3, H, W] in [0, 1] -> what it 
 
 
 def read_caption_table(path: Path) -> dict[str, str]:
-    """Return {uid: caption} of a table as Cap3D publishes it: `uid,caption` a line, without a header, UTF-8."""
+    """Return {uid: caption} of a table in Cap3D's format: one `uid,caption` per line, no header, UTF-8."""
     if not path.is_file():
         raise UserError(f"captions={path}: no such file; give a .csv of uid,caption")
     found = {}
@@ -34,15 +34,16 @@ def read_caption_table(path: Path) -> dict[str, str]:
                 found[row[0].strip()] = row[1].strip()
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a table of UTF-8 text ({error}); give a .csv of uid,caption") from error
+    if not found:
+        raise UserError(f"{path}: holds no caption; give a .csv of uid,caption")
     return found
 
 
-def add_captions(lines: list[dict[str, Any]], table: str, captioner: str) -> list[dict[str, Any]]:
-    """Return lines of score_log.py with the captions of a table, and of a captioner where there is none still.
+def add_captions(lines: list[dict[str, Any]], captions: dict[str, str], captioner: str) -> list[dict[str, Any]]:
+    """Return lines of score_log.py with captions by uid, or a captioner's for clips without one.
 
-    ``table`` and ``captioner`` are paths, empty for none. The table's uid is a clip's name or an Objaverse uid in it.
+    A uid is a clip's name or an Objaverse uid in it. ``captioner`` is a folder, empty for none.
     """
-    captions = read_caption_table(Path(table)) if table else {}
     describe: Captioner | None = None
     result = []
     for line in lines:
@@ -71,7 +72,7 @@ def load_captioner(folder: Path) -> Captioner:
         model = BlipForConditionalGeneration.from_pretrained(folder, local_files_only=True).eval()
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"captioner={folder} is no BLIP model that transformers can load ({reason})") from error
+        raise UserError(f"captioner={folder} is not a BLIP model that transformers can load ({reason})") from error
 
     @torch.no_grad()
     def describe(picture: Tensor) -> str:

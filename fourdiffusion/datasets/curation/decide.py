@@ -1,4 +1,4 @@
-"""Keep or drop: the reasons of each clip from its scores, pure functions."""
+"""Keep or drop each clip, with reasons, from its scores. Pure functions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Line = dict[str, Any]  # of score_log.py
 
 
 def reasons_of_scores(line: Line, limits: Thresholds) -> list[str]:
-    """Return why the scores of a clip drop it; [] where they do not."""
+    """Return the reasons to drop a clip for its scores; [] to keep it."""
     if "error" in line:
         return ["unreadable"]
     found = []
@@ -42,9 +42,9 @@ def reasons_of_scores(line: Line, limits: Thresholds) -> list[str]:
 def decide(lines: list[Line], config: CurateConfig, decisions: dict[str, str], listed: set[str] | None) -> list[Line]:
     """Return the rows of the manifest: each line with `keep`, `reasons`, `decision`, `duplicate_of` and `test_sets`.
 
-    A person's decision ("keep" or "drop" by uid) is the last word; the reasons stay for the record. ``listed`` are the
-    ids that a list allows, None where no list is given. An object of a test set is never kept by a decision: only
-    ``allow_test_sets`` does that.
+    A manual decision ("keep" or "drop" by uid) overrides the scores; the reasons are still recorded. ``listed`` are the
+    ids that a list allows, None without a list. No decision keeps an object of a test set: only ``allow_test_sets``
+    does that.
     """
     rows = []
     for line in lines:
@@ -66,16 +66,16 @@ def decide(lines: list[Line], config: CurateConfig, decisions: dict[str, str], l
 
 
 def is_kept(row: Line) -> bool:
-    """Tell whether a row of the manifest is kept, by its reasons and a person's decision."""
+    """Return whether a row of the manifest is kept, by its reasons and the manual decision."""
     if "test_set" in row["reasons"] or "unreadable" in row["reasons"]:
         return False
     return row["decision"] == "keep" or (not row["reasons"] and row["decision"] != "drop")
 
 
 def _mark_duplicates(rows: list[Line], limits: Thresholds) -> None:
-    """Add `duplicate` to the reasons of what repeats another kept clip.
+    """Add `duplicate` to the reasons of clips that repeat another kept clip.
 
-    What a person keeps stays, else what moves most.
+    A manually kept clip stays, else the one with the most motion.
     """
     candidates = [row for row in rows if is_kept(row)]
     candidates.sort(key=lambda row: (row["decision"] != "keep", -row["articulation"], row["uid"]))

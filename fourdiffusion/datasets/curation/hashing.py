@@ -1,8 +1,8 @@
 """Perceptual hashes of clips, and which clips are near-duplicates of each other.
 
-A clip's *look* is its mean picture over frames and views around the object, so that neither the pose nor where the
-first camera stands matters; its *motion* is the standard deviation over the frames. Both become bits as in pHash: the
-lowest frequencies of a discrete cosine transform against their median.
+A clip's *look* is its mean picture over frames and views around the object, independent of the pose and of the first
+camera's azimuth; its *motion* is the standard deviation over the frames. Both are hashed as in pHash: the lowest
+frequencies of a discrete cosine transform, compared with their median.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from scipy.fft import dctn
 from torch import Tensor
 
-SIDE = 8  # frequencies along each side: 64 bits a picture
+SIDE = 8  # frequencies along each side: 64 bits per picture
 MARGIN = 0.02  # above the median, relative to the largest frequency
 
 
@@ -27,15 +27,15 @@ def look_and_motion(signed: Tensor) -> tuple[str, str]:
 def _bits(picture: np.ndarray) -> str:
     """Return 64 bits of a picture [h, w] as hexadecimal text."""
     low = dctn(picture, norm="ortho")[:SIDE, :SIDE].flatten()
-    floor = MARGIN * np.abs(low[1:]).max()  # what a symmetric picture leaves at zero shall not follow the noise
+    floor = MARGIN * np.abs(low[1:]).max()  # frequencies that are zero by symmetry must not depend on noise
     return np.packbits(low > np.median(low[1:]) + floor).tobytes().hex()
 
 
 def originals(looks: list[str], motions: list[str], max_look: int, max_motion: int) -> list[int | None]:
-    """Return for each clip the earlier clip that it nearly repeats, None where it repeats none.
+    """Return for each clip the earlier clip that it nearly repeats, or None.
 
-    Two clips repeat each other where both hashes differ by at most so many bits. One that repeats a repetition alone
-    is not counted: what is named always stays.
+    Two clips repeat each other if both hashes differ by at most the given bits. Only clips that are not duplicates
+    themselves are returned: a clip that repeats only a duplicate is kept.
     """
     if not looks:
         return []

@@ -1,27 +1,27 @@
-"""Lists of object ids: text, JSON and .npy files, joined by how many of them hold an id."""
+"""Lists of object ids: text, JSON and .npy files, joined by the number of lists that contain an id."""
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from fourdiffusion.datasets.curation.test_sets import shipped_ids
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 
 SHIPPED = ("paper926",)
 
 
 def read_ids(source: str) -> list[str]:
-    """Return the ids of a list, in its order, each once.
+    """Return the unique ids of a list, in its order.
 
-    ``source`` is the name of a list that ships (paper926) or a file: text with one id a line (# begins a comment), JSON
+    ``source`` is the name of a shipped list (paper926) or a file: text with one id a line (# begins a comment), JSON
     with a list of ids or an object whose keys are ids, or .npy with an array of text.
 
     Raises:
-        UserError: the file is missing or is no such list. A .npy that holds Python objects is never unpickled.
+        UserError: the file is missing or not such a list. A .npy file with Python objects is never unpickled.
     """
     if source in SHIPPED:
         return list(shipped_ids(source))
@@ -35,7 +35,7 @@ def read_ids(source: str) -> list[str]:
             if array.dtype.kind == "S":
                 found = [item.decode("ascii") for item in array.flatten().tolist()]
         elif path.suffix == ".json":
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path, "write it again")
             found = list(content) if isinstance(content, list | dict) else None
         else:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -45,7 +45,7 @@ def read_ids(source: str) -> list[str]:
         remedy = "save it with np.save(path, np.array(ids, dtype=str))" if path.suffix == ".npy" else "write it again"
         raise UserError(f"{path}: cannot be read as a list of ids ({reason}); {remedy}") from error
     if found is None or not all(isinstance(item, str) for item in found):
-        raise UserError(f"{path}: is no list of ids; give text, one id a line, a JSON list, or .npy of text")
+        raise UserError(f"{path}: is not a list of ids; give text, one id per line, a JSON list, or .npy of text")
     ids = [item.removesuffix(".glb") for item in found if item]
     if not ids:
         raise UserError(f"{path}: the list is empty; give one id a line")
@@ -53,7 +53,7 @@ def read_ids(source: str) -> list[str]:
 
 
 def join_lists(sources: list[str], at_least: int = 1) -> list[str]:
-    """Return the ids that at least so many of the lists hold, in the order of the lists."""
+    """Return the ids that are in at least ``at_least`` of the lists, in the order of the lists."""
     if not 1 <= at_least <= len(sources):
         raise UserError(f"at_least={at_least} of {len(sources)} lists: give 1 to the number of lists")
     counts = Counter(uid for source in sources for uid in read_ids(source))

@@ -1,8 +1,8 @@
-"""`manifest.parquet`: one row a clip with its scores, reasons and decision; and `keep.txt`, the names to
-train on, as `data pack ids=` reads them.
+"""`manifest.parquet`: one row per clip with its scores, reasons and decision; and `keep.txt`, the names of the kept
+clips for `data pack ids=`.
 
-The only module that imports pyarrow. `decisions.json` {uid: "keep" | "drop"} holds what a person decided: the manifest
-is made anew from it at every run.
+The only module that imports pyarrow. `decisions.json` {uid: "keep" | "drop"} holds the manual decisions: every run
+rewrites the manifest from it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdiffusion.datasets.curation.scores import Scores
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import write_atomic
 
@@ -22,13 +23,13 @@ TEXTS = ("caption", "license", "author", "source", "duplicate_of", "look", "moti
 
 
 def require_pyarrow() -> None:
-    """Raise UserError where pyarrow is not installed."""
+    """Raise UserError if pyarrow is not installed."""
     if importlib.util.find_spec("pyarrow") is None:
         raise UserError("the manifest needs pyarrow: pip install 'fourdiffusion[data]'")
 
 
 def write_manifest(output: Path, rows: list[dict[str, Any]]) -> None:
-    """Write manifest.parquet and keep.txt; each appears whole or not at all."""
+    """Write manifest.parquet and keep.txt, each atomically."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -45,7 +46,7 @@ def write_manifest(output: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def read_manifest(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a manifest.parquet; UserError where it is none."""
+    """Return the rows of a manifest.parquet; UserError if it is not one."""
     require_pyarrow()
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -57,20 +58,17 @@ def read_manifest(path: Path) -> list[dict[str, Any]]:
 
 
 def read_decisions(output: Path) -> dict[str, str]:
-    """Return what a person decided, "keep" or "drop" by uid; {} where nothing was."""
+    """Return the manual decisions, "keep" or "drop" by uid; {} if there are none."""
     path = output / DECISIONS
     if not path.exists():
         return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not valid JSON ({error}); mend it, it holds a person's decisions") from error
+    found = read_json(path, "correct it, it holds manual decisions")
     if not isinstance(found, dict) or any(value not in ("keep", "drop") for value in found.values()):
         raise UserError(f'{path}: give an object of uid: "keep" or "drop"')
     return found
 
 
 def write_decisions(output: Path, decisions: dict[str, str]) -> None:
-    """Write decisions.json; it appears whole or not at all."""
+    """Write decisions.json atomically."""
     text = json.dumps(dict(sorted(decisions.items())), indent=1) + "\n"
     write_atomic(output / DECISIONS, lambda partial: partial.write_text(text, encoding="utf-8"))

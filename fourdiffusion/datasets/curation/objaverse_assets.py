@@ -1,7 +1,7 @@
-"""Objects of Objaverse (Deitke et al. 2023) through its package, written down as `data render` reads assets.
+"""Download Objaverse objects (Deitke et al. 2023) through its package, as assets for `data render`.
 
 The package keeps `~/.objaverse/hf-objaverse-v1/`: `object-paths.json.gz`, `metadata/000-000.json.gz` and
-`glbs/000-000/<uid>.glb`; what is there is not downloaded again.
+`glbs/000-000/<uid>.glb`; existing files are not downloaded again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ LICENSES = {  # of Sketchfab's API, as SPDX writes them
 
 
 def fetch_objects(uids: list[str], num_workers: int) -> tuple[dict[str, Path], dict[str, dict[str, Any]]]:
-    """Return {uid: file} and {uid: annotation} of the objects that Objaverse has; missing files are downloaded."""
+    """Return {uid: file} and {uid: annotation} of the known objects; download missing files."""
     if importlib.util.find_spec("objaverse") is None:
         raise UserError("Objaverse needs its package: pip install 'fourdiffusion[objaverse]'")
     import objaverse
@@ -47,7 +47,7 @@ def write_assets(
 ) -> None:
     """Write assets.txt, a link <uid>.glb to each object, and MANIFEST.tsv with captions, licenses and authors.
 
-    The links give a clip the name <uid>-<animation>, in which test objects are recognized.
+    Through the links clips are named <uid>-<animation>, which identifies test objects.
     """
     rows = []
     for uid, path in files.items():

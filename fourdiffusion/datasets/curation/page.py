@@ -1,4 +1,4 @@
-"""The page on which a person keeps or drops clips: a server on this machine alone, of the standard library."""
+"""The review page to keep or drop clips: a local server of the standard library."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from fourdiffusion.errors import UserError
 HOST = "127.0.0.1"
 PAGE = Path(__file__).with_name("page.html")
 HIDDEN = ("stamp", "look", "motion", "folder")  # columns that the page does not show
-MAX_BODY = 10_000  # bytes of a request
+MAX_BODY = 10_000  # largest request in bytes
 
 Change = Callable[[str, str], list[dict[str, Any]]]  # (uid, "keep" | "drop" | "") -> all rows after it
 
 
 def make_server(rows: list[dict[str, Any]], change: Change, thumbnails: Path, port: int) -> ThreadingHTTPServer:
-    """Return the page's server, not running yet.
+    """Return the page's server, not yet running.
 
     Args:
         rows: of the manifest.
-        change: stores a decision and returns the rows after it.
+        change: stores a decision and returns the updated rows.
         thumbnails: folder of <uid>.webp.
         port: 0: any free one.
     """
@@ -54,10 +54,10 @@ def make_server(rows: list[dict[str, Any]], change: Change, thumbnails: Path, po
                 self.send_error(HTTPStatus.NOT_FOUND)
 
         def do_POST(self) -> None:
-            """Take one decision, a JSON object, and write the manifest."""
+            """Store one decision, a JSON object, and write the manifest."""
             if not self._is_local():
                 return
-            # A page of another site cannot send this type without asking first, which is never answered.
+            # Other sites need a CORS preflight to send this type, which this server does not answer.
             if self.path != "/decision" or self.headers.get("Content-Type") != "application/json":
                 self.send_error(HTTPStatus.BAD_REQUEST)
                 return
@@ -75,7 +75,7 @@ def make_server(rows: list[dict[str, Any]], change: Change, thumbnails: Path, po
                 self._json(state["rows"])
 
         def _is_local(self) -> bool:
-            """Refuse requests that reach this server under another name, as a rebound domain's do."""
+            """Refuse requests under another host name (DNS rebinding)."""
             if urlsplit(f"//{self.headers.get('Host', '')}").hostname in (HOST, "localhost"):
                 return True
             self.send_error(HTTPStatus.FORBIDDEN)

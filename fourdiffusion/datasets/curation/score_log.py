@@ -1,19 +1,16 @@
-"""Score a folder of clips: each clip once, every outcome a line of `scores.jsonl`.
+"""Score a folder of clips: each clip once, with one line per result in `scores.jsonl`.
 
 A line holds `uid`, `folder`, `stamp`, the fields of scores.Scores, `look` and `motion` (hashing.py), `caption`,
-`license`, `author`, `source`; or `error` instead of the scores, where the clip cannot be read.
+`license`, `author`, `source`; or `error` instead of the scores if the clip cannot be read.
 """
 
 from __future__ import annotations
 
 import json
-import multiprocessing
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from fourdiffusion.datasets.clips import open_clip
@@ -21,16 +18,18 @@ from fourdiffusion.datasets.curation import scores
 from fourdiffusion.datasets.curation.hashing import look_and_motion
 from fourdiffusion.datasets.curation.settings import CurateConfig
 from fourdiffusion.datasets.curation.thumbnails import write_thumbnail
+from fourdiffusion.datasets.processes import run_jobs
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_own_file
 
 LOG, THUMBNAILS = "scores.jsonl", "thumbnails"
-VERSION = 1  # of the scores: raise it where their values change
+VERSION = 1  # of the scores: increase it when their values change
 
 
 def score_all(folders: list[Path], output: Path, config: CurateConfig) -> list[dict[str, Any]]:
-    """Return the line of every clip, in the order of ``folders``; only clips without a valid line are read.
+    """Return the line of every clip, in the order of ``folders``; read only clips without a valid line.
 
-    A clip is scored again where its transforms.json has changed since, or the settings of reading have.
+    A clip is scored again if its transforms.json or the settings of reading have changed.
     """
     log = output / LOG
     known = _read_log(log)
@@ -45,7 +44,7 @@ def score_all(folders: list[Path], output: Path, config: CurateConfig) -> list[d
     ]
     with tqdm(total=len(folders), initial=len(folders) - len(jobs), unit="clip", desc="curate") as bar:
         with log.open("a", encoding="utf-8") as file:
-            for line in _run(jobs, config.num_workers):
+            for line in run_jobs(score_one, jobs, config.num_workers):
                 file.write(json.dumps(line) + "\n")
                 file.flush()
                 known[line["uid"]] = line
@@ -70,28 +69,15 @@ def score_one(job: tuple[Path, Path, list[Any], int, int]) -> dict[str, Any]:
     return line | {"look": look, "motion": motion} | texts
 
 
-def _run(jobs: list[Any], num_workers: int) -> Iterator[dict[str, Any]]:
-    if num_workers == 1 or len(jobs) < 2:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)  # as in the workers: scores shall not depend on num_workers
-        try:
-            yield from map(score_one, jobs)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    context = multiprocessing.get_context("spawn")  # torch's thread pool does not survive a fork
-    with context.Pool(num_workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        yield from pool.imap_unordered(score_one, jobs)
-
-
 def _stamp(folder: Path, config: CurateConfig) -> list[Any]:
-    """Return what a clip's scores depend on: they hold while this is the same."""
+    """Return the key of a clip's scores: they are valid while it is unchanged."""
     state = (folder / "transforms.json").stat()
     return [VERSION, state.st_size, state.st_mtime_ns, config.max_views, config.max_frames]
 
 
 def _read_log(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the last line of each clip; the half of a line that a killed run left is cut off."""
+    """Return the last line of each clip; drop an incomplete last line of a killed run."""
+    require_own_file(path)
     data = path.read_bytes() if path.exists() else b""
     if data and not data.endswith(b"\n"):
         data = data[: data.rfind(b"\n") + 1]

@@ -1,7 +1,7 @@
-"""Scores of one clip: how it moves, whether it stays in the picture, what it shows. Pure functions of tensors.
+"""Scores of one clip: motion, framing and content. Pure functions of tensors.
 
 Letters: V views, F frames, H W pixels, h w working pixels. Pictures are compared as *signed* pictures
-[..., 4, h, w]: alpha * (red - 0.5, green - 0.5, blue - 0.5, 1), so that black and white objects weigh the same on a
+[..., 4, h, w]: alpha * (red - 0.5, green - 0.5, blue - 0.5, 1), so that black and white objects count the same on a
 transparent background. The *difference* of two pictures is the sum of their absolute differences over the area of the
 union of their silhouettes: 0 where they are equal, at least 1 where they do not overlap.
 """
@@ -20,17 +20,17 @@ from fourdiffusion.datasets.clips import ClipFiles
 from fourdiffusion.datasets.curation.alignment import aligned_residuals
 
 WORKING_SIDE = 64  # pixels of the pictures that are compared
-TURNING_SIDE = 32  # and of those that are compared over all pairs of views
+TURNING_SIDE = 32  # of pictures compared over all pairs of views
 SAME_ELEVATION_DEG = 3.0
 SAME_OFFSET_DEG = 2.0
-RING_SHARE = 0.02  # of the border's pixels covered: the object is cut off there
-ALIGNED_FRAMES = 8  # that are compared with the first one
-NOISE = 0.02  # difference of two pictures that counts as none
+RING_SHARE = 0.02  # share of the border's pixels that are covered: above it the object is cut off
+ALIGNED_FRAMES = 8  # compared with the first one
+NOISE = 0.02  # difference of two pictures that counts as zero
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What is measured of a clip. Differences are those of the module's docstring."""
+    """The scores of a clip. Differences are defined in the module's docstring."""
 
     num_frames: int
     pixel_motion: float  # largest difference of two frames, mean over views
@@ -39,7 +39,7 @@ class Scores:
     turning: float  # in [0, 1]: how well other views of other frames explain a frame; 1 is a turning camera or object
     outside: float  # share of pictures that cut the object off or do not show it
     size: float  # longer side of the object's bounding box as a share of the picture's side, mean over pictures
-    flicker: float  # mean over frames of what changes and changes back at the next frame
+    flicker: float  # mean over frames of changes that are reverted in the next frame
     texture: float  # entropy of the colors in bits, 64 bins
     opacity: float  # share of covered pixels; 1: the clip has no transparent background
 
@@ -47,7 +47,7 @@ class Scores:
 def choose_views(c2w: Tensor, max_views: int) -> list[int]:
     """Return at most ``max_views`` of the cameras c2w [V, 4, 4], spread evenly over the azimuths.
 
-    They are of the elevation that most cameras share, where at least four share one.
+    If at least four cameras share an elevation, only cameras of the most common one are chosen.
     """
     azimuths = cameras.azimuth_deg(c2w) % 360
     elevations = elevation_deg(c2w)
@@ -75,7 +75,7 @@ def elevation_deg(c2w: Tensor) -> Tensor:
 
 
 def read_for_scores(clip: ClipFiles, max_views: int, max_frames: int) -> tuple[Tensor, Tensor]:
-    """Read the pictures that are scored: uint8 [V, F, 4, H, W] and their cameras [V, 4, 4].
+    """Read the pictures to score: uint8 [V, F, 4, H, W] and their cameras [V, 4, 4].
 
     Frames are evenly spaced, the first and the last among them.
     """
@@ -93,7 +93,7 @@ def measure(signed: Tensor, alpha: Tensor, c2w: Tensor, num_frames: int) -> Scor
         signed: its ``signed_pictures`` [V, F, 4, h, w].
         alpha: uint8 [V, F, H, W] at full resolution.
         c2w: camera-to-world [V, 4, 4].
-        num_frames: of the whole clip, of which F were read.
+        num_frames: number of frames of the whole clip; F of them were read.
     """
     views, frames = signed.shape[:2]
     if signed.ndim != 5 or signed.shape[2] != 4 or alpha.shape[:2] != (views, frames) or c2w.shape != (views, 4, 4):
@@ -117,7 +117,7 @@ def measure(signed: Tensor, alpha: Tensor, c2w: Tensor, num_frames: int) -> Scor
 
 
 def signed_pictures(rgba: Tensor, side: int = WORKING_SIDE) -> Tensor:
-    """Return signed pictures [V, F, 4, side, side] of uint8 RGBA [V, F, 4, H, W]; they are squeezed to squares."""
+    """Return signed pictures [V, F, 4, side, side] of uint8 RGBA [V, F, 4, H, W], resized to squares."""
     views = []
     for view in rgba:
         picture = view.float() / 255
@@ -150,12 +150,12 @@ def silhouette_motion(alpha: Tensor) -> float:
 
 
 def turning(signed: Tensor, c2w: Tensor) -> float:
-    """Tell how well a rotation of all cameras about the vertical axis explains the motion, in [0, 1].
+    """Return how well a rotation of all cameras about the vertical axis explains the motion, in [0, 1].
 
-    Where object or cameras turn, a view shows at one time what another view showed at another time, and all pairs of
-    views that stand equally far apart do so together. Each frame j is compared with all frames i of the other views;
-    the smallest ratio of that difference to the difference of j and i in the same view counts. The mean of the better
-    half of the frames is taken: until the rotation reaches the angle between two cameras there is nothing to find.
+    If object or cameras rotate, a view at one time equals another view at another time, for all pairs of views with
+    the same angle between them. Each frame j is compared with all frames i of the other views; its score is the
+    smallest ratio of that difference to the difference of j and i in the same view. The result is the mean of the
+    better half of the frames, since no frame matches until the rotation reaches the angle between two cameras.
 
     signed [V, F, 4, h, w], c2w [V, 4, 4]. 0 with fewer than 3 views.
     """
@@ -185,7 +185,7 @@ def turning(signed: Tensor, c2w: Tensor) -> float:
 
 
 def outside(alpha: Tensor) -> float:
-    """Return the share of pictures, of uint8 alpha [V, F, H, W], that cut the object off or do not show it."""
+    """Return the share of pictures, of uint8 alpha [V, F, H, W], in which the object is cut off or missing."""
     solid = alpha > 127
     ring = torch.cat([solid[..., 0, :], solid[..., -1, :], solid[..., 1:-1, 0], solid[..., 1:-1, -1]], dim=-1)
     cut = ring.float().mean(dim=-1) > RING_SHARE
@@ -206,9 +206,9 @@ def size_in_frame(alpha: Tensor) -> float:
 
 
 def flicker(signed: Tensor) -> float:
-    """Return the mean over frames of what changes and changes back at the next frame, over the silhouettes' union.
+    """Return the mean over frames of changes that are reverted in the next frame, over the silhouettes' union.
 
-    Of two successive changes of opposite sign the smaller one counts, per pixel and channel.
+    For two successive changes of opposite sign, the smaller one counts, per pixel and channel.
     """
     if signed.shape[1] < 3:
         return 0.0

@@ -17,7 +17,7 @@ GRAY = 235  # of the background
 
 
 def write_thumbnail(path: Path, views: list[Tensor]) -> None:
-    """Write views, uint8 [F, 4, H, W] each, side by side as an animated WebP; the file appears whole or not at all."""
+    """Write views, uint8 [F, 4, H, W] each, side by side as an animated WebP, atomically."""
     strips = [_over_gray(view) for view in views]
     pictures = [Image.fromarray(np.concatenate(row, axis=1)) for row in zip(*strips, strict=True)]
     options = {"duration": round(1000 / FPS), "loop": 0, "quality": QUALITY, "method": 1}
@@ -28,7 +28,7 @@ def write_thumbnail(path: Path, views: list[Tensor]) -> None:
 
 
 def _over_gray(rgba: Tensor) -> list[np.ndarray]:
-    """uint8 [F, 4, H, W] -> F pictures [SIDE, w, 3]."""
+    """Composite over gray and resize: uint8 [F, 4, H, W] -> F pictures [SIDE, w, 3]."""
     height, width = rgba.shape[-2:]
     size = (max(1, round(SIDE * width / height)), SIDE)
     pictures = []

@@ -1,12 +1,12 @@
-"""Readers of what exists: ``open_views`` finds out in which layout a clip was written and opens it.
+"""Readers of other layouts: ``open_views`` detects the layout of a clip and opens it.
 
-| layout | what tells it |
+| layout | detected by |
 |---|---|
 | this project, nerfstudio, instant-ngp, D-NeRF, Blender | ``transforms.json`` (transforms.py) |
 | Diffuman4D | ``transforms.json`` with ``camera_label``; ``images/<label>/<frame>.webp``, ``fmasks`` |
 | Consistent4D's evaluation set | ``<object>/eval_<k>/<frame>.png`` |
 | MV-Video (Animate3D) | ``videos/<UID>/00/view_<k>.mp4`` |
-| one video or folder of frames a view | ``view_<k>.mp4``, ``view_<k>/<frame>.png``; ``cameras.json`` or azimuths |
+| one video or folder of frames per view | ``view_<k>.mp4``, ``view_<k>/<frame>.png``; ``cameras.json`` or azimuths |
 """
 
 from collections.abc import Sequence
@@ -29,19 +29,19 @@ def open_views(
     fovy_deg: float | None = None,
     distance: float | None = None,
 ) -> ClipFiles:
-    """Open V simultaneous videos of one object in any layout of this module; pictures stay in their files.
+    """Open V simultaneous videos of one object in any layout of this module; pictures are read on access.
 
-    The camera arguments are for layouts without cameras; where the clip brings its own, they are refused.
+    The camera arguments are for layouts without cameras; an error if the clip has its own.
 
     Args:
         path: the clip's folder, or its transforms.json.
-        azimuths_deg: one a view, in the order of the views' numbers; SV4D 2.0 writes 0, 60, 120, 180, 240.
-        elevation_deg: of all cameras; None: what the layout says, else 0.
-        fovy_deg: vertical field of view; None: what the layout says, else 45.
-        distance: of all cameras from the object's middle; None: what the layout says, else 1.1.
+        azimuths_deg: one per view, in the order of the views' numbers; SV4D 2.0 writes 0, 60, 120, 180, 240.
+        elevation_deg: of all cameras; None: the layout's, else 0.
+        fovy_deg: vertical field of view; None: the layout's, else 45.
+        distance: of all cameras from the object's center; None: the layout's, else 1.1.
 
     Raises:
-        UserError: no known layout, or something that a clip cannot represent; one line names it.
+        UserError: an unknown layout, or something that a clip cannot represent; one line names it.
     """
     path = user_path(str(path), "path")
     given = {

@@ -1,6 +1,6 @@
-"""Clips as Diffuman4D writes them: one entry a camera, named by ``camera_label``; the frames lie in its folder.
+"""Clips in Diffuman4D's layout: one entry per camera, named by ``camera_label``; its frames are in its folder.
 
-transforms.json                     one entry a camera: camera_label, transform_matrix, fl_x, fl_y, cx, cy, w, h
+transforms.json                     one entry per camera: camera_label, transform_matrix, fl_x, fl_y, cx, cy, w, h
 images/<camera_label>/<frame>.webp  (or .jpg, .png)
 fmasks/<camera_label>/<frame>.png   optional: white is the person
 """
@@ -16,7 +16,7 @@ from fourdiffusion.media.picture import SUFFIXES
 
 
 def is_diffuman4d(meta: dict[str, Any]) -> bool:
-    """Return whether the content of a transforms.json names its cameras and gives no times."""
+    """Return whether the content of a transforms.json labels its cameras and has no times."""
     entries = meta.get("frames")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         return False
@@ -63,5 +63,5 @@ def _pictures(folder: Path, optional: bool = False) -> list[Path]:
         return []
     files = [p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES] if folder.is_dir() else []
     if not files and not optional:
-        raise UserError(f"{printable(folder)}: holds no picture; a camera's frames lie in images/<camera_label>")
+        raise UserError(f"{printable(folder)}: holds no picture; a camera's frames are in images/<camera_label>")
     return sorted(files, key=lambda file: natural_order(file.stem))

@@ -1,12 +1,12 @@
-"""Clips whose views are separate: a video or a folder of frames each, numbered at the end of their name.
+"""Clips with one video or folder of frames per view, numbered at the end of its name.
 
-Their cameras stand on a circle around the object and look at it. Where they stand comes from, in this order:
+The cameras are on a circle around the object and look at it. Their positions come from, in this order:
 
 * ``cameras.json`` in the clip's folder: ``azimuths_deg`` (a list), ``elevation_deg`` (a number or a list),
   ``fovy_deg``, ``distance``, or ``c2w`` (4 x 4 matrices) and ``fovy_deg``; and, optional, ``times``, ``caption``,
   ``license``, ``author``, ``source``;
 * the arguments;
-* what is known of the layout: Consistent4D's four evaluation cameras; MV-Video's even circle.
+* the layout: Consistent4D's four evaluation cameras; MV-Video's evenly spaced circle.
 """
 
 import json
@@ -52,7 +52,7 @@ class SeparateViews:
 
 
 def find_views(folder: Path) -> SeparateViews:
-    """Return the numbered views in a folder; UserError where there are none, or several sets of them."""
+    """Return the numbered views in a folder; UserError if there are none, or several sets of them."""
     name = printable(folder)
     if not folder.is_dir():
         raise UserError(f"{name}: no such folder; give a clip: a folder with {LAYOUTS}")
@@ -90,7 +90,7 @@ def open_separate_views(
     fovy_deg: float | None,
     distance: float | None,
 ) -> ClipFiles:
-    """Return the clip; None for a camera argument takes what the layout says, else 0, 45 degrees and 1.1."""
+    """Return the clip; None for a camera argument is the layout's, else 0, 45 degrees and 1.1."""
     pictures = _grid(views)
     known = _known_cameras(views)
     given = {
@@ -130,7 +130,7 @@ def natural_order(text: str) -> list[tuple[int, str]]:
 
 
 def _numbered(paths: list[Path]) -> dict[str, dict[int, Path]]:
-    """{prefix: {number: path}} of names that end in a number: view_3.mp4 is number 3 of "view_"."""
+    """Return {prefix: {number: path}} of names that end in a number: view_3.mp4 is number 3 of "view_"."""
     found: dict[str, dict[int, Path]] = {}
     for path in paths:
         stem = path.stem if path.is_file() else path.name
@@ -148,7 +148,7 @@ def _frames(folder: Path) -> list[Path]:
 
 
 def _grid(views: SeparateViews) -> PictureGrid:
-    """The pictures; UserError where views differ in their number of frames."""
+    """Return the pictures; UserError if views differ in their number of frames."""
     rows: list[list[Place]] = []
     for number, files in zip(views.numbers, views.files, strict=True):
         row: list[Place] = list(files)
@@ -174,7 +174,7 @@ def _grid(views: SeparateViews) -> PictureGrid:
 
 
 def _known_cameras(views: SeparateViews) -> dict[str, Any]:
-    """What files and layout say of the cameras, by the keys of cameras.json."""
+    """Return the cameras given by files and layout, under the keys of cameras.json."""
     if (views.folder / CAMERAS).is_file():
         return load_json(views.folder / CAMERAS)
     if views.layout == "consistent4d":
@@ -191,10 +191,10 @@ def _known_cameras(views: SeparateViews) -> dict[str, Any]:
 
 
 def _mv_video_record(folder: Path) -> dict[str, Any]:
-    """Caption, elevation and first azimuth of an animation of MV-Video.
+    """Return caption, elevation and first azimuth of an animation of MV-Video.
 
-    They stand in the list that its training code reads ({data_path: [...], text_prompt, angle: {elv, azi_start}}), a
-    JSON file beside ``videos``; without it they are empty, 0 and 0. What a model sees is relative to the input view.
+    They come from the list that its training code reads ({data_path: [...], text_prompt, angle: {elv, azi_start}}), a
+    JSON file beside ``videos``; without it they are empty, 0 and 0. Cameras for a model are relative to the input view.
     """
     end = "/".join(folder.parts[-2:]) + "/"
     for parent in folder.resolve().parents[:3]:
@@ -214,7 +214,7 @@ def _mv_video_record(folder: Path) -> dict[str, Any]:
 
 @lru_cache(maxsize=4)
 def _mv_video_list(file: Path, changed: int) -> dict[str, dict[str, Any]]:
-    """{"UID/00/": entry} of a JSON list of that kind, empty for other JSON."""
+    """Return {"UID/00/": entry} of such a JSON list, empty for other JSON."""
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -228,7 +228,7 @@ def _mv_video_list(file: Path, changed: int) -> dict[str, dict[str, Any]]:
 
 
 def _cameras(views: SeparateViews, known: dict[str, Any]) -> Tensor:
-    """[V, 4, 4]; UserError where the file, the arguments or the layout do not say where the cameras stand."""
+    """Return cameras [V, 4, 4]; UserError if neither file, arguments nor layout define them."""
     name, count = printable(views.folder), len(views.numbers)
     if "c2w" in known:
         if "azimuths_deg" in known:
@@ -237,8 +237,8 @@ def _cameras(views: SeparateViews, known: dict[str, Any]) -> Tensor:
     if "azimuths_deg" not in known:
         shown = ", ".join(map(str, views.numbers[:9]))
         raise UserError(
-            f"{name}: nothing says where its {count} cameras (views {shown}) stand: give azimuths_deg, one a view, or "
-            f"write them to {CAMERAS} in this folder"
+            f"{name}: the positions of its {count} cameras (views {shown}) are unknown: give azimuths_deg, one per "
+            f"view, or write them to {CAMERAS} in this folder"
         )
     azimuths = _numbers(views, "azimuths_deg", known["azimuths_deg"])
     elevation = known.get("elevation_deg", 0.0)
@@ -253,7 +253,7 @@ def _matrices(views: SeparateViews, rows: Any) -> Tensor:
     try:
         matrices = torch.tensor(rows, dtype=torch.float32)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{printable(views.folder)}/{CAMERAS}: c2w is no list of 4 x 4 matrices of numbers") from error
+        raise UserError(f"{printable(views.folder)}/{CAMERAS}: c2w is not a list of 4 x 4 matrices") from error
     if matrices.shape != (len(views.numbers), 4, 4):
         raise UserError(
             f"{printable(views.folder)}/{CAMERAS}: c2w is {tuple(matrices.shape)}; give one 4 x 4 matrix for each of "
@@ -263,7 +263,7 @@ def _matrices(views: SeparateViews, rows: Any) -> Tensor:
     near = (rotation @ rotation.mT - torch.eye(3)).abs().max() < 1e-3 and bool((torch.linalg.det(rotation) > 0).all())
     if not bool(matrices.isfinite().all()) or not near:
         raise UserError(
-            f"{printable(views.folder)}/{CAMERAS}: a matrix of c2w is no camera; give camera-to-world matrices with "
+            f"{printable(views.folder)}/{CAMERAS}: a matrix of c2w is not a camera; give camera-to-world matrices with "
             "OpenGL axes (x right, y up, z back) without scale"
         )
     return matrices
@@ -292,11 +292,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _times(views: SeparateViews, given: Any, num_frames: int) -> Tensor:
-    """[F] in [0, 1]; evenly spaced where the file gives none."""
+    """Return times [F] in [0, 1]; evenly spaced if the file has none."""
     if given is None:
         return torch.linspace(0, 1, num_frames) if num_frames > 1 else torch.zeros(1)
     if not isinstance(given, list) or len(given) != num_frames or not all(_is_number(time) for time in given):
-        raise UserError(f"{printable(views.folder)}/{CAMERAS}: times is no list of {num_frames} numbers, one a frame")
+        raise UserError(f"{printable(views.folder)}/{CAMERAS}: times is not a list of {num_frames} numbers")
     times = torch.tensor(given, dtype=torch.float32)
     if times.min() < 0 or times.max() > 1 or bool((times.diff() <= 0).any()):
         raise UserError(f"{printable(views.folder)}/{CAMERAS}: times must lie in [0, 1] and rise")

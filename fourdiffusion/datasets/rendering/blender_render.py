@@ -1,10 +1,10 @@
-"""The one script that runs inside Blender: it answers the requests of `engine.py` on standard input.
+"""Script that runs inside Blender and answers the requests of `engine.py` on standard input.
 
     python blender_render.py                                  # a Python with the bpy package
     blender --background --factory-startup --python blender_render.py
 
-It imports nothing of the project, and is the only file that imports bpy. Objects stay where the importer puts them:
-cameras and lights are brought into the asset's world instead, so skins, caches and constraints are not disturbed.
+It imports nothing of the project and is the only file that imports bpy. Objects stay where the importer puts them:
+cameras and lights are transformed to the asset's world, so skins, caches and constraints are not affected.
 """
 
 import json
@@ -34,7 +34,7 @@ REST: dict[tuple[str, str | None], Any] = {}  # see rest_pose
 
 
 class Failure(Exception):
-    """A request that cannot be met: ``reason`` is one word of the render log."""
+    """A failed request: ``reason`` is one word of the render log."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -83,7 +83,7 @@ def open_asset(message: Message) -> Message:
 
 
 def check_gltf(path: str) -> None:
-    """Refuse what is no glTF, or is truncated, before an importer has it."""
+    """Raise Failure for files that are not glTF or are truncated, before an importer reads them."""
     with open(path, "rb") as file:
         data = file.read()
     if data[:4] == b"glTF":
@@ -99,7 +99,7 @@ def check_gltf(path: str) -> None:
 
 
 def shown(thing: Any) -> bool:
-    """Tell whether an object is rendered."""
+    """Return whether an object is rendered."""
     return not thing.hide_render and thing.visible_get()
 
 
@@ -113,7 +113,7 @@ def check_textures() -> None:
 
 
 def cull_backfaces() -> None:
-    """Make Cycles leave out the back faces of materials that are marked so, as the other engines do."""
+    """Make Cycles cull the back faces of materials with back-face culling, as the other engines do."""
     for material in bpy.data.materials:
         if not (material.use_backface_culling and material.node_tree) or "culled" in material:
             continue
@@ -141,9 +141,9 @@ def animated_data() -> list[Any]:
 
 
 def strips() -> Users:
-    """Return {animation name: [(data block, action, slot)]} of the NLA tracks, as the glTF importer makes them.
+    """Return {animation name: [(data block, action, slot)]} of the NLA tracks that the glTF importer makes.
 
-    It stacks them: the first animation of the file lies on top.
+    The first animation of the file is the top track.
     """
     found: Users = {}
     for block in animated_data():
@@ -157,7 +157,7 @@ def strips() -> Users:
 def other_actions() -> Users:
     """Return {action name: [(data block, action, slot)]} of the actions that data blocks use or were made for.
 
-    Where every action plays already, each on blocks of its own, there is nothing to choose: they are one animation.
+    If all actions already play, each on its own blocks, they are one animation.
     """
     found: Users = {}
     for action in bpy.data.actions:
@@ -171,7 +171,7 @@ def other_actions() -> Users:
 
 
 def has_cache() -> bool:
-    """Tell whether something moves that no action drives: Alembic or USD caches, simulations, drivers."""
+    """Return whether something moves without an action: Alembic or USD caches, simulations, drivers."""
     if len(bpy.data.cache_files):
         return True
     return any(getattr(block.animation_data, "drivers", None) for block in animated_data())
@@ -191,7 +191,7 @@ def list_animations() -> list[Message]:
 
 
 def choose_animation(index: int) -> None:
-    """Make an animation of ``list_animations`` the one that plays."""
+    """Play one animation of ``list_animations``."""
     name = list_animations()[index]["name"]
     users = GROUPS.get(name)
     if users is None:
@@ -207,7 +207,7 @@ def choose_animation(index: int) -> None:
 
 
 def rest_pose() -> dict[tuple[str, str | None], Any]:
-    """Return {(object or shape keys, bone or key): value}: where everything stands without an animation."""
+    """Return {(object or shape keys, bone or key): value}: the pose without an animation."""
     pose: dict[tuple[str, str | None], Any] = {}
     for thing in bpy.data.objects:
         pose[thing.name, None] = thing.matrix_basis.copy()
@@ -219,7 +219,7 @@ def rest_pose() -> dict[tuple[str, str | None], Any]:
 
 
 def restore_rest_pose() -> None:
-    """Undo what another animation left behind in channels that this one does not key."""
+    """Reset channels that this animation does not key to the rest pose."""
     for (owner, part), value in REST.items():
         thing, keys = bpy.data.objects.get(owner), bpy.data.shape_keys.get(owner)
         if isinstance(value, float):
@@ -232,7 +232,7 @@ def restore_rest_pose() -> None:
 
 
 def rest_pose_of_gltf(path: str) -> dict[tuple[str, str | None], Any]:
-    """Import a copy without animations: the importer leaves the first animation's pose in the channels it keys."""
+    """Return the rest pose of a copy imported without animations: the importer applies the first animation's pose."""
     with open(path, "rb") as file:
         data = file.read()
     binary = data[:4] == b"glTF"
@@ -318,7 +318,7 @@ def reset_clock() -> None:
 
 
 def render_clip(message: Message) -> Message:
-    """Render all cameras at all times into ``folder``/rgba, and the layers that are asked for."""
+    """Render all cameras at all times into ``folder``/rgba, and the requested layers."""
     choose_animation(message["animation"])
     set_clock(message["times"])
     world = np.array(message["world"])
@@ -351,7 +351,7 @@ def render_clip(message: Message) -> Message:
 
 
 def set_clock(times: list[float]) -> None:
-    """Make one scene frame last as long as one frame of the clip: motion vectors are those of one scene frame."""
+    """Make one scene frame as long as one frame of the clip: motion vectors are per scene frame."""
     reset_clock()
     render = bpy.context.scene.render
     step = Fraction((times[1] - times[0]) * render.fps / render.fps_base).limit_denominator(900)
@@ -429,10 +429,10 @@ def set_engine(message: Message) -> None:
     render.use_compositing = render.use_sequencer = False
     if message["threads"]:
         render.threads_mode, render.threads = "FIXED", message["threads"]
-    for layer in scene.view_layers:  # from the first render on: persistent data keep their passes
+    for layer in scene.view_layers:  # before the first render: persistent data keep their passes
         layer.use_pass_z, layer.use_pass_normal = message["depth"], message["normal"]
         layer.use_pass_vector = message["motion"]
-    for material in bpy.data.materials:  # what EEVEE looks at
+    for material in bpy.data.materials:  # the setting that EEVEE reads
         material.use_backface_culling = material.use_backface_culling and message["cull_backfaces"]
     scene.view_settings.view_transform, scene.view_settings.look = "Standard", "None"
     scene.view_settings.exposure, scene.view_settings.gamma = 0, 1
@@ -458,7 +458,7 @@ def set_engine(message: Message) -> None:
 
 
 def use_device(device: str) -> str:
-    """Return the device of Cycles, after the wanted kind of GPU is switched on."""
+    """Enable the requested kind of GPU and return the device of Cycles."""
     if device == "cpu":
         return "CPU"
     preferences = bpy.context.preferences.addons["cycles"].preferences
@@ -561,12 +561,12 @@ def read_exr(path: str) -> dict[str, np.ndarray]:
 
 
 def reply(answer: Message) -> None:
-    """Print an answer where the other side looks for it; Blender may have left a line unfinished."""
+    """Print an answer on a line of its own; Blender may have left a line unfinished."""
     print("\n" + ANSWER + json.dumps(answer), flush=True)
 
 
 def main() -> None:
-    """Answer requests until the input ends."""
+    """Answer requests until the end of the input."""
     work = {"hello": lambda _: {}, "open": open_asset, "measure": measure, "render": render_clip}
     for line in sys.stdin:
         message = json.loads(line)

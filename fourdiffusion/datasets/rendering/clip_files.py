@@ -1,4 +1,4 @@
-"""What a rendered clip's folder holds: `transforms.json`, and the layers in the formats of `clips.py`."""
+"""Files of a rendered clip: `transforms.json`, and the layers in the formats of `clips.py`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from fourdiffusion.datasets.rendering.settings import DEPTH_UNIT, RenderAssetsCo
 
 
 def transforms(config: RenderAssetsConfig, rig: plan.Rig, times: np.ndarray) -> dict[str, Any]:
-    """Return cameras, times and file names as `transforms.json` holds them.
+    """Return the entries of `transforms.json`: cameras, times and file names.
 
-    Beside the keys of every clip, each frame has its ``role`` (even: one of the equal azimuths | random) and its
-    ``asset_time``, seconds on the animation's clock.
+    In addition to the keys of every clip, each frame has a ``role`` (even: one of the equal azimuths |
+    random) and an ``asset_time``, seconds on the animation's clock.
     """
     half = np.tan(np.radians(rig.fovy_deg) / 2)
     focal = config.height / 2 / half
@@ -53,7 +53,7 @@ def write_transforms(folder: Path, cameras: dict[str, Any], record: dict[str, An
 
 
 def encode_layers(folder: Path) -> None:
-    """Turn the arrays of an engine into 16-bit depth, 8-bit normals (n * 127.5 + 127.5) and half-precision motion."""
+    """Encode the arrays of an engine as 16-bit depth, 8-bit normals (n * 127.5 + 127.5) and half-precision motion."""
     for path in (folder / "depth").glob("*.npy"):
         distance = np.load(path)
         steps = np.where(np.isfinite(distance), np.clip(np.round(distance / DEPTH_UNIT), 1, 65535), 0)
@@ -68,6 +68,6 @@ def encode_layers(folder: Path) -> None:
 
 
 def is_transparent(folder: Path, config: RenderAssetsConfig) -> bool:
-    """Tell whether the first view shows nothing in the middle frame."""
+    """Return whether the middle frame of the first view is empty."""
     with Image.open(folder / "rgba" / f"v00_f{config.num_frames // 2:02d}.png") as image:
         return image.getchannel("A").getextrema()[1] == 0

@@ -1,4 +1,4 @@
-"""Talk to a rendering process: one JSON request a line on its input, one answer line on its output.
+"""Communicate with a rendering process: one JSON request per line on its input, one answer line on its output.
 
 An answer starts with ``ANSWER``; other lines of the output (Blender prints many) are ignored. Requests, in this order:
 
@@ -6,10 +6,10 @@ An answer starts with ``ANSWER``; other lines of the output (Blender prints many
 * ``{"do": "open", "path", ...}`` -> ``{"axes": "gltf" | "blender", "animations": [{"name", "start", "end"}]}``, seconds
 * ``{"do": "measure", "animation", "times", "file"}`` -> ``{}``; writes an .npz with the world points f0, f1 ... [N, 3]
 * ``{"do": "render", "animation", "times", "world", "cameras", "fovy_deg", "folder", ...}`` -> ``{}``; writes
-  `rgba/v00_f00.png` (8-bit, straight alpha) and, as asked for, `depth`, `normal` and `motion` as `.npy`
+  `rgba/v00_f00.png` (8-bit, straight alpha) and, if requested, `depth`, `normal` and `motion` as `.npy`
 
 A failed request is answered by ``{"reason": WORD, "detail": TEXT}``. While it renders, an engine prints an answer
-``{"progress": frames}`` after each frame: the timeout counts from the last of them, so it does not depend on the number
+``{"progress": frames}`` after each frame: the timeout counts from the last of them and so does not depend on the number
 of frames.
 """
 
@@ -30,7 +30,7 @@ THREADS = {"LP_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS"
 
 
 class EngineFailure(Exception):
-    """A request that failed: ``reason`` is one word of the render log; ``fatal``: the process is gone."""
+    """A request that failed: ``reason`` is one word of the render log; ``fatal``: the process has ended."""
 
     def __init__(self, reason: str, detail: str, fatal: bool) -> None:
         super().__init__(detail)
@@ -38,7 +38,7 @@ class EngineFailure(Exception):
 
 
 class Engine:
-    """A rendering process. ``close`` ends it and everything that it started."""
+    """A rendering process. ``close`` ends it and its child processes."""
 
     def __init__(self, command: list[str], log: Path) -> None:
         self.log = log
@@ -54,13 +54,13 @@ class Engine:
         self.pending = b""
 
     def request(self, message: dict[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a request and return its answer; EngineFailure: reason `crash`, `timeout` or what the engine says."""
+        """Send a request and return its answer; EngineFailure: reason `crash`, `timeout` or the engine's."""
         assert self.process.stdin is not None
         try:
             self.process.stdin.write(json.dumps(message).encode() + b"\n")
             self.process.stdin.flush()
         except OSError:
-            pass  # it died: reading its output tells
+            pass  # it crashed: reading its output raises
         answer = self._answer(timeout_s)
         while "progress" in answer:
             answer = self._answer(timeout_s)
@@ -101,7 +101,7 @@ class Engine:
         if self.process.poll() is None:
             try:
                 assert self.process.stdin is not None
-                self.process.stdin.close()  # a worker ends at the end of its input
+                self.process.stdin.close()  # a worker exits at the end of its input
                 self.process.wait(timeout=0.2 if self.pending else 1)
             except (OSError, subprocess.TimeoutExpired):
                 pass

@@ -1,6 +1,7 @@
-"""Read animated glTF 2.0 files; ``pose`` in `pose.py` deforms what is read here.
+"""Read animated glTF 2.0 files; ``pose`` in `pose.py` deforms the result.
 
-Covers what the OpenGL engine draws. A required extension (Draco, meshopt, basis textures) raises ``AssetError``.
+Covers the features that the OpenGL engine draws. A required extension (Draco, meshopt, basis textures) raises
+``AssetError``.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ CLAMP = 33071
 
 
 class AssetError(Exception):
-    """An asset that cannot be rendered: ``reason`` is one word of the render log, the text says what is wrong."""
+    """An asset that cannot be rendered: ``reason`` is one word of the render log, the text has the details."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -46,7 +47,7 @@ class Texture:
 
 @dataclass
 class Material:
-    """What of a glTF material the OpenGL engine draws."""
+    """The part of a glTF material that the OpenGL engine draws."""
 
     color: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)  # linear
     texture: Texture | None = None
@@ -231,7 +232,7 @@ class _Reader:
         return found
 
     def shown_nodes(self) -> set[int]:
-        """Return the nodes of the default scene, all nodes where a file has no scene."""
+        """Return the nodes of the default scene, or all nodes of a file without a scene."""
         scenes, entries = self.document.get("scenes", []), self.document.get("nodes", [])
         if not scenes:
             return set(range(len(entries)))

@@ -1,4 +1,4 @@
-"""Render the clips of one object in a process of its own, which is started again after a crash or a timeout."""
+"""Render the clips of one object in a separate process, which is restarted after a crash or a timeout."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MIN_FREE_BYTES = 20_000_000
 
 @dataclass
 class Batch:
-    """What all objects of a batch share."""
+    """The shared state of a batch."""
 
     config: RenderAssetsConfig
     command: list[str]  # starts an engine's process
@@ -46,7 +46,7 @@ class Batch:
         self.engines.discard(engine)
 
     def stop(self) -> None:
-        """End all processes; what they were rendering is neither a clip nor a failure."""
+        """End all processes; their unfinished clips are neither kept nor logged as failures."""
         self.stopping.set()
         for engine in list(self.engines):
             self.end_engine(engine)
@@ -63,7 +63,7 @@ class ObjectJob:
         self.animations: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        """Render every chosen clip that is not there yet; every outcome goes to the log."""
+        """Render every chosen clip that is missing; log every result."""
         start = time.monotonic()
         try:
             self._open()
@@ -104,7 +104,7 @@ class ObjectJob:
             self.engine = None
 
     def _clip(self, animation: int, uid: str) -> None:
-        """Render one clip into the output folder, or note why not."""
+        """Render one clip into the output folder, or log the reason of the failure."""
         start = time.monotonic()
         note = {"object": self.entry.object, "uid": uid, "asset": str(self.entry.path)}
         if (self.output / uid).exists():
@@ -128,7 +128,7 @@ class ObjectJob:
         self.log.add(**note, status="done", seconds=round(time.monotonic() - start, 3), bytes=size)
 
     def _failed(self, uid: str | None, failure: EngineFailure, start: float) -> None:
-        """Note a failure; raise what is no fault of the object."""
+        """Log a failure; raise errors that are not caused by the object."""
         if failure.fatal:
             self._close()
         if self.batch.stopping.is_set():
@@ -186,7 +186,7 @@ class ObjectJob:
         clip_files.write_transforms(folder, clip_files.transforms(config, rig, times), record)
 
     def _check_motion(self, frames: list[np.ndarray]) -> None:
-        """Refuse what has no extent, does not move, or moves away."""
+        """Reject objects that have no extent, do not move, or move away."""
         if np.ptp(np.concatenate(frames), axis=0).max() == 0:
             raise EngineFailure("empty", "all vertices lie in one point", fatal=False)
         moved, travel = plan.movement(frames), plan.travel(frames)

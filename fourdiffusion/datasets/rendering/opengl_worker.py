@@ -80,12 +80,12 @@ class Worker:
 
 
 def reply(answer: dict[str, Any]) -> None:
-    """Print an answer where the other side looks for it."""
+    """Print an answer line."""
     print(ANSWER + json.dumps(answer), flush=True)
 
 
 def write_picture(folder: Path, name: str, picture: Picture, message: dict[str, Any]) -> None:
-    """Write one image and the layers that ``message`` asks for."""
+    """Write one image and the layers requested by ``message``."""
     Image.fromarray(picture.rgba).save(folder / "rgba" / f"{name}.png", compress_level=1)
     layers = {"depth": picture.distance, "normal": picture.normal, "motion": picture.motion}
     for kind, values in layers.items():
@@ -94,7 +94,7 @@ def write_picture(folder: Path, name: str, picture: Picture, message: dict[str, 
 
 
 def main() -> None:
-    """Answer the requests on standard input until it ends."""
+    """Answer the requests on standard input until its end."""
     worker = Worker()
     for line in sys.stdin:
         try:

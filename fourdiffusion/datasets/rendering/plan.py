@@ -1,7 +1,7 @@
-"""Decide what is rendered: which assets, which part of which animation, from where, and how large. Pure functions.
+"""Plan a rendering: assets, part of the animation, cameras and scale. Pure functions.
 
-Engines return points in their own world; everything here is in scene coordinates (z up, front at azimuth 0) unless
-stated otherwise.
+Engines return points in their own world; this module uses scene coordinates (z up, front at azimuth 0) unless stated
+otherwise.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ BLENDER_SUFFIXES = (*GLTF_SUFFIXES, ".fbx", ".usd", ".usda", ".usdc", ".usdz", "
 SCENE_FROM_GLTF = np.array([[0.0, 0, 1], [1, 0, 0], [0, 1, 0]])  # asset +Z (front) -> scene +x, asset +Y (up) -> +z
 SCENE_FROM_BLENDER = np.array([[0.0, -1, 0], [1, 0, 0], [0, 0, 1]])  # Blender -Y (front) -> scene +x
 UNKNOWN = "not stated"
-GAP_DEG = 1.0  # training takes cameras less than half a degree apart for one
+GAP_DEG = 1.0  # training treats cameras less than half a degree apart as one
 
 
 @dataclass
 class AssetEntry:
-    """One asset and what is known about it."""
+    """One asset and its metadata."""
 
     path: Path
-    object: str  # its name in file names, unique in a batch
+    object: str  # name for files, unique in a batch
     caption: str
     license: str
     author: str
@@ -88,9 +88,9 @@ def _entry(path: Path, root: Path, row: dict[str, str], taken: set[str]) -> Asse
 
 
 def read_manifest(path: Path | None, root: Path) -> dict[Path, dict[str, str]]:
-    """Return the rows of a tab-separated table (`.csv`: comma) by the file that its column `path` names.
+    """Return the rows of a tab-separated table (`.csv`: comma) by the file in the column `path`.
 
-    Paths are relative to the table's folder. {} where no table is given and ``root`` has no MANIFEST.tsv.
+    Paths are relative to the table's folder. {} if no table is given and ``root`` has no MANIFEST.tsv.
     """
     if path is None:
         path = root / "MANIFEST.tsv"
@@ -106,7 +106,7 @@ def read_manifest(path: Path | None, root: Path) -> dict[Path, dict[str, str]]:
 
 
 def unique_name(text: str, taken: set[str]) -> str:
-    """Return a file name made of ``text`` that is not in ``taken`` yet, and add it."""
+    """Return a file name made of ``text`` that is not in ``taken``, and add it."""
     base = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-.") or "unnamed"
     name, number = base, 1
     while name.lower() in taken:
@@ -117,7 +117,7 @@ def unique_name(text: str, taken: set[str]) -> str:
 
 
 def choose_animations(animations: list[dict[str, Any]], rule: str) -> list[int]:
-    """Return the indices of the animations ({name, start, end}) that ``rule`` names, in file order."""
+    """Return the indices of the animations ({name, start, end}) selected by ``rule``, in file order."""
     if rule == "all":
         return list(range(len(animations)))
     if rule == "first":
@@ -129,7 +129,7 @@ def choose_animations(animations: list[dict[str, Any]], rule: str) -> list[int]:
 
 
 def dense_times(start: float, end: float, config: RenderAssetsConfig) -> np.ndarray | None:
-    """Return the clock ticks [K] at which an animation must be measured before its part is chosen; None: not needed."""
+    """Return the clock ticks [K] at which an animation must be measured to choose its part; None: not needed."""
     end = min(end, start + config.max_seconds)
     if config.part != "most_motion" or end - start <= clip_seconds(config):
         return None
@@ -181,7 +181,7 @@ def movement(frames: list[np.ndarray]) -> float:
 def _displacement(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.shape == b.shape:
         return np.linalg.norm(a - b, axis=1)
-    return np.abs(_box(a) - _box(b)).max(axis=1)  # a mesh sequence without shared topology: how its box changes
+    return np.abs(_box(a) - _box(b)).max(axis=1)  # a mesh sequence without shared topology: the change of its box
 
 
 def _box(points: np.ndarray) -> np.ndarray:
@@ -225,7 +225,7 @@ def largest_scale(points: np.ndarray, config: RenderAssetsConfig, rig: Rig) -> f
     """Return the scale at which the outermost of the centered ``points`` [N, 3] reaches the margin of the frame.
 
     A point p is in frame if |right . p| + t back . p <= t D (and likewise up), t the tangent of the half field of view
-    and D the distance: the maximum of the left side over all azimuths is written down for each elevation.
+    and D the distance. The maximum of the left side over all azimuths has a closed form for each elevation.
     """
     distance = float(np.linalg.norm(rig.c2w[0, :3, 3]))
     tangent_y = np.tan(np.radians(rig.fovy_deg) / 2) * (1 - config.frame_margin)
@@ -275,7 +275,7 @@ def make_rig(config: RenderAssetsConfig, uid: str) -> Rig:
     """Return the cameras of a clip: a function of the seed, the uid and the settings only.
 
     Random azimuths keep a distance from the equal ones and from each other (modulo the equal spacing), so that no
-    random camera is taken for one of an even rig.
+    random camera is mistaken for one of an even rig.
     """
     digest = hashlib.sha256(uid.encode()).digest()[:8]
     rng = np.random.default_rng([config.seed, int.from_bytes(digest, "big")])

@@ -1,7 +1,7 @@
-"""Draw a posed glTF asset with OpenGL 3.3 off screen (EGL): straight-alpha RGBA, ray distance, normals, motion vectors.
+"""Render a posed glTF asset with off-screen OpenGL 3.3 (EGL): straight RGBA, ray distance, normals, motion vectors.
 
-Each pixel averages ``supersampling`` x ``supersampling`` samples in linear color. The number is odd, so one sample lies
-at the pixel's center: distance, normal and motion are that sample's, never an average over an edge.
+Each pixel averages ``supersampling`` x ``supersampling`` samples in linear color. The number is odd, so one sample is
+at the pixel's center: distance, normal and motion are taken from it, never averaged over an edge.
 """
 
 from __future__ import annotations
@@ -142,12 +142,12 @@ class Light:
 
     direction: tuple[float, float, float]  # unit vector from the scene to the light
     strength: float
-    angle_deg: float  # its angular diameter; larger is softer
+    angle_deg: float  # angular diameter; larger is softer
 
 
 @dataclass
 class Picture:
-    """One rendered image; row 0 at the top. The layers are those of the surface at a pixel's center."""
+    """One rendered image; row 0 at the top. The layers are of the surface at a pixel's center."""
 
     rgba: np.ndarray  # uint8 [H, W, 4], straight alpha, sRGB
     distance: np.ndarray | None = None  # float32 [H, W], along the pixel's unit ray; inf where no surface
@@ -156,9 +156,9 @@ class Picture:
 
 
 class Rasterizer:
-    """Draws one asset at one image size. Call ``set_frame``, then ``render`` once for each camera.
+    """Renderer of one asset at one image size. Call ``set_frame``, then ``render`` once for each camera.
 
-    Without ``layers`` a picture has colors only, at half the time.
+    Without ``layers`` it renders only colors, in half the time.
     """
 
     def __init__(self, asset: Asset, width: int, height: int, supersampling: int, layers: bool) -> None:
@@ -190,7 +190,7 @@ class Rasterizer:
         return self.context.program(vertex_shader=version + vertex, fragment_shader=version + fragment)
 
     def _drawable(self, primitive: Primitive) -> tuple[Primitive, Any, Any, Any]:
-        """Upload what does not move; return the primitive, its dynamic buffer, vertex array and texture."""
+        """Upload the static data; return the primitive, its dynamic buffer, vertex array and texture."""
         count = len(primitive.positions)
         uv = primitive.uv if primitive.uv is not None else np.zeros((count, 2), np.float32)
         colors = primitive.colors if primitive.colors is not None else np.ones((count, 4), np.float32)
@@ -221,7 +221,7 @@ class Rasterizer:
         return self.textures[id(source)]
 
     def set_lights(self, lights: list[Light], ambient: float) -> None:
-        """Place the lights, fixed in the world. Ambient light reaches every surface equally."""
+        """Place the lights, fixed in the world. Ambient light is equal on every surface."""
         if len(lights) > MAX_LIGHTS:
             raise ValueError(f"{len(lights)} lights; at most {MAX_LIGHTS}")
         lights_array, strengths = np.zeros((MAX_LIGHTS, 4), np.float32), np.zeros(MAX_LIGHTS, np.float32)
@@ -239,7 +239,7 @@ class Rasterizer:
         following: list[tuple[np.ndarray, np.ndarray | None]],
         world: np.ndarray,
     ) -> None:
-        """Take the poses (``gltf.pose``) of this frame and the next one; ``world`` [4, 4] maps asset to scene."""
+        """Set the poses (``gltf.pose``) of this frame and the next one; ``world`` [4, 4] maps asset to scene."""
         drawn = (k for k, primitive in enumerate(self.asset.primitives) if len(primitive.indices))
         turn = world[:3, :3] / np.linalg.norm(world[:3, 0])
         for k, (_, moving, _, _) in zip(drawn, self.drawables, strict=True):
@@ -252,7 +252,7 @@ class Rasterizer:
             moving.write(data.tobytes())
 
     def render(self, c2w: np.ndarray, fovy_deg: float) -> Picture:
-        """Draw the frame from a camera [4, 4] (camera-to-world, OpenGL axes)."""
+        """Render the frame from a camera [4, 4] (camera-to-world, OpenGL axes)."""
         gl = self.context
         projection = perspective(fovy_deg, self.width / self.height)
         self.program["view_projection"].write((projection @ np.linalg.inv(c2w)).T.astype("f4").tobytes())
@@ -304,7 +304,7 @@ class Rasterizer:
 
 
 def create_context() -> Any:
-    """Return an off-screen OpenGL 3.3 context; AssetError with reason `engine` where there is none."""
+    """Return an off-screen OpenGL 3.3 context; AssetError with reason `engine` if there is none."""
     try:
         import moderngl
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""`render_log.jsonl`: what became of every clip of a batch, one JSON object a line.
+"""`render_log.jsonl`: the result of every clip of a batch, one JSON object per line.
 
 * `{"status": "done", "object", "uid", "asset", "seconds", "bytes"}`: a clip
 * `{"status": "failed", "object", "uid", "asset", "reason", "detail", "seconds"}`: a clip, or with uid null an object
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_own_file
 
 
 class RenderLog:
@@ -25,8 +26,9 @@ class RenderLog:
         self.done: dict[str, str] = {}  # object by uid
         self.failed: dict[tuple[str, str | None], dict[str, Any]] = {}  # by object and uid
         self.complete: dict[str, list[str]] = {}  # uids by object
+        require_own_file(path)
         data = path.read_bytes() if path.exists() else b""
-        if data and not data.endswith(b"\n"):  # a killed run ended in the middle of a line
+        if data and not data.endswith(b"\n"):  # a killed run may leave half a line
             data = data[: data.rfind(b"\n") + 1]
             path.write_bytes(data)
         for number, line in enumerate(data.splitlines(), 1):
@@ -54,7 +56,7 @@ class RenderLog:
             self._take(line)
 
     def foreign(self, name: str) -> set[str]:
-        """Return the uids, in lower case, that belong to other objects than ``name``."""
+        """Return the uids, in lower case, of objects other than ``name``."""
         with self.guard:
             owners = list(self.done.items()) + [(uid, other) for other, uid in self.failed if uid]
         return {uid.lower() for uid, owner in owners if owner != name}

@@ -1,4 +1,4 @@
-"""Render a batch of assets: each object in a process of its own, every outcome in a log, finished clips never again."""
+"""Render a batch of assets: a process per object, a log of all results, finished clips are skipped."""
 
 from __future__ import annotations
 
@@ -22,14 +22,16 @@ from fourdiffusion.datasets.rendering.engine import EngineFailure
 from fourdiffusion.datasets.rendering.object_job import PARTIAL, Batch, ObjectJob
 from fourdiffusion.datasets.rendering.render_log import RenderLog
 from fourdiffusion.datasets.rendering.settings import PIXEL_SETTINGS, RenderAssetsConfig
+from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import require_own_file
 
 LOG, SETTINGS, LOCK = "render_log.jsonl", "render.json", ".lock"
 
 
 @dataclass
 class Summary:
-    """What a run did, and what the folder holds after it."""
+    """Result of a run and content of the folder after it."""
 
     rendered: int  # clips of this run
     clips: int  # clips in the folder
@@ -40,12 +42,12 @@ def render_batch(config: RenderAssetsConfig) -> Summary:
     """Render all assets of the settings that are not rendered yet.
 
     Raises:
-        UserError: a setting is wrong, the engine does not run here, or the disk is full. The fault of an asset never
-            ends the batch: it goes to the log.
+        UserError: a setting is wrong, the engine does not run here, or the disk is full. A bad asset does not end the
+            batch: it is logged.
     """
     entries = plan.list_assets(config)
     output = Path(config.output)
-    command = [] if (output / SETTINGS).exists() else engine_command(config)  # before a new folder is claimed
+    command = [] if (output / SETTINGS).exists() else engine_command(config)  # before a new folder is locked
     with _claimed(output, config), tempfile.TemporaryDirectory(prefix="fourdiffusion-") as scratch:
         log = RenderLog(output / LOG)
         before = len(log.done)
@@ -62,15 +64,16 @@ def render_batch(config: RenderAssetsConfig) -> Summary:
 
 @contextmanager
 def _claimed(output: Path, config: RenderAssetsConfig) -> Iterator[None]:
-    """Hold the output folder: one run at a time, and clips of one choice of settings, noted in `render.json`."""
+    """Lock the output folder for one run, and for clips of one set of settings, recorded in `render.json`."""
     try:
         output.mkdir(parents=True, exist_ok=True)
+        require_own_file(output / LOCK)
         lock = (output / LOCK).open("w")
     except OSError as error:
         raise UserError(f"output={output} cannot be written ({error.strerror}); give another folder") from error
     with lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # goes with the process, however it ends
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process ends in any way
         except BlockingIOError as error:
             raise UserError(f"output={output}: another run renders into it; wait for its end") from error
         _compare_settings(output / SETTINGS, config)
@@ -86,10 +89,10 @@ def _compare_settings(note: Path, config: RenderAssetsConfig) -> None:
         partial.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
         partial.rename(note)
         return
-    try:
-        found = json.loads(note.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{note}: not valid JSON ({error}); delete it to start this folder again") from error
+    remedy = "delete it to start this folder again"
+    found = read_json(note, remedy)
+    if not isinstance(found, dict):
+        raise UserError(f"{note}: holds a {type(found).__name__}, not an object; {remedy}")
     differs = [f"{name}={found.get(name)}" for name in wanted if name in found and found[name] != wanted[name]]
     if differs:
         folder = note.parent
@@ -97,7 +100,7 @@ def _compare_settings(note: Path, config: RenderAssetsConfig) -> None:
 
 
 def _is_finished(entry: plan.AssetEntry, log: RenderLog, config: RenderAssetsConfig) -> bool:
-    """Tell whether every clip of an object is in the folder, or failed and is not to be tried again."""
+    """Return whether every clip of an object is in the folder, or failed and must not be retried."""
     if (entry.object, None) in log.failed:
         return not config.retry_failed
     if entry.object not in log.complete:
@@ -110,7 +113,7 @@ def _is_finished(entry: plan.AssetEntry, log: RenderLog, config: RenderAssetsCon
 
 
 def _probe(batch: Batch) -> None:
-    """Raise UserError where the engine does not run here at all: that is no fault of the assets."""
+    """Raise UserError if the engine does not run on this machine, whatever the asset."""
     engine = batch.start_engine("probe")
     try:
         engine.request({"do": "hello"}, max(batch.config.timeout_s, 60))
@@ -139,7 +142,7 @@ def _render_all(waiting: list[plan.AssetEntry], total: int, batch: Batch) -> Non
 
 
 def engine_command(config: RenderAssetsConfig) -> list[str]:
-    """Return the command that starts an engine's process; UserError where there is none."""
+    """Return the command that starts an engine's process; UserError if there is none."""
     if config.engine == "opengl":
         if importlib.util.find_spec("moderngl") is None:
             raise UserError("engine=opengl needs moderngl: pip install 'fourdiffusion[render]'")

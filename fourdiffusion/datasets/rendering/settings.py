@@ -10,14 +10,14 @@ from fourdiffusion.errors import UserError, check_ranges
 ENGINES = ("cycles", "eevee", "opengl")
 PARTS = ("start", "middle", "most_motion", "whole")
 LIGHT_KINDS = ("sun", "area")
-DEPTH_UNIT = 0.0001  # scene units a step of the 16-bit depth files, as `clips.py` reads them
+DEPTH_UNIT = 0.0001  # scene units per step of the 16-bit depth files, as in `clips.py`
 
 
 @dataclass
 class LightConfig:
     """One light, fixed in the world. ``strength`` is the radiance of a white surface that faces it."""
 
-    azimuth_deg: float = 0.0  # where it stands: azimuth 0 is in front of the object
+    azimuth_deg: float = 0.0  # position: azimuth 0 is in front of the object
     elevation_deg: float = 45.0
     strength: float = 0.5
     angle_deg: float = 30.0  # angular diameter seen from the object; larger is softer
@@ -35,39 +35,39 @@ def three_lights() -> list[LightConfig]:
 
 @dataclass
 class RenderAssetsConfig:
-    """Clips of animated assets. The defaults are the paper's where it states them."""
+    """Multi-view clips of animated assets. The defaults are the paper's if it states them."""
 
     assets: str = "???"  # a folder of assets (searched recursively) or a text file with one path a line
-    output: str = "???"  # folder of the clips; made if it is not there
+    output: str = "???"  # folder of the clips; created if missing
     manifest: str = ""  # table of captions, licenses, authors and sources; empty: MANIFEST.tsv in the assets folder
-    limit: int = 0  # render only the first so many assets; 0: all
-    shard: str = "0/1"  # of several machines or jobs, this one renders every n-th asset from k on: k/n
+    limit: int = 0  # render only the first N assets; 0: all
+    shard: str = "0/1"  # k/n: this job renders every n-th asset, starting at k
 
     # Engine
     engine: str = "cycles"  # cycles | eevee (Blender: all formats) | opengl (no Blender: glTF and GLB only)
     blender: str = ""  # a Python with bpy, or a Blender program; empty: `blender` on PATH, else this Python
     device: str = "cpu"  # of Cycles: cpu | cuda | optix | hip | oneapi | metal
-    samples: int = 16  # of Cycles and EEVEE, a pixel
+    samples: int = 16  # per pixel, of Cycles and EEVEE
     denoise: bool = False  # of Cycles, by OpenImageDenoise: 0.6 s an image on one CPU core, more than the samples
     threads: int = 0  # of each Blender process; 0: all cores
-    supersampling: int = 3  # of opengl: this many samples squared a pixel, odd
+    supersampling: int = 3  # of opengl: N x N samples per pixel, N odd
 
     # Images
     width: int = 256  # pixels
     height: int = 256  # pixels
-    depth: bool = False  # also write 16-bit distance along each pixel's ray
+    depth: bool = False  # also write the distance along each pixel's ray, 16-bit
     normals: bool = False  # also write surface normals in world axes
     motion_vectors: bool = False  # also write the motion to the next frame in pixels
 
     # Cameras
     num_views: int = 32  # cameras at equal azimuths from a random offset
-    random_offset: bool = True  # false: the first camera stands at azimuth 0
+    random_offset: bool = True  # false: the first camera is at azimuth 0
     num_random_views: int = 0  # further cameras at random azimuth and elevation, for the input video
-    elevation_deg: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of the equal azimuths: one draw a clip
-    random_elevation_deg: list[float] = field(default_factory=lambda: [-5.0, 30.0])  # one draw a random camera
-    distance: list[float] = field(default_factory=lambda: [1.1, 1.1])  # scene units, one draw a clip
+    elevation_deg: list[float] = field(default_factory=lambda: [0.0, 0.0])  # range at equal azimuths, one draw per clip
+    random_elevation_deg: list[float] = field(default_factory=lambda: [-5.0, 30.0])  # range, one draw per random camera
+    distance: list[float] = field(default_factory=lambda: [1.1, 1.1])  # range in scene units, drawn once per clip
     fovy_deg: float = 45.0  # vertical field of view
-    fovy_jitter_deg: float = 0.0  # one draw a clip, uniform in plus or minus this
+    fovy_jitter_deg: float = 0.0  # uniform in plus or minus this, drawn once per clip
 
     # Time
     animations: str = "all"  # all | first | longest | a pattern of names such as "walk*"
@@ -78,13 +78,13 @@ class RenderAssetsConfig:
 
     # Object
     cube_side: float = 0.8  # side of the cube that the object fills over all frames, scene units
-    keep_in_frame: bool = True  # shrink the object further where a part of it would leave the frame
-    frame_margin: float = 0.05  # share of the half frame that stays free with keep_in_frame
-    heading_deg: float = 0.0  # turn the object about the vertical axis: for assets whose front is not +Z
-    min_movement: float = 0.02  # smaller is `static`: largest vertex displacement over the first frame's diagonal
-    max_travel: float = 3.0  # larger is `leaves_frame`: extent over all frames over the extent of one frame
-    cull_backfaces: bool = False  # leave out back faces of single-sided materials, as glTF viewers do; Cycles does not
-    max_seconds: float = 60.0  # an animation is cut here before a part of it is chosen
+    keep_in_frame: bool = True  # shrink the object further if a part of it would leave the frame
+    frame_margin: float = 0.05  # share of the half frame that keep_in_frame leaves free
+    heading_deg: float = 0.0  # rotate the object about the vertical axis: for assets whose front is not +Z
+    min_movement: float = 0.02  # `static` below it: largest vertex displacement over the first frame's diagonal
+    max_travel: float = 3.0  # `leaves_frame` above it: extent over all frames over that of one frame
+    cull_backfaces: bool = False  # cull back faces of single-sided materials, as glTF viewers do; Cycles does not
+    max_seconds: float = 60.0  # longer animations are cut here before a part is chosen
 
     # Light
     lights: list[LightConfig] = field(default_factory=three_lights)
@@ -93,17 +93,17 @@ class RenderAssetsConfig:
     hdri: str = ""  # environment map (.hdr, .exr) instead of `ambient`; Blender engines only
 
     # Batch
-    seed: int = 0  # of the cameras: they depend on it and on the clip's uid only
-    num_workers: int = 1  # objects at the same time, each in a process of its own
+    seed: int = 0  # of the cameras, which depend only on it and on the clip's uid
+    num_workers: int = 1  # parallel processes, one object each
     timeout_s: float = 300.0  # to open an asset, to measure an animation, or to render one frame from all cameras
-    retry_failed: bool = False  # try again what the log calls failed
+    retry_failed: bool = False  # retry assets that failed before
 
     def __post_init__(self) -> None:
-        # The command line hands lights over as plain mappings.
+        # The command line passes lights as plain mappings.
         self.lights = [LightConfig(**light) if isinstance(light, dict) else light for light in self.lights]
 
 
-# The settings that change the pixels: a folder holds clips of one choice of them.
+# The settings that change the pixels: all clips of a folder share them.
 PIXEL_SETTINGS = (
     "engine", "samples", "denoise", "supersampling", "width", "height", "depth", "normals", "motion_vectors",
     "num_views", "random_offset", "num_random_views", "elevation_deg", "random_elevation_deg", "distance", "fovy_deg",

@@ -1,4 +1,4 @@
-"""Read a set of shards: any clip, any picture, any cached tensor, without what lies between them."""
+"""Random access to the clips, pictures and cached tensors of a set of shards."""
 
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from fourdiffusion.media.paths import printable
 
 FORMAT = "fourdiffusion-shards-1"
 INDEX = "index.json"
-BLOCK = 512  # bytes: of a tar's headers, and what its members are padded to
-KEPT_TABLES = 16  # tables of shards in memory; that of 100 clips of 32 x 32 pictures takes about 10 MB
+BLOCK = 512  # bytes of a tar header, and of the padding of its members
+KEPT_TABLES = 16  # shard tables in memory; the table of 100 clips of 32 x 32 pictures takes about 10 MB
 DTYPES = {"F16": (torch.float16, 2), "F32": (torch.float32, 4)}
 
 
@@ -30,7 +30,7 @@ class CachedTensors:
     table: dict[str, dict[str, Any]]  # {name: {dtype, shape, offset in the shard}}
 
     def rows(self, name: str, places: list[tuple[int, ...]]) -> Tensor:
-        """Return ``tensor[place]`` for each of some leading indices, stacked, float32."""
+        """Return ``tensor[index]`` for some leading indices, stacked, float32."""
         entry = self.table[name]
         shape = entry["shape"]
         dtype, width = DTYPES[entry["dtype"]]
@@ -71,7 +71,7 @@ class ShardSet:
         return len(self.names)
 
     def open(self, number: int) -> ClipFiles:
-        """Return one clip; its pictures stay in the shard. UserError where its shard or its entry is damaged."""
+        """Return one clip; its pictures are read on access. UserError if its shard or its entry is damaged."""
         entry, url = self._entry(number), self._url(number)
         try:
             return ClipFiles(
@@ -121,7 +121,7 @@ class ShardSet:
 
 
 def table_name(shard: str) -> str:
-    """Return the name of the table beside a shard: shard-00000.tar -> shard-00000.json."""
+    """Return the name of the table of a shard: shard-00000.tar -> shard-00000.json."""
     return shard.removesuffix(".tar") + ".json"
 
 
@@ -131,12 +131,12 @@ def member_name(key: str, frames: str, view: int, frame: int) -> str:
 
 
 def padded(size: int) -> int:
-    """Return the bytes that a member of a tar takes without its header."""
+    """Return the padded size in bytes of a tar member, without its header."""
     return -(-size // BLOCK) * BLOCK
 
 
 def _grid(entry: dict[str, Any], url: str, frames: str) -> PictureGrid:
-    """The pictures: members that follow one another, each after a header."""
+    """Return the pictures: consecutive members, each after a header."""
     views, num_frames = len(entry["c2w"]), len(entry["times"])
     sizes = entry["sizes"]
     if len(sizes) != (views if frames == "mp4" else views * num_frames):

@@ -1,4 +1,4 @@
-"""Byte ranges of local files and of addresses that fsspec knows (``s3://``, ``https://``): the one home of fsspec."""
+"""Read byte ranges of local files and of fsspec addresses (``s3://``, ``https://``). The only user of fsspec."""
 
 import json
 import os
@@ -13,8 +13,8 @@ import fsspec
 from fourdiffusion.errors import UserError
 from fourdiffusion.media.paths import printable, user_path
 
-ATTEMPTS = 4  # of a remote read before it counts as damaged
-PAUSE_S = 0.5  # before the second attempt; it doubles
+ATTEMPTS = 4  # of a remote read before it fails
+PAUSE_S = 0.5  # before the second attempt; doubled each time
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def location(path: str) -> str:
 
 
 def read_members(members: Sequence[Member]) -> list[bytes]:
-    """Return the content of some members, in their order. UserError names the first one that is not there whole."""
+    """Return the content of some members, in their order. UserError names the first incomplete one."""
     if not members:
         return []
     contents = _read_remote(members) if is_remote(members[0].url) else _read_local(members)
@@ -53,7 +53,7 @@ def read_members(members: Sequence[Member]) -> list[bytes]:
 
 
 def read_json(url: str) -> dict[str, Any]:
-    """Return the object in a JSON file at a path or an address; UserError where there is none."""
+    """Return the object in a JSON file at a path or an address; UserError if there is none."""
     name = printable(url)
     try:
         if is_remote(url):
@@ -87,7 +87,7 @@ def _read_local(members: Sequence[Member]) -> list[bytes]:
 
 
 def _read_remote(members: Sequence[Member]) -> list[bytes]:
-    """All ranges of one shard at once: a filesystem that can fetches them side by side."""
+    """Read all ranges of one shard in one call, concurrently if the filesystem can."""
     system, path = _filesystem(members[0].url)
     starts = [member.offset for member in members]
     ends = [member.offset + member.size for member in members]
@@ -106,13 +106,13 @@ def _filesystem(url: str) -> tuple[Any, str]:
 
 
 def _retry(name: str, read: Any) -> Any:
-    """What ``read`` returns. A network's hiccup must not change which samples are drawn, so that it is tried again."""
+    """Return the result of ``read``, with retries: a network error must not change which samples are drawn."""
     for attempt in range(ATTEMPTS):
         try:
             return read()
         except FileNotFoundError:
             raise
-        except Exception as error:  # every filesystem raises its own
+        except Exception as error:  # filesystems raise different types
             if attempt == ATTEMPTS - 1:
                 raise UserError(f"{name}: cannot be read ({printable(error)[:200]}), tried {ATTEMPTS} times") from error
             time.sleep(PAUSE_S * 2**attempt)

@@ -1,7 +1,7 @@
-"""Write one shard: a tar that any WebDataset reader takes, and the table of where its pictures and tensors lie.
+"""Write one shard: a WebDataset tar, and the table of the positions of its pictures and tensors.
 
-Tars are written with the standard library: a byte offset for each member, and the same bytes for the same clips, are
-what random access and resuming need, and webdataset's TarWriter gives neither.
+Tars are written with the standard library: random access and resuming need the byte offset of each member and the same
+bytes for the same clips, and webdataset's TarWriter gives neither.
 """
 
 import hashlib
@@ -21,29 +21,29 @@ from fourdiffusion.datasets.clips import ClipFiles
 from fourdiffusion.datasets.shards.reader import member_name, padded, table_name
 from fourdiffusion.files import write_atomic
 
-KEY_LENGTH = 60  # a member's name has to fit into the 100 bytes of a tar's header
+KEY_LENGTH = 60  # a member's name must fit into the 100 bytes of a tar header
 
 
 @dataclass(frozen=True)
 class PackedClip:
-    """One clip ready to be written."""
+    """One encoded clip."""
 
     clip: ClipFiles
-    pictures: list[bytes]  # V x F files, view by view; of mp4, V
+    pictures: list[bytes]  # V x F files, view by view; V for mp4
     tensors: dict[str, Tensor]  # cached latents and embeddings; empty: none
 
 
 def write_shard(
     folder: Path, name: str, frames: str, clips: Iterable[PackedClip], skipped: list[dict[str, str]]
 ) -> dict[str, Any]:
-    """Write ``folder/name`` and its table; return the table. Both appear whole or not at all, the table last.
+    """Write ``folder/name`` and its table; return the table. Both are written atomically, the table last.
 
     Args:
         folder: of the shards.
         name: of the shard, shard-00000.tar.
         frames: the kind of the pictures' files: png, webp or mp4.
-        clips: read one after the other.
-        skipped: noted in the table; ``clips`` may fill it while it is read.
+        clips: consumed one by one.
+        skipped: recorded in the table; ``clips`` may extend it while it is consumed.
     """
     table: dict[str, Any] = {"name": name, "clips": [], "skipped": skipped}
 
@@ -67,7 +67,7 @@ def file_sha256(path: Path) -> str:
 
 
 def sample_key(uid: str) -> str:
-    """Return a WebDataset key (the first dot ends one): letters, digits, - and _, with a hash where that changes it."""
+    """Return a WebDataset key (ends at the first dot): letters, digits, - and _, plus a hash if the name changes."""
     plain = re.sub(r"[^A-Za-z0-9_-]", "_", uid)
     if plain == uid and len(uid) <= KEY_LENGTH:
         return uid
@@ -75,7 +75,7 @@ def sample_key(uid: str) -> str:
 
 
 def _add(tar: tarfile.TarFile, packed: PackedClip, frames: str) -> dict[str, Any]:
-    """Append one sample; return its entry of the table."""
+    """Append one sample; return its table entry."""
     clip = packed.clip
     views, num_frames, _, height, width = clip.pictures.shape
     key = sample_key(clip.uid)
@@ -99,14 +99,14 @@ def _add(tar: tarfile.TarFile, packed: PackedClip, frames: str) -> dict[str, Any
 
 def _append(tar: tarfile.TarFile, name: str, content: bytes) -> int:
     """Append a file; return the offset of its content."""
-    info = tarfile.TarInfo(name)  # its time is 0 and its owner 0: the same clips give the same bytes
+    info = tarfile.TarInfo(name)  # time and owner are 0: the same clips give the same bytes
     info.size, info.mode = len(content), 0o644
     tar.addfile(info, io.BytesIO(content))
     return tar.offset - padded(len(content))
 
 
 def _tensor_table(content: bytes, start: int) -> dict[str, Any]:
-    """{name: dtype, shape, offset in the shard} of the tensors in a safetensors file at ``start``."""
+    """Return {name: dtype, shape, offset in the shard} of the tensors in a safetensors file at ``start``."""
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
     header.pop("__metadata__", None)

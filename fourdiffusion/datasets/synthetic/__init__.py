@@ -2,10 +2,10 @@
 
 A creature is a tree of joints that carries ellipsoids. Its pose is a closed-form function of time, every ellipsoid is
 intersected in closed form, and textures live in the rest pose, so they stick to the surface while the creature moves.
-Everything follows from the seed: colour, alpha and depth are defined for any camera, time and resolution.
+Everything follows from the seed: color, alpha and depth are defined for any camera, time and resolution.
 
 Axes: z up; at heading 0 the creature faces +x and its left is +y. Over the whole clip it fits a ball of radius 0.4
-around the origin. Seeds below `TEST_SEED_START` are for training, the others are for testing.
+around the origin. Seeds below `TEST_SEED_START` are for training, the others for testing.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from fourdiffusion.datasets.synthetic.body_plans import PLAN_SHARES, PLANS, UNSE
 from fourdiffusion.datasets.synthetic.skeleton import AXES, BODY, LIMB, ODD, Builder, Joint, euler
 
 TEST_SEED_START = 1_000_000  # training seeds: [0, TEST_SEED_START); test seeds: [TEST_SEED_START, ...)
-BALL_RADIUS = 0.39  # what the creature is scaled to; leaves a margin below the promised 0.40
+BALL_RADIUS = 0.39  # radius after scaling; leaves a margin below the documented 0.40
 SUN = (0.35, 0.25, 0.90)  # direction to the light, fixed in the world
-SAMPLES_A_CHUNK = 1 << 18  # supersampled pixels rendered at once: bounds memory and stays in the cache
+SAMPLES_A_CHUNK = 1 << 18  # supersampled pixels rendered at once: limits memory and fits the cache
 
 COLOURS = {
     "red": (0.86, 0.16, 0.14),
@@ -61,7 +61,7 @@ class Creature:
     rest_centre: Tensor  # [P, 3] the same parts in the creature's rest pose: the texture space
     rest_rotation: Tensor  # [P, 3, 3]
     kinds: Tensor  # [M] int64, index into TEXTURES
-    colours: Tensor  # [M, 2, 3] linear RGB in [0, 1]: ground and figure
+    colours: Tensor  # [M, 2, 3] linear RGB in [0, 1]: ground and pattern
     texture_axis: Tensor  # [3] unit, direction of stripes and gradient in the rest pose
     texture_period: float  # scene units
     texture_phase: float
@@ -70,7 +70,7 @@ class Creature:
     patch_centre: Tensor  # [3] a one-sided patch, in the rest pose, scene units
     patch_radius: float  # 0: no patch
     patch_colour: Tensor  # [3]
-    scale: float = 1.0  # scene units a creature unit
+    scale: float = 1.0  # scene units per creature unit
     centre: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.float64))  # [3] in creature units
 
 
@@ -79,7 +79,7 @@ class Creature:
 
 
 def make_creature(seed: int, unseen: bool = False) -> Creature:
-    """The creature of a seed: the same on every machine, whatever was made before.
+    """Return the creature of a seed: the same on every machine, independent of earlier calls.
 
     ``unseen``: of a body plan that no training clip has.
     """
@@ -122,7 +122,7 @@ def make_creature(seed: int, unseen: bool = False) -> Creature:
 
 
 def _paint(rng: np.random.Generator) -> tuple[list, list[int], tuple[str, str]]:
-    """Colours [M, 2, 3], texture kinds [M] and the names of the two main colours."""
+    """Return colors [M, 2, 3], texture kinds [M] and the names of the two main colors."""
     names = list(COLOURS)
     vivid = np.array([0.35 if n in ("white", "gray", "black", "brown") else 1.0 for n in names])
 
@@ -154,7 +154,7 @@ def _paint(rng: np.random.Generator) -> tuple[list, list[int], tuple[str, str]]:
 
 
 def _caption(words: tuple[str, str], kind: int, action: str, turning: bool) -> str:
-    """A short caption from a closed vocabulary: colours, body plan, texture, action."""
+    """Return a short caption from a closed vocabulary: colors, body plan, texture, action."""
     first, second = words
     noun, verb = action.rsplit(" ", 1)
     look = {
@@ -170,14 +170,14 @@ def _caption(words: tuple[str, str], kind: int, action: str, turning: bool) -> s
 
 
 def _texture_axis(rng: np.random.Generator, plan: str) -> Tensor:
-    """Stripes run around the long axis of the body, slightly slanted."""
+    """Return the texture axis: stripes run around the long axis of the body, slightly slanted."""
     axis = np.array([0.0, 0.0, 1.0] if plan in ("biped", "octopus") else [1.0, 0.0, 0.0])
     axis = axis + rng.uniform(-0.35, 0.35, 3)
     return torch.from_numpy(axis / np.linalg.norm(axis))
 
 
 def _fit_to_ball(creature: Creature) -> None:
-    """Sets scale and centre so that the parts fill a ball of BALL_RADIUS over all times."""
+    """Set scale and center so that the parts fill a ball of BALL_RADIUS over all times."""
     times = torch.linspace(0, 1, 33, dtype=torch.float64)
     centre, rotation = pose(creature, times)  # creature units, no heading yet: scale is 1
     k = torch.arange(400, dtype=torch.float64) + 0.5
@@ -191,7 +191,7 @@ def _fit_to_ball(creature: Creature) -> None:
     reach = (form @ outer.T).clamp(min=0).sqrt()
     support = (centre.reshape(-1, 3) @ directions.T + reach).amax(dim=0)  # [400]
     middle = torch.zeros(3, dtype=torch.float64)
-    for step in range(200):  # towards the smallest enclosing ball: move to the farthest direction, ever less
+    for step in range(200):  # smallest enclosing ball: move towards the farthest direction with decreasing steps
         worst = (support - directions @ middle).argmax()
         middle = middle + directions[worst] * float(support[worst] - directions[worst] @ middle) * 0.5 / (step + 2)
     radius = float((support - directions @ middle).max())
@@ -199,7 +199,7 @@ def _fit_to_ball(creature: Creature) -> None:
 
 
 def _place_textures(creature: Creature, rng: np.random.Generator) -> None:
-    """Rest pose of the parts in scene units, and spots and the one-sided patch on the surface of the body."""
+    """Set the rest pose of the parts in scene units, and the spots and the one-sided patch on the body's surface."""
     still = [Joint(j.parent, j.offset, j.rest, j.axis, j.bias) for j in creature.joints]
     centre, rotation = _forward(still, creature, torch.zeros(1, dtype=torch.float64))
     creature.rest_centre = (centre[0] - creature.centre) * creature.scale
@@ -228,7 +228,7 @@ def _place_textures(creature: Creature, rng: np.random.Generator) -> None:
 
 
 def pose(creature: Creature, times: Tensor) -> tuple[Tensor, Tensor]:
-    """The parts at times [T] in [0, 1]: centres [T, P, 3] and rotations [T, P, 3, 3], float64, scene units."""
+    """Return the parts at times [T] in [0, 1]: centers [T, P, 3] and rotations [T, P, 3, 3], float64, scene units."""
     centre, rotation = _forward(creature.joints, creature, times)
     c, s = math.cos(creature.heading), math.sin(creature.heading)
     heading = torch.tensor([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
@@ -238,7 +238,7 @@ def pose(creature: Creature, times: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _forward(joints: list[Joint], creature: Creature, times: Tensor) -> tuple[Tensor, Tensor]:
-    """Forward kinematics in creature units: centres [T, P, 3] and rotations [T, P, 3, 3] of the parts."""
+    """Forward kinematics in creature units: centers [T, P, 3] and rotations [T, P, 3, 3] of the parts."""
     times = times.to(torch.float64)
     identity = torch.eye(3, dtype=torch.float64).expand(len(times), 3, 3)
     turned: list[Tensor] = []  # [T, 3, 3] a joint
@@ -261,7 +261,7 @@ def _forward(joints: list[Joint], creature: Creature, times: Tensor) -> tuple[Te
 
 
 def _turn(axis: str, angle: Tensor) -> Tensor:
-    """Rotations [T, 3, 3] about a coordinate axis by angle [T] radians."""
+    """Return rotations [T, 3, 3] about a coordinate axis by angle [T] radians."""
     k = torch.tensor(AXES[axis], dtype=torch.float64)
     cross = torch.tensor([[0, -k[2], k[1]], [k[2], 0, -k[0]], [-k[1], k[0], 0]], dtype=torch.float64)
     s, c = torch.sin(angle)[:, None, None], torch.cos(angle)[:, None, None]
@@ -282,11 +282,11 @@ def render(
     width: int,
     supersample: int = 2,
 ) -> tuple[Tensor, Tensor]:
-    """Pictures of a creature: N cameras c2w [N, 4, 4] (OpenGL, camera-to-world) at N times [N] in [0, 1].
+    """Render a creature: N cameras c2w [N, 4, 4] (OpenGL, camera-to-world) at N times [N] in [0, 1].
 
     Returns rgba [N, 4, H, W] float32 in [0, 1], straight alpha: alpha is the share of the supersample^2 rays of a
-    pixel that hit, the colour is their mean (0 where none hit). And depth [N, H, W]: distance along the unit ray to
-    the nearest of these hits, inf where none hits; with supersample=1 that is the ray through the pixel's centre.
+    pixel that hit, the color is their mean (0 where none hit). Also returns depth [N, H, W]: distance along the unit
+    ray to the nearest of these hits, inf where none hits; with supersample=1 the ray goes through the pixel's center.
     """
     if c2w.ndim != 3 or c2w.shape[1:] != (4, 4) or times.shape != c2w.shape[:1]:
         raise ValueError(f"c2w is {tuple(c2w.shape)}, times {tuple(times.shape)}: give [N, 4, 4] and [N]")
@@ -314,7 +314,7 @@ def _render_chunk(
     unit = (to_camera @ rotation).transpose(-1, -2) / radii[:, :, None]  # [N, P, 3, 3] camera frame -> unit sphere
     pixel = 2 * math.tan(math.radians(fovy_deg) / 2) / tall  # width of a sample at distance 1 in front of the camera
     boxes = _screen_boxes(centre, to_camera @ rotation * radii[:, None, :], pixel, tall, wide)
-    pair, row, column = _samples_in(boxes)  # [S] each: which image and part, and where
+    pair, row, column = _samples_in(boxes)  # [S] each: image and part, row, column
     x = (column.float() + 0.5 - wide / 2) * pixel
     y = (tall / 2 - row.float() - 0.5) * pixel
     distance, hit = _intersect(unit.flatten(0, 1), centre.flatten(0, 1), pair, x, y)
@@ -335,10 +335,10 @@ def _render_chunk(
 
 
 def _screen_boxes(centre: Tensor, shape: Tensor, pixel: float, tall: int, wide: int) -> Tensor:
-    """Integer boxes [N, P, 4] (top, bottom, left, right; ends excluded) around the silhouettes of the ellipsoids.
+    """Return integer boxes [N, P, 4] (top, bottom, left, right; ends excluded) around the ellipsoids' silhouettes.
 
     centre [N, P, 3] and shape = R diag(r) [N, P, 3, 3] in the camera's frame. A plane through the camera with normal n
-    touches the ellipsoid where n^T (c c^T - shape shape^T) n = 0; upright and level planes give the four edges.
+    touches the ellipsoid if n^T (c c^T - shape shape^T) n = 0; vertical and horizontal planes give the four edges.
     """
     dual = centre[..., :, None] * centre[..., None, :] - shape @ shape.transpose(-1, -2)
     z2 = dual[..., 2, 2]
@@ -349,7 +349,7 @@ def _screen_boxes(centre: Tensor, shape: Tensor, pixel: float, tall: int, wide: 
     left, right, bottom, top = edges
     rows = torch.stack([tall / 2 - top / pixel, tall / 2 - bottom / pixel], dim=-1)
     columns = torch.stack([wide / 2 + left / pixel, wide / 2 + right / pixel], dim=-1)
-    around = z2 <= 0  # the ellipsoid reaches beside or behind the camera: no bound
+    around = z2 <= 0  # the ellipsoid reaches the camera plane: no bound
     behind = (z2 > 0) & (centre[..., 2] > 0)
     result = []
     for span, size in ((rows, tall), (columns, wide)):
@@ -360,7 +360,7 @@ def _screen_boxes(centre: Tensor, shape: Tensor, pixel: float, tall: int, wide: 
 
 
 def _samples_in(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """All samples of all boxes [N, P, 4], flat: index of the (image, part) pair [S], row [S], column [S]."""
+    """Return all samples of all boxes [N, P, 4], flat: index of the (image, part) pair [S], row [S], column [S]."""
     boxes = boxes.flatten(0, 1)
     top, left = boxes[:, 0], boxes[:, 2]
     wide = (boxes[:, 3] - left).clamp(min=0)
@@ -373,7 +373,7 @@ def _samples_in(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _intersect(unit: Tensor, centre: Tensor, pair: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """First hit of the rays (x, y, -1) with their ellipsoid: distance [S] in units of that ray, and whether it hits.
+    """Return first hits of rays (x, y, -1) with their ellipsoids: distance [S] in units of the ray, and hit flags.
 
     In the frame where the ellipsoid is the unit sphere the ray is o + t d: a t^2 + 2 b t + c = 0, and a, b are
     polynomials of x and y with coefficients that depend on the pair only.
@@ -395,7 +395,7 @@ def _intersect(unit: Tensor, centre: Tensor, pair: Tensor, x: Tensor, y: Tensor)
 
 
 def _shade(creature: Creature, unit: Tensor, centre: Tensor, rotation: Tensor, pair: Tensor, point: Tensor) -> Tensor:
-    """Colours [S, 3] of the hit points [S, 3] (camera frame): albedo lit by the fixed sun and a brighter sky above."""
+    """Return colors [S, 3] of the hit points [S, 3] (camera frame): albedo lit by a fixed sun and a sky light."""
     part = pair % len(creature.part_joint)
     radii = (creature.part_radii * creature.scale).float()
     offset = point - centre.float()[pair]
@@ -412,10 +412,10 @@ def _shade(creature: Creature, unit: Tensor, centre: Tensor, rotation: Tensor, p
 
 
 def _albedo(creature: Creature, material: Tensor, point: Tensor, up: Tensor) -> Tensor:
-    """Texture colour [S, 3] at rest-pose points [S, 3] in scene units; up [S] is the z of the rest-pose normal."""
+    """Return colors [S, 3] at rest-pose points [S, 3] in scene units; up [S] is the z of the rest-pose normal."""
     pairs = creature.colours.float()[material]  # [S, 2, 3]
     kind = creature.kinds[material]
-    share = torch.zeros_like(up)  # 0: ground colour, 1: figure colour
+    share = torch.zeros_like(up)  # 0: ground color, 1: pattern color
     along = point @ creature.texture_axis.float()
     for code in torch.unique(kind).tolist():
         at = torch.nonzero(kind == code)[:, 0]

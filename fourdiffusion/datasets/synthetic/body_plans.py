@@ -1,4 +1,4 @@
-"""Body plans of the synthetic world: how the creatures of `synthetic` are put together. Units and axes: `skeleton`."""
+"""Body plans of the creatures of `synthetic`. Units and axes: `skeleton`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _quadruped(b: Builder) -> str:
     b.ears(head, radii, str(b.rng.choice(["pointed", "round", "long", "floppy", "horns"])))
     b.tail(root, (-0.9 * length, 0, 0.4 * height), 3, b.u(0.09, 0.15), b.u(0.035, 0.06), b.u(-20, 50))
     radius, upper, lower, swing = b.u(0.055, 0.085), b.u(0.15, 0.22), b.u(0.12, 0.18), b.u(0.4, 0.65)
-    odd = int(b.rng.integers(0, 8))  # 0..3: that leg has the odd colour
+    odd = int(b.rng.integers(0, 8))  # 0..3: that leg has another color
     for k, (x, side, phase) in enumerate([(0.75, 1, 0.0), (0.75, -1, math.pi), (-0.7, 1, math.pi), (-0.7, -1, 0.0)]):
         at = (x * length, side * 0.65 * width, -0.5 * height)
         b.leg(root, at, upper, lower, radius, (swing, phase, 0.5 if x < 0 else -0.3), odd == k)
@@ -57,7 +57,7 @@ def _biped(b: Builder) -> str:
         b.part(nod, (-0.3 * size, 0, 0.35 * size), (0.95 * size, 1.04 * size, 0.85 * size), LIMB)
     else:
         b.ears(nod, radii, hat)
-    if b.chance(0.6):  # a backpack tells the back from the front
+    if b.chance(0.6):  # a backpack distinguishes back and front
         b.part(root, (-0.9 * width, 0, 0.15 * height), (0.5 * width, 0.75 * width, 0.65 * height), ACCENT)
     swing, radius = b.u(0.5, 0.9), b.u(0.06, 0.08)
     lifted, wave = b.u(15, 70), b.chance(0.3)
@@ -349,4 +349,4 @@ PLANS = {
     "octopus": _octopus,
 }
 PLAN_SHARES = (0.25, 0.15, 0.13, 0.12, 0.08, 0.08, 0.11, 0.08)
-UNSEEN_PLANS = {"turtle": _turtle, "centaur": _centaur, "dragonfly": _dragonfly}  # for tests alone, equally often
+UNSEEN_PLANS = {"turtle": _turtle, "centaur": _centaur, "dragonfly": _dragonfly}  # only for tests, equally likely

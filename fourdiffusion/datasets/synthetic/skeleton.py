@@ -1,7 +1,7 @@
-"""What the synthetic creatures are built of: joints that carry ellipsoids, and limbs made of them.
+"""Building blocks of the synthetic creatures: joints that carry ellipsoids, and limbs made of them.
 
-Lengths are free units (the whole is scaled to a ball afterwards), angles of swings are radians. A positive swing about
-y moves a hanging leg backwards and a nose down; about x it lifts the left side. z is up, the creature faces +x.
+Lengths are in arbitrary units (the creature is scaled to a ball afterwards), swing angles in radians. A positive swing
+about y moves a hanging leg backwards and a nose down; about x it lifts the left side. z is up, the creature faces +x.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Part:
 
 
 def euler(degrees: Vector) -> np.ndarray:
-    """Rotation matrix [3, 3]: about x, then y, then z."""
+    """Return the rotation matrix [3, 3]: about x, then y, then z."""
     x, y, z = (math.radians(d) for d in degrees)
     rx = np.array([[1, 0, 0], [0, math.cos(x), -math.sin(x)], [0, math.sin(x), math.cos(x)]])
     ry = np.array([[math.cos(y), 0, math.sin(y)], [0, 1, 0], [-math.sin(y), 0, math.cos(y)]])
@@ -55,7 +55,7 @@ def euler(degrees: Vector) -> np.ndarray:
 
 
 def _z_to(vector: np.ndarray) -> np.ndarray:
-    """A rotation [3, 3] whose z column points along the vector."""
+    """Return a rotation [3, 3] whose z column points along the vector."""
     z = vector / np.linalg.norm(vector)
     helper = np.array([0.0, 1.0, 0.0]) if abs(z[1]) < 0.9 else np.array([1.0, 0.0, 0.0])
     x = np.cross(helper, z)
@@ -64,7 +64,7 @@ def _z_to(vector: np.ndarray) -> np.ndarray:
 
 
 class Builder:
-    """Collects the joints and parts of one creature; `u` draws a proportion."""
+    """Collect the joints and parts of one creature; `u` draws a proportion."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
@@ -85,14 +85,14 @@ class Builder:
         self.parts.append(Part(joint, centre, radii, material, euler(rotate)))
 
     def bone(self, joint: int, vector: Vector, radius: float, material: int) -> None:
-        """An ellipsoid from the joint's origin along the vector, a little longer than it so that bones overlap."""
+        """Add an ellipsoid from the joint's origin along the vector, slightly longer so that bones overlap."""
         v = np.array(vector)
         middle = (vector[0] / 2, vector[1] / 2, vector[2] / 2)
         half = float(np.linalg.norm(v)) / 2 + 0.5 * radius
         self.parts.append(Part(joint, middle, (radius, radius, half), material, _z_to(v)))
 
     def root(self, bob: float = 0.0, phase: float = 0.0, multiple: int = 2) -> int:
-        """Two joints: the slow turn of the whole object, then the bob of the body with a small sway."""
+        """Add two joints: the slow rotation of the object, then the vertical motion of the body with a small sway."""
         turn = math.radians(self.u(20, 40)) * (1 if self.chance(0.5) else -1) if self.chance(0.3) else 0.0
         base = self.joint(Joint(-1, (0, 0, 0), axis="z", swing=self.u(0.0, 0.08), turn=turn))
         return self.joint(
@@ -100,7 +100,7 @@ class Builder:
         )
 
     def eyes(self, joint: int, centre: Vector, radii: Vector, size: float, azimuth: float, elevation: float) -> None:
-        """Two eyes with pupils on the ellipsoid of a head; angles in degrees from straight ahead."""
+        """Add two eyes with pupils on the ellipsoid of a head; angles in degrees from straight ahead."""
         a, e = math.radians(azimuth), math.radians(elevation)
         for side in (1, -1):
             d = (math.cos(a) * math.cos(e), side * math.sin(a) * math.cos(e), math.sin(e))
@@ -111,7 +111,7 @@ class Builder:
             self.part(joint, pupil, (0.62 * size, 0.62 * size, 0.62 * size), PUPIL)
 
     def ears(self, joint: int, radii: Vector, style: str) -> None:
-        """Ears or horns on a head at the joint's origin."""
+        """Add ears or horns to a head at the joint's origin."""
         x, y, z = radii
         for side in (1, -1):
             if style == "pointed":
@@ -132,7 +132,7 @@ class Builder:
                 self.part(joint, (-0.1 * x, side * 0.5 * y, 1.15 * z), (0.03, 0.03, 0.12), NOSE, (-side * 25, 20, 0))
 
     def tail(self, joint: int, offset: Vector, count: int, length: float, radius: float, lift: float) -> None:
-        """A wagging tail of `count` bones pointing backwards; `lift` in degrees."""
+        """Add a wagging tail of `count` bones pointing backwards; `lift` in degrees."""
         for k in range(count):
             rest = (0.0, lift if k == 0 else lift / 3, 0.0)
             joint = self.joint(Joint(joint, offset, rest, "z", swing=self.u(0.25, 0.45), phase=-0.8 * k))
@@ -140,7 +140,7 @@ class Builder:
             offset = (-length, 0, 0)
 
     def leg(self, joint: int, at: Vector, upper: float, lower: float, radius: float, gait: Vector, odd: bool) -> None:
-        """Hip, knee and foot; gait is (swing of the hip, phase, bend of the knee: positive bends the foot back)."""
+        """Add hip, knee and foot; gait is (swing of the hip, phase, bend of the knee: positive bends the foot back)."""
         swing, phase, bend = gait
         material = ODD if odd else LIMB
         hip = self.joint(Joint(joint, at, axis="y", swing=swing, phase=phase, bias=-0.3 * bend))
@@ -152,7 +152,7 @@ class Builder:
         self.part(knee, (0.5 * radius, 0, -lower), (1.5 * radius, 1.05 * radius, 0.7 * radius), ACCENT)
 
     def wing(self, joint: int, at: Vector, side: int, span: float, chord: float, swing: float) -> None:
-        """A flapping wing of two flat parts, the outer one lagging."""
+        """Add a flapping wing of two flat parts, the outer one lagging."""
         for k, share in enumerate((0.5, 0.6)):
             s = side * swing * (1.0 if k == 0 else 0.7)
             joint = self.joint(Joint(joint, at, (0, 0, -side * 10 * k), "x", bias=side * 0.1, swing=s, phase=-0.9 * k))

@@ -5,11 +5,11 @@ A level l of a grid in D dimensions:
     scale      = base_resolution * per_level_scale ** l - 1
     resolution = ceil(scale) + 1
     entries    = min(resolution ** D rounded up to a multiple of 8, 2 ** log2_hashmap_size)
-    position   = x * scale + 0.5; its 2 ** D neighbours are mixed linearly
+    position   = x * scale + 0.5; its 2 ** D neighbors are interpolated linearly
     index      = sum_d cell_d * resolution ** d             where resolution ** D <= entries ("dense")
                = xor_d (cell_d * prime_d mod 2 ** 32)       elsewhere ("hashed"); both modulo entries
 
-Three backends give the same numbers: "torch" (eager, any device and float type, differentiable in x too), "numba"
+Three backends give equal results: "torch" (eager, any device and float type, differentiable in x too), "numba"
 (CPU, float32, gradients of the parameters only, an order of magnitude faster) and "tinycudann" (tiny-cuda-nn itself:
 GPU, float32, differentiable in x too).
 """
@@ -27,26 +27,26 @@ from fourdiffusion.ops.hash_grid.numba_backend import NumbaEncoding
 from fourdiffusion.ops.hash_grid.torch_backend import encode
 from fourdiffusion.ops.settings import HashGridConfig
 
-BACKENDS = ("numba", "tinycudann", "torch")  # "auto" takes the first that can
+BACKENDS = ("numba", "tinycudann", "torch")  # "auto" takes the first that applies
 NATIVE_DEVICES = {"numba": "cpu", "tinycudann": "cuda"}
 
 
 class HashGrid(nn.Module):
     """x [N, D] in [0, 1] -> features [N, L * features_per_level].
 
-    ``params`` is tiny-cuda-nn's flat vector: level after level, entry after entry, feature after feature.
+    ``params`` is tiny-cuda-nn's flat vector, ordered by level, entry, feature.
 
     Args:
         num_dims: D, 1 to 4.
         config: sizes.
         seed: of the initial parameters, uniform in [-1e-4, 1e-4].
-        backend: "auto" takes numba on a CPU, tinycudann on a GPU, and torch where these do not apply; a backend asked
-            for by name raises ValueError where it does not apply.
+        backend: "auto" takes numba on a CPU, tinycudann on a GPU, and torch if these do not apply; a backend given by
+            name raises ValueError if it does not apply.
     """
 
     def __init__(self, num_dims: int, config: HashGridConfig, seed: int = 0, backend: str = "auto"):
         super().__init__()
-        device = torch.device(NATIVE_DEVICES.get(backend, "cpu"))  # the module moves there later
+        device = torch.device(NATIVE_DEVICES.get(backend, "cpu"))  # the module is moved there later
         choose("backend", backend, BACKENDS, lambda name: obstacle(name, num_dims, config, device))
         self.num_dims, self.config, self.backend = num_dims, config, backend
         self.levels = levels(num_dims, config)
@@ -59,7 +59,7 @@ class HashGrid(nn.Module):
         return summed_encodings(x, (self,))
 
     def backend_for(self, x: Tensor) -> str:
-        """The backend that serves x. Without points, and for gradients of x that numba lacks, it is torch."""
+        """Return the backend for x: torch without points, and for gradients of x, which numba lacks."""
         if len(x) == 0 or (x.requires_grad and self.params.device.type == "cpu"):
             return "torch"
         device, dtype = self.params.device, self.params.dtype
@@ -71,7 +71,7 @@ class HashGrid(nn.Module):
 def obstacle(
     backend: str, num_dims: int, config: HashGridConfig, device: torch.device, dtype: torch.dtype = torch.float32
 ) -> str | None:
-    """Why a backend cannot serve a grid whose parameters are on that device, of that type; None where it can."""
+    """Return why a backend does not apply to a grid with parameters of that device and type; None if it does."""
     if backend == "torch":
         return None
     if not installed(backend):
@@ -90,7 +90,7 @@ def obstacle(
 
 @cache
 def _tinycudann_failure() -> str | None:
-    """Why the installed tiny-cuda-nn does not run on this GPU, None where it does."""
+    """Return why the installed tiny-cuda-nn does not run on this GPU, None if it does."""
     try:
         from fourdiffusion.ops.hash_grid import tinycudann_backend
 
@@ -98,11 +98,11 @@ def _tinycudann_failure() -> str | None:
     except (ImportError, OSError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         return f"does not run ({reason}), build it again: {INSTALL['tinycudann']}"
-    return None if difference < 1e-3 else f"computes something else on this GPU: off by {difference:.1e}"
+    return None if difference < 1e-3 else f"gives wrong results on this GPU: off by {difference:.1e}"
 
 
 def resolve_backend(setting: str, name: str, grids: dict[int, HashGridConfig], device: torch.device) -> str:
-    """The backend that ``name`` means for all of {num_dims: config}, on a device. ValueError where it cannot serve."""
+    """Return the backend of ``name`` for all of {num_dims: config}, on a device. ValueError if it does not apply."""
 
     def first_obstacle(backend: str) -> str | None:
         reasons = (obstacle(backend, num_dims, config, device) for num_dims, config in grids.items())
@@ -115,7 +115,7 @@ def resolve_backend(setting: str, name: str, grids: dict[int, HashGridConfig], d
 
 
 def summed_encodings(x: Tensor, grids: Sequence[HashGrid]) -> Tensor:
-    """Sum of several grids' features, each grid seeing the first of x's coordinates: hash3(x) + hash4(x, t).
+    """Return the sum of several grids' features, each of the first coordinates of x: hash3(x) + hash4(x, t).
 
     Args:
         x: [N, D] in [0, 1] (clamped), D at least the largest ``num_dims``.

@@ -1,4 +1,4 @@
-"""The parameter layout of a hash grid: where each level starts and how its entries are indexed."""
+"""The parameter layout of a hash grid: offsets of the levels and indexing of their entries."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ PRIMES = (1, 2654435761, 805459861, 3674653429)
 
 @dataclass(frozen=True)
 class Levels:
-    """What the rule above gives for each of L levels."""
+    """The layout of L levels."""
 
     scale: np.ndarray  # float64 [L], the values of float32 arithmetic
     multiplier: np.ndarray  # uint32 [L, D]: strides of a dense level, primes of a hashed one
@@ -21,7 +21,7 @@ class Levels:
 
 
 def levels(num_dims: int, config: HashGridConfig) -> Levels:
-    """The table layout of a grid. Raises ValueError for sizes that make none."""
+    """Return the table layout of a grid. Raises ValueError for invalid sizes."""
     if not 1 <= num_dims <= len(PRIMES):
         raise ValueError(f"num_dims={num_dims}: a hash grid has 1 to {len(PRIMES)} dimensions")
     for name, least, most in (

@@ -9,13 +9,13 @@ from torch import Tensor
 from fourdiffusion.ops.hash_grid.layout import Levels
 from fourdiffusion.ops.parallel import run_jobs
 
-SEGMENT = 1 << 16  # points of a job of the forward pass: enough to read a level's table from cache many times over
+SEGMENT = 1 << 16  # points per job of the forward pass: enough to reuse a level's table in the cache many times
 
 Layouts = tuple[tuple[int, Levels], ...]  # (num_dims, layout) of each grid
 
 
 class NumbaEncoding(torch.autograd.Function):
-    """x [D, N], layouts, a flat parameter vector each -> [C, N], the encodings' sum."""
+    """Sum of encodings: x [D, N], layouts, one flat parameter vector per grid -> [C, N]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, layouts: Layouts, *params: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class NumbaEncoding(torch.autograd.Function):
 
 
 def encode_sum(x: Tensor, layouts: Layouts, params: tuple[Tensor, ...]) -> Tensor:
-    """Sum of the grids' features at x [D, N], each grid seeing the first of the coordinates: [C, N]."""
+    """Return the sum of the grids' features [C, N] at x [D, N]; each grid uses the first coordinates."""
     from fourdiffusion.ops.hash_grid import numba_kernels
 
     num_levels, num_points = len(layouts[0][1].scale), x.shape[1]
@@ -54,9 +54,9 @@ def encode_sum(x: Tensor, layouts: Layouts, params: tuple[Tensor, ...]) -> Tenso
 
 
 def table_gradients(x: Tensor, gradient: Tensor, layouts: Layouts, wanted: tuple[bool, ...]) -> list[Tensor | None]:
-    """Gradients of the flat parameters of grids from the gradient [C, N] of their sum at x [D, N]; None if not wanted.
+    """Return gradients of the grids' parameters from the gradient [C, N] of their sum at x [D, N]; None if not needed.
 
-    One job a level: a level's entries are added up by one thread, in the order of the points.
+    One job per level: one thread sums a level's entries, in the order of the points.
     """
     from fourdiffusion.ops.hash_grid import numba_kernels
 
@@ -71,7 +71,7 @@ def table_gradients(x: Tensor, gradient: Tensor, layouts: Layouts, wanted: tuple
         if total is not None
         for level in range(len(layout.scale))
     ]
-    jobs.sort(key=lambda job: -len(job[0]))  # the dear ones first: the others fill the end
+    jobs.sort(key=lambda job: -len(job[0]))  # the expensive jobs first, for load balance
 
     def work(job: int) -> None:
         part, levels, level, table = jobs[job]
@@ -82,10 +82,10 @@ def table_gradients(x: Tensor, gradient: Tensor, layouts: Layouts, wanted: tuple
 
 
 def arrays_of(layout: Levels) -> tuple[np.ndarray, ...]:
-    """A layout as the kernels take it."""
+    """Return a layout as the kernels' arguments."""
     return layout.scale, layout.multiplier, layout.offset, layout.hashed
 
 
 def table_of(params: Tensor) -> np.ndarray:
-    """A flat parameter vector as the kernels take it: two float32 in each float64, memory shared."""
+    """Return a view of a flat parameter vector for the kernels: two float32 in each float64."""
     return params.detach().numpy().view(np.float64)

@@ -1,12 +1,12 @@
-"""The hash grid's inner loops on a CPU, compiled by numba (compiled once, then read from numba's cache).
+"""Numba kernels of the hash grid on a CPU (compiled once, then read from numba's cache).
 
-Why it is built as it is:
+Design:
 
-* A job is a level, in the forward pass for a range of points: no two threads ever add to the same entry, so nothing is
-  atomic and the result does not depend on the number of threads, bit for bit. A level's table stays in its core's
+* A job is a level, in the forward pass for a range of points: no two threads add to the same entry, so no atomics are
+  needed and the result does not depend on the number of threads, bit for bit. A level's table stays in its core's
   cache.
-* A level is worked off in tiles of points: cells, then corners (both vectorized by the compiler), then the table.
-* The two features of an entry travel as one 8-byte value (a float64 in numba's eyes, whose bits are two float32): one
+* A level is processed in tiles of points: cells, then corners (both vectorized by the compiler), then the table.
+* The two features of an entry are handled as one 8-byte value (a float64 for numba, whose bits are two float32): one
   load, one multiply-add, one store. Only the two intrinsics here do arithmetic on such values.
 """
 
@@ -18,7 +18,7 @@ from numba import float32, njit, types, uint32
 from numba.extending import intrinsic
 
 GROUP = 4  # points whose entries are gathered together; TILE is a multiple
-TILE = 128  # points a tile: its scratch arrays stay in the first-level cache
+TILE = 128  # points per tile: its scratch arrays fit the L1 cache
 
 # "contract" lets a multiplication and an addition become one instruction; nothing else may be reordered.
 _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True, "fastmath": {"contract"}}
@@ -26,7 +26,7 @@ _OPTIONS: dict[str, Any] = {"cache": True, "error_model": "numpy", "nogil": True
 
 @intrinsic
 def _add_scaled_pair(typing_context: Any, total: Any, scale: Any, pair: Any) -> Any:
-    """total + scale * pair, where total and pair hold two float32 each."""
+    """Return total + scale * pair, where total and pair are two float32 each."""
     signature = types.float64(types.float64, types.float32, types.float64)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -44,19 +44,19 @@ def _add_scaled_pair(typing_context: Any, total: Any, scale: Any, pair: Any) -> 
 
 @njit(**_OPTIONS)
 def _load_points(x: np.ndarray, first: int, count: int, points: np.ndarray) -> None:
-    """Points [first, first + count) of x [D, N], clamped to [0, 1], to points [D, TILE]; the rest is 0."""
+    """Copy points [first, first + count) of x [D, N], clamped to [0, 1], to points [D, TILE]; the rest is 0."""
     for axis in range(x.shape[0]):
         row, target = x[axis, first : first + count], points[axis]
         target[count:] = 0
         for j in range(count):
-            value = row[j] if row[j] > 0 else float32(0)  # NaN too becomes 0: no index may leave its level
+            value = row[j] if row[j] > 0 else float32(0)  # NaN also becomes 0: no index may leave its level
             target[j] = value if value < 1 else float32(1)
 
 
 @njit(**_OPTIONS)
 def _cells(points: np.ndarray, scale: float, multiplier: np.ndarray, cells: np.ndarray, frac: np.ndarray) -> None:
-    """Where points [D, TILE] lie: per axis both neighbours' coordinates, each times the axis' multiplier, and the place
-    between them. cells [8 * TILE] holds x low, x high, y low, ..., t high; frac [4 * TILE] x, y, z, t.
+    """Compute the cells of points [D, TILE]: per axis both neighbors' coordinates, times the axis' multiplier, and the
+    position between them. cells [8 * TILE] holds x low, x high, y low, ..., t high; frac [4 * TILE] x, y, z, t.
     """
     for axis in range(points.shape[0]):
         x, step = points[axis], multiplier[axis]
@@ -72,7 +72,7 @@ def _cells(points: np.ndarray, scale: float, multiplier: np.ndarray, cells: np.n
 
 @njit(**_OPTIONS)
 def _hashed_corners(cells: np.ndarray, time: int, size: int, index: np.ndarray) -> None:
-    """Entries of the 8 spatial corners (x fastest) at the lower (0) or upper (1) time, [8 * TILE] corner by corner."""
+    """Compute entries of the 8 spatial corners (x fastest) at the lower (0) or upper (1) time, [8 * TILE] by corner."""
     mask = uint32(size - uint32(1))
     for j in range(TILE):
         x0, x1, t = cells[j], cells[j + TILE], cells[j + (6 + time) * TILE]
@@ -90,7 +90,7 @@ def _hashed_corners(cells: np.ndarray, time: int, size: int, index: np.ndarray) 
 
 @njit(**_OPTIONS)
 def _dense_corners(cells: np.ndarray, time: int, size: int, index: np.ndarray) -> None:
-    """The same for a dense level, modulo size: inside [0, 1] no sum of strides reaches 2 * size."""
+    """As ``_hashed_corners`` for a dense level, modulo size: inside [0, 1] no sum of strides reaches 2 * size."""
     for j in range(TILE):
         x0, x1, t = cells[j], cells[j + TILE], cells[j + (6 + time) * TILE]
         y0, y1 = uint32(cells[j + 2 * TILE] + t), uint32(cells[j + 3 * TILE] + t)
@@ -112,7 +112,7 @@ def _wrap(index: int, size: int) -> int:
 
 @njit(**_OPTIONS)
 def _weights(frac: np.ndarray, time: int, weight: np.ndarray) -> None:
-    """Shares of the same corners, [8 * TILE]."""
+    """Compute the interpolation weights of the same corners, [8 * TILE]."""
     for j in range(TILE):
         x1, y1, z1 = frac[j], frac[j + TILE], frac[j + 2 * TILE]
         x0, y0, z0 = float32(1) - x1, float32(1) - y1, float32(1) - z1
@@ -237,7 +237,7 @@ def encode(
 
 @njit(**_OPTIONS)
 def scatter(x: np.ndarray, gradient: np.ndarray, levels: tuple[np.ndarray, ...], level: int, table: np.ndarray) -> None:
-    """Add what gradient [2 L, N] of the features of x [3 or 4, N] gives to a level's entries in table."""
+    """Add the gradient of a level's entries to table, given gradient [2 L, N] of the features of x [3 or 4, N]."""
     scale, multiplier, offset, hashed = levels
     dims, num_points = x.shape
     points = np.empty((dims, TILE), np.float32)

@@ -10,14 +10,14 @@ from fourdiffusion.ops.hash_grid.layout import Levels
 
 
 def encode(x: Tensor, params: Tensor, layout: Levels, features_per_level: int) -> Tensor:
-    """The rule at the head of this file. x [N, D] in [0, 1], params flat -> [N, L * features_per_level]."""
+    """Encode x [N, D] in [0, 1], params flat -> [N, L * features_per_level]."""
     sizes = np.diff(layout.offset).tolist()
     tables = params.view(-1, features_per_level).split(sizes)
     features = []
     for table, scale, multiplier, hashed in zip(
         tables, layout.scale.tolist(), layout.multiplier.tolist(), layout.hashed.tolist(), strict=True
     ):
-        # In double and rounded once, as tiny-cuda-nn's fused multiply-add does.
+        # In double and rounded once, like tiny-cuda-nn's fused multiply-add.
         position = (x.clamp(0, 1).double() * scale + 0.5).to(params.dtype)
         cell = position.detach().floor()
         frac = position - cell
@@ -28,7 +28,7 @@ def encode(x: Tensor, params: Tensor, layout: Levels, features_per_level: int) -
 
 
 def _corners(cell: Tensor, frac: Tensor, multiplier: list[int], hashed: bool) -> tuple[Tensor, Tensor]:
-    """Indices (before the modulo) and weights of the 2^D corners: cell, frac [N, D] -> [2^D, N] each."""
+    """Return indices (before the modulo) and weights of the 2^D corners: cell, frac [N, D] -> [2^D, N] each."""
     indices, weights = [], []
     for corner in range(1 << cell.shape[1]):
         upper = [corner >> axis & 1 for axis in range(cell.shape[1])]

@@ -1,9 +1,9 @@
-"""Marching, weighting and summing of samples along rays, packed: the samples of all rays stand in one list.
+"""Ray marching, rendering weights and sums along rays, packed: the samples of all rays are in one list.
 
-A sample n belongs to ray ``ray_index[n]``; ray_index is sorted, and within a ray the samples go from near to far. Rays
-may have no sample at all. Two backends: "torch" (any device and float type) and "nerfacc" (GPU, float32; its march
-differs at the ends of a ray, see nerfacc). "auto" takes nerfacc where it applies and torch elsewhere; a
-backend asked for by name raises ValueError where it does not apply.
+A sample n belongs to ray ``ray_index[n]``; ray_index is sorted, and within a ray the samples are ordered near to far.
+A ray may have no samples. Two backends: "torch" (any device and float type) and "nerfacc" (GPU, float32; its march
+differs at the ends of a ray, see nerfacc_backend.py). "auto" takes nerfacc if it applies, else torch; a backend given
+by name raises ValueError if it does not apply.
 """
 
 from functools import cache
@@ -15,11 +15,11 @@ from torch import Tensor
 from fourdiffusion.ops.backends import INSTALL, append_flag, choose, installed, tell_step_down
 from fourdiffusion.ops.volume_rendering import torch_backend
 
-BACKENDS = ("nerfacc", "torch")  # "auto" takes the first that can
+BACKENDS = ("nerfacc", "torch")  # "auto" takes the first that applies
 
 
 def obstacle(backend: str, device: torch.device, dtype: torch.dtype = torch.float32) -> str | None:
-    """Why a backend cannot serve rays of that type on that device; None where it can."""
+    """Return why a backend does not apply to rays of that type on that device; None if it does."""
     if backend == "torch":
         return None
     if not installed(backend):
@@ -31,17 +31,17 @@ def obstacle(backend: str, device: torch.device, dtype: torch.dtype = torch.floa
 
 @cache
 def _nerfacc_failure() -> str | None:
-    """Why the installed nerfacc does not run on this GPU, None where it does. The first call compiles, for minutes."""
+    """Return why the installed nerfacc does not run on this GPU, None if it does. The first call takes minutes."""
     try:
         difference = _nerfacc_backend().trial()
-    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # AttributeError: it found no compiler
+    except (ImportError, AttributeError, OSError, RuntimeError) as error:  # AttributeError: no compiler was found
         reason = str(error).partition("\n")[0]
         return f"has no kernels to load ({reason}): it compiles them with nvcc, of torch's own CUDA version"
-    return None if difference < 1e-3 else f"computes something else on this GPU: off by {difference:.1e}"
+    return None if difference < 1e-3 else f"gives wrong results on this GPU: off by {difference:.1e}"
 
 
 def _nerfacc_backend() -> ModuleType:
-    # Its kernels are compiled when it is imported. Of C++20, torch's standard since 2.13, they clash with std::lerp.
+    # Its kernels are compiled on import. In C++20, torch's standard since 2.13, they conflict with std::lerp.
     append_flag("NVCC_APPEND_FLAGS", "-std=c++17")
     from fourdiffusion.ops.volume_rendering import nerfacc_backend
 
@@ -49,7 +49,7 @@ def _nerfacc_backend() -> ModuleType:
 
 
 def resolve_backend(setting: str, name: str, device: torch.device) -> str:
-    """The backend that ``name`` means on a device. ValueError where it cannot serve."""
+    """Return the backend of ``name`` on a device. ValueError if it does not apply."""
     taken = choose(setting, name, BACKENDS, lambda backend: obstacle(backend, device))
     native = "nerfacc" if device.type == "cuda" else None
     tell_step_down(setting, name, taken, native, lambda backend: obstacle(backend, device))
@@ -57,7 +57,7 @@ def resolve_backend(setting: str, name: str, device: torch.device) -> str:
 
 
 def _native(backend: str, x: Tensor) -> ModuleType | None:
-    """Where these functions stand for nerfacc, if it serves x; else None."""
+    """Return the nerfacc backend if it applies to x, else None."""
     if choose("backend", backend, BACKENDS, lambda name: obstacle(name, x.device, x.dtype)) == "torch":
         return None
     return _nerfacc_backend()
@@ -67,18 +67,18 @@ def march(
     origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
     backend: str = "auto", bounds: str = "ball",
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Cut the part of each ray inside the bounds into intervals of length ``step``; keeps those in occupied cells.
+    """Split the part of each ray inside the bounds into intervals of length ``step``; keep those in occupied cells.
 
-    The lattice of a ray starts ``jitter`` steps before it enters the bounds; its first and last interval are clipped
-    to them, so that the intervals cover the ray's part exactly. Skipping drops intervals and changes no other: with
-    every cell occupied the result is the one without a grid.
+    The intervals of a ray start ``jitter`` steps before it enters the bounds; the first and last one are clipped to
+    them, so that the intervals cover the part exactly. Skipping only drops intervals: with all cells occupied the
+    result is the same as without a grid.
 
     Args:
         origins, directions: [R, 3], directions of length 1.
         step, radius: in scene units.
         jitter: [R] in [0, 1], or None for 0.
         occupied: bool [G, G, G] over the cube [-radius, radius]^3, axes x, y, z; None keeps everything. An interval
-            counts by the cell of its middle.
+            is in the cell of its midpoint.
         bounds: "ball" |x| <= radius, or "cube" [-radius, radius]^3.
 
     Returns:
@@ -91,7 +91,7 @@ def march(
 def render_weights(
     sigma: Tensor, t_start: Tensor, t_end: Tensor, ray_index: Tensor, num_rays: int, backend: str = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Weights and transmittance of the samples (Max 1995; NeRF, Mildenhall et al. 2020, eq. 3).
+    """Return weights and transmittance of the samples (Max 1995; NeRF, Mildenhall et al. 2020, eq. 3).
 
     T_n = exp(-sum of sigma_m delta_m over the ray's samples m before n), w_n = T_n (1 - exp(-sigma_n delta_n)).
 
@@ -100,7 +100,7 @@ def render_weights(
         ray_index: [N] int64, sorted.
 
     Returns:
-        weights [N] and transmittance [N] (of light that reaches the start of the sample).
+        weights [N] and transmittance [N] (up to the start of the sample).
     """
     return (_native(backend, sigma) or torch_backend).render_weights(sigma, t_start, t_end, ray_index, num_rays)
 
@@ -108,5 +108,5 @@ def render_weights(
 def accumulate(
     weights: Tensor, values: Tensor | None, ray_index: Tensor, num_rays: int, backend: str = "auto"
 ) -> Tensor:
-    """Sums of weights * values over each ray: weights [N], values [N, C] or None for ones -> [R, C], or [R]."""
+    """Return sums of weights * values over each ray: weights [N], values [N, C] or None for ones -> [R, C], or [R]."""
     return (_native(backend, weights) or torch_backend).accumulate(weights, values, ray_index, num_rays)

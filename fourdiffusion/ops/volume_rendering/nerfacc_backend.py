@@ -1,7 +1,7 @@
-"""volume_rendering by nerfacc: float32 on a GPU, the same arguments and results.
+"""Volume rendering by nerfacc: float32 on a GPU, same arguments and results.
 
-Weights and sums are the same operation. Marching is so but for rounding and for the ends of a ray: nerfacc finds the
-lattice by adding up steps (1e-5 of drift), and looks up the cell of a first or last interval before the bounds clip it.
+Weights and sums are the same operation. Marching differs by rounding and at the ends of a ray: nerfacc accumulates
+steps (a drift of 1e-5), and looks up the cell of a first or last interval before clipping it to the bounds.
 """
 
 import math
@@ -15,7 +15,7 @@ from fourdiffusion.ops.volume_rendering import torch_backend
 
 
 def trial() -> float:
-    """A ray through the ball, forward and backward, on the GPU: the largest difference from the torch twin on a CPU."""
+    """Render a ray through the ball, with gradients, on the GPU; return the largest difference from torch on a CPU."""
     results = []
     for march_rays, weigh, add_up, device in (
         (torch_backend.march, torch_backend.render_weights, torch_backend.accumulate, "cpu"),
@@ -35,14 +35,14 @@ def march(
     origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
     bounds: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """As volume_rendering.march, for at least one ray."""
+    """Cut rays into samples, for at least one ray: see ``volume_rendering.march``."""
     near, far = bounds_interval(origins, directions, radius, bounds)
     first = near if jitter is None else near - jitter * step
-    # Kept is what has its middle before the last plane: half a step further lets in the interval that the bounds cut.
+    # Intervals with their midpoint before the far plane are kept: half a step more keeps the clipped last interval.
     last = torch.where(far > near, far + step / 2, first)
     if occupied is None:
         occupied = torch.ones(1, 1, 1, dtype=torch.bool, device=origins.device)
-    # Intervals stick out of the bounds by up to a step, so the grid goes on beyond the cube as its border cells do.
+    # Intervals exceed the bounds by up to a step, so the grid is extended beyond the cube with its border cells.
     size = occupied.shape[0]
     width = 2 * radius / size
     border = math.ceil(step / width)
@@ -63,7 +63,7 @@ def march(
 def render_weights(
     sigma: Tensor, t_start: Tensor, t_end: Tensor, ray_index: Tensor, num_rays: int
 ) -> tuple[Tensor, Tensor]:
-    """As volume_rendering.render_weights."""
+    """Compute weights and transmittance: see ``volume_rendering.render_weights``."""
     weights, transmittance, _ = nerfacc.render_weight_from_density(
         t_start, t_end, sigma, ray_indices=ray_index, n_rays=num_rays
     )
@@ -71,6 +71,6 @@ def render_weights(
 
 
 def accumulate(weights: Tensor, values: Tensor | None, ray_index: Tensor, num_rays: int) -> Tensor:
-    """As volume_rendering.accumulate; this one needs no GPU."""
+    """Sum weights * values over each ray, also on a CPU: see ``volume_rendering.accumulate``."""
     sums = nerfacc.accumulate_along_rays(weights, values, ray_indices=ray_index, n_rays=num_rays)
     return sums.squeeze(1) if values is None else sums

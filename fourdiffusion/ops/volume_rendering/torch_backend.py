@@ -5,7 +5,7 @@ from torch import Tensor
 
 from fourdiffusion.ops.geometry import bounds_interval, box_interval
 
-# Candidates that the march looks at in one go: on a CPU they stay in cache, on a GPU they fill it.
+# Candidate intervals per pass of the march: on a CPU they stay in cache, on a GPU they fill it.
 BLOCK = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
@@ -43,7 +43,7 @@ def march(
 def _clip_to_occupied(
     origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, occupied: Tensor, radius: float
 ) -> tuple[Tensor, Tensor]:
-    """near, far [R] clipped to the smallest box around the occupied cells; an empty grid misses every ray."""
+    """Clip near, far [R] to the bounding box of the occupied cells; with an empty grid every ray is a miss."""
     cells = occupied.nonzero()
     if len(cells) == 0:
         return far, near
@@ -54,11 +54,11 @@ def _clip_to_occupied(
 
 
 def _lookup(occupied: Tensor, origins: Tensor, directions: Tensor, t: Tensor, radius: float) -> Tensor:
-    """Whether the points origins + t * directions lie in occupied cells: [R, 3], [R, 3], t [R, S] -> bool [R, S]."""
+    """Return which points origins + t * directions are in occupied cells: [R, 3], [R, 3], t [R, S] -> bool [R, S]."""
     size = occupied.shape[0]
     index = torch.zeros_like(t, dtype=torch.int32)
     for axis in range(3):
-        # In units of cells, one axis after the other: no [R, S, 3] tensor.
+        # In units of cells, one axis at a time: avoids an [R, S, 3] tensor.
         base = (origins[:, axis, None] / radius + 1) * (size / 2)
         slope = directions[:, axis, None] * (size / 2 / radius)
         index = index * size + torch.addcmul(base, t, slope).clamp_(0, size - 1).int()
@@ -75,15 +75,15 @@ def render_weights(
 
 
 def _ray_starts(ray_index: Tensor, num_rays: int) -> Tensor:
-    """Place of each ray's first sample, and N: [R + 1]."""
+    """Return the index of each ray's first sample, and N: [R + 1]."""
     return torch.searchsorted(ray_index, torch.arange(num_rays + 1, device=ray_index.device))
 
 
 class _ExclusiveSum(torch.autograd.Function):
-    """values [N] -> for each sample the sum over the samples before it on its ray.
+    """Exclusive sum of values [N] over the samples before each one on its ray.
 
-    In double, because one running sum serves all rays. Linear, so its gradient is its transpose: for each sample the
-    sum of the gradients behind it on its ray.
+    In double, because one running sum is used for all rays. Linear, so its gradient is the transpose: for each sample,
+    the sum of the gradients after it on its ray.
     """
 
     @staticmethod
@@ -116,5 +116,5 @@ def accumulate(weights: Tensor, values: Tensor | None, ray_index: Tensor, num_ra
     zeros = weights.new_zeros(num_rays)
     if values is None:
         return zeros.index_add(0, ray_index, weights)
-    # Channel by channel: twenty times faster on a CPU than index_add of rows.
+    # One channel at a time: twenty times faster on a CPU than index_add of rows.
     return torch.stack([zeros.index_add(0, ray_index, weights * value) for value in values.unbind(1)], dim=1)

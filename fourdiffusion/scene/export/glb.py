@@ -1,4 +1,4 @@
-"""Write meshes as binary glTF 2.0 (.glb): still, or animated by switching one mesh a frame.
+"""Write meshes as binary glTF 2.0 (.glb): still, animated by switching one mesh a frame, or with morph targets.
 
 glTF is y up, +z forward, in meters. World +z becomes glTF +y and the input camera's side, world +x, becomes glTF +z.
 Vertex colors are linear in glTF, and the material is unlit: the light is in the colors.
@@ -44,6 +44,7 @@ from pygltflib import Mesh as GltfMesh
 
 from fourdiffusion import __version__
 from fourdiffusion.files import write_atomic
+from fourdiffusion.scene.export.morph import Morph
 from fourdiffusion.scene.export.surface import Mesh
 
 TO_GLTF = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], dtype=np.float32)  # world [x, y, z] -> glTF [y, z, x]
@@ -93,6 +94,42 @@ def build_glb(
     return b"".join(gltf.save_to_bytes())
 
 
+def build_morph_glb(
+    morph: Morph, fps: float, scale: float = 1.0, copyright: str = "", extras: dict | None = None
+) -> bytes:
+    """Return the bytes of a GLB of one mesh whose vertices move: a morph target a frame, weights with LINEAR keys.
+
+    The mesh is that of the morph's reference frame, the others are targets. Key k, at k / fps, has weight 1 for frame k
+    and 0 for the others: between frames the vertices move straight, and the last key ends the animation. Without
+    animation the first frame is seen. Targets hold positions only: the material is unlit, and normals follow from them.
+    """
+    if fps <= 0 or scale <= 0 or len(morph.positions) < 2:
+        raise ValueError(
+            f"morph targets need two frames, fps > 0 and scale > 0, got {len(morph.positions)}, {fps=}, {scale=}"
+        )
+    gltf, blob = _empty(copyright, extras), bytearray()
+    primitive = _primitive(gltf, blob, morph.mesh, scale)
+    frames = [frame for frame in range(len(morph.positions)) if frame != morph.reference]
+    primitive.targets = []
+    for frame in frames:
+        moved = (morph.positions[frame] - morph.mesh.vertices) @ TO_GLTF.T * scale
+        primitive.targets.append(Attributes(POSITION=_positions(gltf, blob, moved)))
+    weights = np.array(
+        [[float(frame == shown) for frame in frames] for shown in range(len(morph.positions))], np.float32
+    )
+    mesh = GltfMesh(name="object", primitives=[primitive], weights=weights[0].tolist())
+    mesh.extras = {"targetNames": [f"frame_{frame:04d}" for frame in frames]}
+    gltf.meshes, gltf.nodes, gltf.scenes = [mesh], [Node(name="object", mesh=0)], [Scene(nodes=[0])]
+    moment = _moments(gltf, blob, np.arange(len(weights), dtype=np.float32) / np.float32(fps))
+    output = _accessor(gltf, blob, weights.ravel(), SCALAR, FLOAT, None)
+    sampler = AnimationSampler(input=moment, output=output, interpolation="LINEAR")
+    channel = AnimationChannel(sampler=0, target=AnimationChannelTarget(node=0, path="weights"))
+    gltf.animations = [Animation(name="frames", samplers=[sampler], channels=[channel])]
+    gltf.buffers = [Buffer(byteLength=len(blob))]
+    gltf.set_binary_blob(bytes(blob))
+    return b"".join(gltf.save_to_bytes())
+
+
 def _empty(copyright: str, extras: dict | None) -> GLTF2:
     asset = Asset(version="2.0", generator=f"fourdiffusion {__version__}", copyright=copyright or None)
     asset.extras = json.loads(json.dumps(extras or {}))
@@ -121,10 +158,7 @@ def _textured_material(gltf: GLTF2, blob: bytearray, texture: np.ndarray) -> int
 
 
 def _primitive(gltf: GLTF2, blob: bytearray, mesh: Mesh, scale: float) -> Primitive:
-    positions = (mesh.vertices @ TO_GLTF.T * scale).astype(np.float32)
-    position = _accessor(gltf, blob, positions, VEC3, FLOAT, ARRAY_BUFFER)
-    gltf.accessors[position].min = positions.min(axis=0).tolist()
-    gltf.accessors[position].max = positions.max(axis=0).tolist()
+    position = _positions(gltf, blob, mesh.vertices @ TO_GLTF.T * scale)
     normal = _accessor(gltf, blob, (mesh.normals @ TO_GLTF.T).astype(np.float32), VEC3, FLOAT, ARRAY_BUFFER)
     attributes, material = Attributes(POSITION=position, NORMAL=normal), 0
     if mesh.uv is not None and mesh.texture is not None:
@@ -154,13 +188,30 @@ def _animation(gltf: GLTF2, blob: bytearray, num_frames: int, fps: float) -> Ani
         ordered = sorted(keys)
         times = np.array(ordered, dtype=np.float32)
         scales = np.repeat(np.array([keys[time] for time in ordered], dtype=np.float32)[:, None], 3, axis=1)
-        moment = _accessor(gltf, blob, times, SCALAR, FLOAT, None)
-        gltf.accessors[moment].min, gltf.accessors[moment].max = [float(times[0])], [float(times[-1])]
+        moment = _moments(gltf, blob, times)
         output = _accessor(gltf, blob, scales, VEC3, FLOAT, None)
         animation.samplers.append(AnimationSampler(input=moment, output=output, interpolation="STEP"))
         target = AnimationChannelTarget(node=frame, path="scale")
         animation.channels.append(AnimationChannel(sampler=frame, target=target))
     return animation
+
+
+def _positions(gltf: GLTF2, blob: bytearray, positions: np.ndarray) -> int:
+    """Append positions, or how they move, [N, 3]; return the number of their accessor."""
+    positions = positions.astype(np.float32)
+    number = _accessor(gltf, blob, positions, VEC3, FLOAT, ARRAY_BUFFER)
+    gltf.accessors[number].min, gltf.accessors[number].max = (
+        positions.min(axis=0).tolist(),
+        positions.max(axis=0).tolist(),
+    )
+    return number
+
+
+def _moments(gltf: GLTF2, blob: bytearray, times: np.ndarray) -> int:
+    """Append the times of keys in seconds; return the number of their accessor."""
+    number = _accessor(gltf, blob, times, SCALAR, FLOAT, None)
+    gltf.accessors[number].min, gltf.accessors[number].max = [float(times[0])], [float(times[-1])]
+    return number
 
 
 def _accessor(gltf: GLTF2, blob: bytearray, array: np.ndarray, kind: str, component: int, target: int | None) -> int:

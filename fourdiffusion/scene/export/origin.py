@@ -6,8 +6,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from fourdiffusion.errors import UserError
-from fourdiffusion.files import load_tensors
+from fourdiffusion.scene.run_input import read_run_input
 
 
 def origin(run: Path, author: str | None = None, license: str | None = None) -> dict[str, str]:
@@ -31,10 +30,7 @@ def credit_of(notes: dict[str, str]) -> str:
 
 def frame_times(run: Path, num_frames: int | None) -> Tensor:
     """Return evenly spaced times [F] from 0 to 1; without a number the run's own, or eight where it has none."""
-    path = run / "input.safetensors"
-    if num_frames is None and path.is_file():
-        tensors, _ = load_tensors(path)
-        if "times" not in tensors:
-            raise UserError(f"{path} lacks times: it is not the input of a fit; remove it, or give num_frames=")
-        return tensors["times"]
+    found = read_run_input(run) if num_frames is None else None
+    if found is not None:
+        return found[1]
     return torch.linspace(0, 1, num_frames or 8)

@@ -1,0 +1,83 @@
+"""What holds for every verb: a misspelled setting is named, and an interruption leaves nothing half-written."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+from scene.test_pictures import small_scene
+
+from fourdiffusion import cli
+from fourdiffusion.cli.verbs import VERBS
+from fourdiffusion.files import save_tensors
+from fourdiffusion.scene.scene import save_scene
+
+pytestmark = pytest.mark.slow
+
+LIMIT = 240.0  # seconds, on a machine that others use
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.words)
+def test_a_misspelled_setting_is_answered_with_the_nearest(verb, capsys: pytest.CaptureFixture[str]) -> None:
+    known = next(name for name in verb.basic if "." not in name and len(name) >= 4)
+    wrong = known[:2] + known[3] + known[2] + known[4:]
+    assert cli.main([*verb.words.split(), f"{wrong}=1"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and f"there is no setting '{wrong}': did you mean {known}?" in error
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    save_scene(folder / "scene", small_scene())
+    inputs = {"rgba": torch.rand(3, 4, 8, 8), "times": torch.linspace(0, 1, 3)}
+    save_tensors(folder / "input.safetensors", inputs, {})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("words", "begun", "end"),
+    [
+        (["export", "format=glb", "resolution=384", "output=out/a.glb"], "density", "interrupted"),
+        (["export", "format=images", "size=1024", "output=out/images"], "images", "interrupted"),
+        (["render", "size=512", "output=out"], "%", "interrupted"),
+        (["view", "port=8431"], "viewer: http", "viewer closed"),
+        (["app", "port=8432", "output=out"], "page: http", "page closed"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_ctrl_c_ends_in_one_line_and_leaves_nothing_half_written(
+    run: Path, tmp_path: Path, words: list[str], begun: str, end: str
+) -> None:
+    if words[0] in ("view", "app"):
+        pytest.importorskip({"view": "viser", "app": "gradio"}[words[0]])
+    scene = [] if words[0] == "app" else [f"scene={run}"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fourdiffusion", *words, *scene], cwd=tmp_path, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in the background
+    )  # fmt: skip
+    said: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: said.extend(iter(lambda: process.stdout.read(1), "")))
+    reader.start()
+    limit = time.monotonic() + LIMIT
+    while begun not in "".join(said) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.05)
+    try:
+        assert process.poll() is None, "".join(said)
+        process.send_signal(signal.SIGINT)
+        code = process.wait(LIMIT)
+    finally:
+        process.kill()
+        reader.join()
+    text = "".join(said)
+    assert end in text and "Traceback" not in text and code == (0 if end.endswith("closed") else 130)
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert left == []

@@ -1,0 +1,83 @@
+"""Two processes that are told to stop together, as SLURM does it: one checkpoint, code 143, one curve."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_train import base, clips, command, log_of, settings  # noqa: F401
+
+from fourdiffusion.files import load_tensors
+from fourdiffusion.runs import CHECKPOINT, PREVIOUS
+from fourdiffusion.train.loop import train
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
+STEPS = 4000
+
+
+def start(arguments: list[str], folder: Path) -> list[subprocess.Popen]:
+    """Start two processes with the variables that docs/train.md's SLURM script sets."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in ("0", "1"):
+        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        with open(folder / f"rank{rank}.txt", "a") as log:
+            words = [sys.executable, "-m", "fourdiffusion", *arguments]
+            environment = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
+            processes.append(subprocess.Popen(words, stdout=log, stderr=log, env=environment))
+    return processes
+
+
+def codes(processes: list[subprocess.Popen]) -> list[int]:
+    """Wait for all; none is left behind."""
+    try:
+        return [process.wait(timeout=500) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def stop(arguments: list[str], run: Path, told: tuple[int, ...]) -> int:
+    """Start two processes, send SIGTERM to some once they have logged a step. Return the step that both ended at."""
+    before = len(log_of(run)) if run.is_dir() else 0
+    processes = start(arguments, run.parent)
+    try:
+        while not (run / "log.jsonl").is_file() or len(log_of(run)) <= before:
+            assert all(process.poll() is None for process in processes), (run.parent / "rank0.txt").read_text()
+            time.sleep(0.01)
+        for rank in told:
+            processes[rank].send_signal(signal.SIGTERM)
+    finally:
+        found = codes(processes)
+    assert found == [143, 143], (run.parent / "rank0.txt").read_text() + (run.parent / "rank1.txt").read_text()
+    step = load_tensors(run / CHECKPOINT)[1]["step"]
+    assert before < step < STEPS and log_of(run)[-1]["step"] == step
+    return step
+
+
+def test_sigterm_ends_both_processes_at_one_step(base: Path, clips: Path, tmp_path: Path) -> None:  # noqa: F811
+    """A signal to both, then one to the second alone: each time one checkpoint; the curve is the uninterrupted one."""
+    run = tmp_path / "run"
+    words = ["batch_size=2", f"max_steps={STEPS}"]
+    arguments = [word for word in command(base, clips, run, *words) if not word.startswith("checkpoint_every")]
+    first = stop(arguments, run, (0, 1))
+    assert sorted(path.name for path in run.glob("*.safetensors")) == [CHECKPOINT]
+    last = stop(arguments, run, (1,))
+    assert sorted(path.name for path in run.glob("*.safetensors")) == [PREVIOUS, CHECKPOINT][::-1]
+    assert load_tensors(run / PREVIOUS)[1]["step"] == first
+
+    train(settings("motion", base, clips, tmp_path / "whole", batch_size=2, max_steps=last, learning_rate=1e-4))
+    lines = log_of(run)
+    assert [line["step"] for line in lines] == list(range(1, last + 1))
+    for line, other in zip(lines, log_of(tmp_path / "whole"), strict=True):
+        assert line["loss"] == pytest.approx(other["loss"], rel=1e-5), line["step"]
+    tensors, whole = (load_tensors(folder / CHECKPOINT)[0] for folder in (run, tmp_path / "whole"))
+    for name, value in whole.items():
+        torch.testing.assert_close(tensors[name], value, atol=1e-5, rtol=1e-4, msg=name)
