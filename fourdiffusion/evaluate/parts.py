@@ -127,15 +127,15 @@ def _compare_part(
         for metric, views in result["per_frame"].items():
             both = [a + b for a, b in zip(views, unseen["per_frame"][metric], strict=True)]
             result["per_frame"][metric] = [[values[place] for place in order] for values in both]
-    shown: dict[str, list[Pictures]] = {}
+    rivals: dict[str, list[Pictures]] = {}
     if "input" in part.roles:
         front = truth[part.roles.index("input")]
-        shown["copied_input"] = [Pictures(copy, front.alpha) for copy in copied_input(front.rgb, len(truth))]
+        rivals["copied_input"] = [Pictures(copy, front.alpha) for copy in copied_input(front.rgb, len(truth))]
     else:
         notes.append("the truth has no view at azimuth 0, elevation 0: the copied-input baseline is left out")
     for baseline, pixels in part.baselines.items():
-        shown[baseline] = [_of_part(part, view, protocol, pixels) for view in range(len(pixels))]
-    others = {baseline: rows_at(pictures, fitted) for baseline, pictures in shown.items()}
+        rivals[baseline] = [_of_part(part, view, protocol, pixels) for view in range(len(pixels))]
+    others = {baseline: rows_at(pictures, fitted) for baseline, pictures in rivals.items()}
     report |= _baseline_reports(others, part.roles)
     return report | {"mean_by_role": group_means(result, part.roles)} | result, measured, others
 

@@ -68,7 +68,7 @@ def _without_onednn() -> Iterator[None]:
     """Let PyTorch's own convolutions run on the CPU: their sums round half as much, for a third more time."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # of a setting for other processors
-        with torch.backends.mkldnn.flags(enabled=False):  # type: ignore[no-untyped-call]
+        with torch.backends.mkldnn.flags(enabled=False):
             yield
 
 
@@ -125,7 +125,8 @@ class I3D(nn.Module):
                     x = _pool(x, *POOL_BEFORE[name])
                 x = block(x)
         mean = nn.functional.avg_pool3d(x.double(), (2, 7, 7), stride=1).mean(dim=(2, 3, 4))
-        return (mean @ self.logits.weight.double().flatten(1).T + self.logits.bias.double()).float()
+        weight, bias = (value.detach().double() for value in self.logits.parameters())
+        return (mean @ weight.flatten(1).T + bias).float()
 
 
 class TorchscriptI3D(nn.Module):
