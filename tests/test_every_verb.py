@@ -64,8 +64,9 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_half_written(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in the background
     )  # fmt: skip
     said: list[str] = []
-    assert process.stdout is not None
-    reader = threading.Thread(target=lambda: said.extend(iter(lambda: process.stdout.read(1), "")))
+    output = process.stdout
+    assert output is not None
+    reader = threading.Thread(target=lambda: said.extend(iter(lambda: output.read(1), "")))
     reader.start()
     limit = time.monotonic() + LIMIT
     while begun not in "".join(said) and process.poll() is None and time.monotonic() < limit:
