@@ -61,7 +61,7 @@ def main() -> None:
         longest = 3 * length / len(signals)
         if number == signal.SIGTERM:
             _wait_for_step(broken, process)
-            longest = length / len(signals)
+            longest = length / len(signals) / 2
         time.sleep(chance.uniform(0, longest))
         os.kill(process, number)
         code = _wait(process)
