@@ -7,14 +7,16 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from test_train import base, clips, command, log_of, settings  # noqa: F401
 
 from fourdiffusion.files import load_tensors
-from fourdiffusion.runs import CHECKPOINT, PREVIOUS
-from fourdiffusion.train.loop import train
+from fourdiffusion.runs import CHECKPOINT, PREVIOUS, Interruption
+from fourdiffusion.train.loop import stop_together, train
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 STEPS = 4000
@@ -79,3 +81,14 @@ def test_sigterm_ends_both_processes_at_one_step(base: Path, clips: Path, tmp_pa
     tensors, whole = (load_tensors(folder / CHECKPOINT)[0] for folder in (run, tmp_path / "whole"))
     for name, value in whole.items():
         torch.testing.assert_close(tensors[name], value, atol=1e-5, rtol=1e-4, msg=name)
+
+
+def test_a_signal_that_comes_while_the_others_are_asked_counts_at_the_next_step() -> None:
+    interruption = Interruption()
+
+    def gather(number: torch.Tensor) -> torch.Tensor:
+        interruption.signal_number = signal.SIGTERM  # arrives while this process waits; the other has none
+        return torch.cat([number, torch.zeros(1)])
+
+    accelerator: Any = SimpleNamespace(num_processes=2, device=torch.device("cpu"), gather=gather)
+    assert [stop_together(accelerator, interruption) for _ in range(2)] == [False, True]
