@@ -106,7 +106,8 @@ def optimize(
     if main:
         trim_log(output, start)
     batches = read_batches(config, data, start, accelerator.process_index, accelerator.num_processes)
-    bar = tqdm(range(start, config.max_steps), f"train {config.stage}", config.max_steps, start, disable=not main)
+    steps = range(start, config.max_steps)
+    bar = tqdm(steps, f"train {config.stage}", config.max_steps, initial=start, disable=not main)
     meter, watch, saved = Meter(), LossWatch(), time.monotonic()
     with (
         deferred_signals() as interrupted,
@@ -202,8 +203,10 @@ def prepare(
 
 def stop_together(accelerator: Accelerator, interrupted: Interruption) -> bool:
     """Return whether a signal came to any of the processes; then all leave after this step, once it is saved."""
-    if accelerator.num_processes > 1:
-        number = torch.tensor(float(interrupted.signal_number or 0), device=accelerator.device)
-        found = int(accelerator.gather(number[None]).max())
-        interrupted.signal_number = found or None
-    return interrupted()
+    if accelerator.num_processes == 1:
+        return interrupted()
+    number = torch.tensor(float(interrupted.signal_number or 0), device=accelerator.device)
+    found = int(accelerator.gather(number[None]).max())
+    if found:  # else leave it: a signal that came while this process waited for the others counts after the next step
+        interrupted.signal_number = found
+    return found > 0
