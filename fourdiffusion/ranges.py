@@ -342,6 +342,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "offload": ("none", "model"),
         "prediction_type": ("epsilon", "v_prediction", "velocity"),
     },
+    "RendererConfig": {"bounds": ("ball", "cube")},
 }
 
 # Settings that are paths, by class: the command line reads them all by the one rule of media.paths.user_path.
