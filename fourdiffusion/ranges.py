@@ -351,6 +351,7 @@ CHOICES: dict[str, dict[str, tuple[str, ...]]] = {
         "offload": ("none", "model"),
         "prediction_type": ("epsilon", "v_prediction", "velocity"),
     },
+    "RendererConfig": {"bounds": ("ball", "cube")},
 }
 
 # Settings that are paths, by class: the command line resolves them with media.paths.user_path.
