@@ -86,12 +86,19 @@ def sampling_settings(config: ModelConfig) -> GenerationConfig:
     Reads no weights. A folder without the file has the release's defaults.
 
     Raises:
-        UserError: there is no model at ``config.path``, or a value that no model can be sampled with.
+        UserError: there is no model at ``config.path``, a value that no model can be sampled with, or an image size
+            that is not the model's.
     """
     if config.path is None or not (Path(config.path) / "model_index.json").is_file():
         raise UserError(f"model.path={config.path} holds no model: give a pipeline folder (one with model_index.json)")
-    settings = override(read_generation_config(Path(config.path)) or GenerationConfig(), config)
+    own = read_generation_config(Path(config.path))
+    settings = override(own or GenerationConfig(), config)
     check_generation_config(settings)
+    if own is not None and settings.image_size != own.image_size:
+        raise UserError(
+            f"model.image_size={settings.image_size}: the model in model.path={config.path} makes pictures of "
+            f"{own.image_size} pixels: leave model.image_size out, or load other weights"
+        )
     return settings
 
 

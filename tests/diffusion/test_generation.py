@@ -205,9 +205,9 @@ def test_the_command_samples_each_model_as_it_is_made_to_be(copy: Path) -> None:
     assert released == GenerationConfig()
     shipped = settings()
     assert (shipped.image_size, shipped.num_inference_steps, shipped.guidance_scale) == (64, 2, 1.0)
-    assert settings("model.guidance_scale=3", "model.image_size=128") == dataclasses.replace(
-        shipped, guidance_scale=3.0, image_size=128
-    )
+    assert settings("model.guidance_scale=3", "model.image_size=64") == dataclasses.replace(shipped, guidance_scale=3.0)
+    with pytest.raises(UserError, match="model.image_size=128: the model in model.path=.* makes pictures of 64 pixels"):
+        settings("model.image_size=128")
 
 
 def test_a_folder_without_the_file_says_so_in_one_line(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
