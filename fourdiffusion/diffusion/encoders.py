@@ -98,8 +98,8 @@ def find_tokenizer(folders: list[Path], max_length: int) -> CLIPTokenizer:
     tokenizer = None
     if found:
         for path in sorted(found[0].glob("*.json")):
-            if not isinstance(content := read_json(path, "fetch it again"), dict):
-                raise UserError(f"{path}: holds a {type(content).__name__}, not an object; fetch it again")
+            if not isinstance(content := read_json(path, "download it again"), dict):
+                raise UserError(f"{path}: holds a {type(content).__name__}, not an object; download it again")
         with contextlib.suppress(Exception):  # the library has kinds of its own for each fault
             tokenizer = CLIPTokenizer.from_pretrained(found[0], local_files_only=True, model_max_length=max_length)
     if tokenizer is None or len(tokenizer) < 256:  # one entry per byte; without files the library makes an empty one

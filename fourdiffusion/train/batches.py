@@ -33,6 +33,8 @@ def read_batches(config: TrainConfig, data: ClipSamples, start: int, rank: int, 
     Raises DataError, which names the clips, where one cannot be read or a data loading process is killed.
     """
     before = signal.getsignal(signal.SIGCHLD) if hasattr(signal, "SIGCHLD") else None
+    if getattr(before, "__module__", "").startswith("torch."):  # of a former loader of this process
+        before = signal.SIG_DFL
     batches = iter(make_loader(config, data, start, rank, num_processes))
     if before is not None and threading.current_thread() is threading.main_thread():
         # torch's handler raises at any moment, also while an optimizer step is half done; without it, a killed process

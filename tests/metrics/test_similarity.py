@@ -71,5 +71,5 @@ def test_an_encoder_is_found_in_named_folders_or_reported_missing(folder: Path, 
     missing = find_encoder("nobody/no-such-encoder", [str(tmp_path)])
     assert isinstance(missing, Missing) and "hf download nobody/no-such-encoder" in missing.line()
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="not an image encoder"):
+    with pytest.raises(UserError, match="image encoder"):
         ImageEncoder(tmp_path, "broken")
