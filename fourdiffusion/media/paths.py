@@ -67,6 +67,18 @@ def require_own_file(path: Path) -> None:
         require_file(path, "delete it, or choose another output")
 
 
+def refuse_foreign_files(folder: Path, note: str, own: tuple[str, ...] = ()) -> None:
+    """Raise UserError if a folder without the file ``note`` holds anything but hidden files, rests and ``own``.
+
+    ``note`` is what a verb writes first into its output folder: without it the folder belongs to somebody else.
+    """
+    if (folder / note).exists():
+        return
+    found = sorted(entry.name for entry in folder.iterdir() if entry.name[0] != "." and entry.suffix != ".partial")
+    if strange := [name for name in found if name not in own]:
+        raise UserError(f"output={folder} holds {printable(strange[0])} and no {note}: give an empty or a new folder")
+
+
 def _encodes(text: str) -> bool:
     try:
         os.fsencode(text)

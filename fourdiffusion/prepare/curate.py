@@ -11,6 +11,7 @@ from fourdiffusion.datasets.curation.captions import add_captions, read_caption_
 from fourdiffusion.datasets.curation.decide import decide
 from fourdiffusion.datasets.curation.id_lists import join_lists
 from fourdiffusion.datasets.curation.manifest import (
+    DECISIONS,
     KEEP,
     MANIFEST,
     read_decisions,
@@ -23,6 +24,7 @@ from fourdiffusion.datasets.curation.score_log import LOG, THUMBNAILS, score_all
 from fourdiffusion.datasets.curation.settings import CurateConfig, check_test_sets
 from fourdiffusion.datasets.curation.test_sets import contamination, ids_in
 from fourdiffusion.errors import UserError
+from fourdiffusion.media.paths import refuse_foreign_files
 from fourdiffusion.runs import lock_folder, terminable
 
 
@@ -47,6 +49,7 @@ def _curate(
     config: CurateConfig, output: Path, folders: list[Path], listed: set[str] | None, captions: dict[str, str]
 ) -> None:
     """Score, decide and serve, in a locked output folder."""
+    refuse_foreign_files(output, LOG, (THUMBNAILS, DECISIONS))
     (output / THUMBNAILS).mkdir(exist_ok=True)
     decisions = read_decisions(output)
     lines = add_captions(score_all(folders, output, config), captions, config.captioner)

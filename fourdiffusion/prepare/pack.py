@@ -27,7 +27,7 @@ from fourdiffusion.diffusion.loading import load_pipeline
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import write_atomic
-from fourdiffusion.media.paths import printable, require_file, user_path
+from fourdiffusion.media.paths import printable, refuse_foreign_files, require_file, user_path
 from fourdiffusion.media.write import write_video
 from fourdiffusion.prepare.settings import FRAMES, PackConfig
 from fourdiffusion.runs import lock_folder, terminable
@@ -167,8 +167,7 @@ def _claim(output: Path, config: PackConfig, clips: list[Path], encoders: dict[s
         if differs := [key for key in wanted if found.get(key) != wanted[key]]:
             shown = ", ".join(f"{key}={found.get(key)}"[:80] for key in differs)
             raise UserError(f"output={output} holds shards made with {shown}; use that or another folder")
-    elif strange := [p.name for p in output.iterdir() if p.name.startswith("shard-") or p.name == INDEX]:
-        raise UserError(f"output={output} holds {strange[0]} and no {NOTE}; use another folder")
+    refuse_foreign_files(output, NOTE)
     _write_json(output / NOTE, wanted)
 
 

@@ -17,6 +17,7 @@ from fourdiffusion.datasets.synthetic import TEST_SEED_START, make_creature, ren
 from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import write_atomic
+from fourdiffusion.media.paths import refuse_foreign_files
 from fourdiffusion.prepare.settings import FAULTS, PLANS, RIGS, SPLITS, SynthConfig
 from fourdiffusion.runs import lock_folder, terminable
 
@@ -139,6 +140,7 @@ def _claim(output: Path, config: SynthConfig) -> None:
     """Record the settings in synth.json, so that a second run cannot add other clips."""
     kept = ("split", "num_views", "num_frames", "size", "rig", "elevation_deg", "plans", "depth")
     wanted = {name: getattr(config, name) for name in kept}
+    refuse_foreign_files(output, "synth.json")
     note = output / "synth.json"
     if not note.exists():
         text = json.dumps(wanted, indent=1) + "\n"

@@ -95,3 +95,10 @@ def test_what_it_refuses(tmp_path: Path, changes: dict[str, object], words: str)
     with pytest.raises(UserError, match=words):
         synth(config(tmp_path / "clips", **changes))
     assert not (tmp_path / "clips").exists()
+
+
+def test_clips_are_not_written_among_the_files_of_others(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear")
+    with pytest.raises(UserError, match="holds letter.txt and no synth.json: give an empty or a new folder"):
+        synth(config(tmp_path, num_clips=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]

@@ -24,7 +24,7 @@ from fourdiffusion.datasets.rendering.render_log import RenderLog
 from fourdiffusion.datasets.rendering.settings import PIXEL_SETTINGS, RenderAssetsConfig
 from fourdiffusion.documents import read_json
 from fourdiffusion.errors import UserError
-from fourdiffusion.media.paths import require_own_file
+from fourdiffusion.media.paths import refuse_foreign_files, require_own_file
 
 LOG, SETTINGS, LOCK = "render_log.jsonl", "render.json", ".lock"
 
@@ -84,6 +84,7 @@ def _claimed(output: Path, config: RenderAssetsConfig) -> Iterator[None]:
 def _compare_settings(note: Path, config: RenderAssetsConfig) -> None:
     settings = json.loads(json.dumps(asdict(config)))
     wanted = {name: value for name, value in settings.items() if name in PIXEL_SETTINGS}
+    refuse_foreign_files(note.parent, note.name)
     if not note.exists():
         partial = note.with_name(note.name + ".partial")
         partial.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
