@@ -17,6 +17,7 @@ from fourdiffusion.files import save_tensors
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.render import parse_background, render
 from fourdiffusion.scene.field import DynamicField
+from fourdiffusion.scene.pictures import recorded_camera
 from fourdiffusion.scene.renderer import OccupancyGrid
 from fourdiffusion.scene.scene import Scene, load_scene, render_views, save_scene
 from fourdiffusion.scene.settings import FieldConfig, RendererConfig
@@ -246,3 +247,9 @@ def test_backgrounds() -> None:
     assert parse_background("transparent") is None
     assert parse_background("#0080ff").tolist() == pytest.approx([0, 128 / 255, 1])  # type: ignore[union-attr]
     assert parse_background("gray").tolist() == [0.5] * 3  # type: ignore[union-attr]
+
+
+def test_an_input_record_that_is_no_object_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "input.json").write_text("null")
+    with pytest.raises(UserError, match="input.json: holds a NoneType, not an object"):
+        recorded_camera(tmp_path)

@@ -194,6 +194,8 @@ def _check_numbers(pipeline: FourDiffusionPipeline) -> None:
     kept = torch.as_tensor(pipeline.scheduler.alphas_cumprod)  # share of the picture's variance at each noise level
     if not bool(((kept >= 0) & (kept < 1)).all()) or bool((kept.diff() >= 0).any()) or len(kept) < 1:
         raise ValueError("scheduler: its betas are not a noise schedule, alphas_cumprod must fall inside [0, 1)")
+    if (meaning := pipeline.scheduler.config.prediction_type) not in ("epsilon", "sample", "v_prediction"):
+        raise ValueError(f"scheduler: prediction_type={meaning} is not epsilon, sample or v_prediction")
     scale = pipeline.vae.config.scaling_factor
     if not isinstance(scale, int | float) or not 0 < scale < math.inf:
         raise ValueError(f"vae: scaling_factor={scale} is not a positive number")

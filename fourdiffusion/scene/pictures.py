@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 
 from fourdiffusion.cameras import FOVY_DEG, orbit, orthogonal_azimuths
 from fourdiffusion.documents import read_json
+from fourdiffusion.errors import UserError
 from fourdiffusion.media.write import contact_sheet, write_image, write_video
 from fourdiffusion.scene.scene import Scene, render_views
 
@@ -52,6 +53,8 @@ def recorded_camera(run: Path) -> tuple[Tensor, float] | None:
     if not path.is_file():
         return None
     record = read_json(path, "fit it again")
+    if not isinstance(record, dict):
+        raise UserError(f"{path}: holds a {type(record).__name__}, not an object; fit it again")
     values = [record.get(key) for key in ("fovy_deg", "distance", "elevation_deg")]
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         return None
