@@ -9,6 +9,7 @@ Letters: N pictures, F frames of the clip, S the side of a picture.
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,7 +56,7 @@ def recorded_camera(run: Path) -> tuple[Tensor, float] | None:
     record = read_json(path, "fit it again")
     if not isinstance(record, dict):
         raise UserError(f"{path}: holds a {type(record).__name__}, not an object; fit it again")
-    values = [record.get(key) for key in ("fovy_deg", "distance", "elevation_deg")]
+    values: list[Any] = [record.get(key) for key in ("fovy_deg", "distance", "elevation_deg")]
     if not all(isinstance(value, int | float) and math.isfinite(value) for value in values):
         return None
     fovy, distance, elevation = (float(value) for value in values)
