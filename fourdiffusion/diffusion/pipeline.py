@@ -206,6 +206,9 @@ class FourDiffusionPipeline(DiffusionPipeline):
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a pipeline folder as diffusers does, with the sampling defaults."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()  # a tokenizer file records how the last text was padded and cut: reset both
+        backend.no_truncation()
         super().save_pretrained(save_directory, **kwargs)
         write_generation_config(Path(save_directory), self.generation_config)
 

@@ -87,6 +87,15 @@ def test_files_are_safetensors_and_small_text(saved: Path) -> None:
     assert {path.suffix for path in saved.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".txt"}
 
 
+def test_the_files_do_not_depend_on_what_was_encoded(tmp_path: Path) -> None:
+    pipeline = tiny_pipeline(moving=True)
+    pipeline.save_whole(tmp_path / "before")
+    pipeline.prepare(video(), "two balls", None)
+    pipeline.save_whole(tmp_path / "after")
+    for path in (tmp_path / "before" / "tokenizer").iterdir():
+        assert path.read_bytes() == (tmp_path / "after" / "tokenizer" / path.name).read_bytes()
+
+
 def test_save_whole_replaces(copy: Path) -> None:
     (copy / "left_over.txt").write_text("old")
     partial = copy.with_name(f"model.{2**22 + 1}.partial")  # a number that no process has
