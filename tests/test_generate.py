@@ -89,7 +89,7 @@ def test_seed_decides(model: Path, video: Path, tmp_path: Path) -> None:
         ({"alpha": "guess"}, "alpha=guess is unknown"),
         ({"model": dataclasses.replace(tiny_config(), dtype="half")}, "model.dtype=half is not one of float32"),
         ({"guidance_scale": float("nan")}, "model.guidance_scale=nan: give 0 to 100"),
-        ({"image_size": 18}, "model.image_size=18: .* multiple of 4"),
+        ({"image_size": 18}, "model.image_size=18: the model in model.path=.* makes pictures of 16 pixels"),
         ({"head_dim": 8}, "model.head_dim=8 contradicts the weights"),
     ],
 )

@@ -27,11 +27,15 @@ from fourdiffusion.cli.config import build, compose, load_settings_class
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.generation import generate_views
-from fourdiffusion.diffusion.generation_config import sampling_settings
+from fourdiffusion.diffusion.generation_config import (
+    read_generation_config,
+    sampling_settings,
+    write_generation_config,
+)
 from fourdiffusion.diffusion.loading import DTYPES, OFFLOADS, fresh_pipeline, open_pipeline
 from fourdiffusion.diffusion.pipeline import unconditional
 from fourdiffusion.diffusion.schedulers import noise_schedule
-from fourdiffusion.diffusion.settings import ModelConfig, architecture
+from fourdiffusion.diffusion.settings import GenerationConfig, ModelConfig, architecture
 from fourdiffusion.fit.loop import update
 from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.fit.setup import build_target
@@ -85,6 +89,9 @@ def main(arguments: argparse.Namespace) -> None:
         print_table(sys.argv[1 : sys.argv.index("--table")], arguments.table or list(CASES))
         return
     device = resolve_device(arguments.device)
+    if arguments.size:  # random weights are of any size
+        own = read_generation_config(folder) or GenerationConfig()
+        write_generation_config(folder, dataclasses.replace(own, image_size=arguments.size))
     model = dataclasses.replace(
         sizes,
         path=str(folder),
