@@ -246,7 +246,8 @@ def lock_folder(folder: Path, keep: str = "config.yaml") -> Iterator[None]:
         file.truncate(0)
         file.write(f"pid {os.getpid()}")
         file.flush()
-        for left in folder.glob("*.partial"):  # by a process that was killed
+        mine = "*.partial" if (folder / keep).is_file() else f"*{keep}*.partial"  # others may have such files, too
+        for left in folder.glob(mine):  # by a process that was killed
             remove(left)
         try:
             yield

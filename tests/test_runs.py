@@ -526,3 +526,14 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     with_result(tmp_path)
     with pytest.raises(UserError, match="with name=None, this one has name=b"):
         open_run(tmp_path, Settings(name="b"), free=set())
+
+
+def test_a_lock_removes_no_partial_files_of_others(tmp_path: Path) -> None:
+    theirs, rest = tmp_path / "film.mp4.partial", tmp_path / "config.yaml.7.partial"
+    for path in (theirs, rest):
+        path.write_text("half")
+    with lock_folder(tmp_path):
+        assert theirs.exists() and not rest.exists()
+    (tmp_path / "config.yaml").write_text("{}")
+    with lock_folder(tmp_path):
+        assert not theirs.exists()  # in a run's folder only a run writes

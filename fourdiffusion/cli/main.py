@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
         return 0
     except KeyboardInterrupt:
-        return _report("interrupted: where a run was begun, the same command goes on from its last checkpoint", 130)
+        return _report("interrupted: run the same command again to resume a run from its last checkpoint", 130)
     except Terminated as error:
         return _report(str(error), 128 + error.signal_number)
     except Exception as error:

@@ -49,7 +49,7 @@ def pack(config: PackConfig) -> None:
             f"{max(1, len(clips) // config.num_readers)} or fewer readers, and another output where this one has shards"
         )
     pipeline = _pipeline(config) if config.latents else None
-    with terminable(), lock_folder(output):
+    with terminable(), lock_folder(output, keep=NOTE):
         encoders = precompute.encoder_digests(pipeline) if pipeline is not None else {}
         _claim(output, config, clips, encoders)
         tables = []
