@@ -170,9 +170,11 @@ def whole(base: Path, place: Path, words: list[str]) -> tuple[dict[str, str], fl
 
 
 def outcome(folder: Path, words: list[str]) -> dict[str, str]:
-    """Return {file: digest} of what a command wrote, a folder or one file."""
+    """Return {file: digest} of what a command wrote, a folder or one file; nothing where it wrote nothing."""
     path = folder / next(word for word in words if word.startswith("output=")).partition("=")[2]
-    return content(path) if path.is_dir() else {path.name: hashlib.sha256(_bytes(path)).hexdigest()}
+    if path.is_file():
+        return {path.name: hashlib.sha256(_bytes(path)).hexdigest()}
+    return content(path) if path.is_dir() else {}
 
 
 def terminate(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = tuple(VERBS)) -> bool:

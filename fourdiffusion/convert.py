@@ -82,7 +82,7 @@ def read_release(
         expected |= release.to_release(where, pipeline.components[name].state_dict())
     unread = [key for key in tensors if release.dropped(key, sizes.text_layers)]
     _check(f"imagedream={imagedream}", expected, tensors, unread)
-    for name, where in mappings.items():
+    for name, where in tqdm(mappings.items(), desc="convert", unit="part", leave=False):
         _fill(pipeline.components[name], release.from_release(where, tensors), dtype)
 
     if motion is None:

@@ -1,6 +1,8 @@
-"""What holds for every verb: a misspelled setting is named, and an interruption leaves nothing half-written."""
+"""What holds for every verb: a misspelled setting is named, progress is shown, Ctrl-C leaves nothing half-written."""
 
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,9 +15,13 @@ import torch
 from conftest import ROOT
 from scene.test_pictures import small_scene
 
+sys.path.insert(0, str(ROOT / "dev"))
+
+import tiny_commands
+
 from fourdiffusion import cli
 from fourdiffusion.cli.verbs import VERBS
-from fourdiffusion.files import save_tensors
+from fourdiffusion.files import load_tensors, save_tensors
 from fourdiffusion.scene.scene import save_scene
 
 pytestmark = pytest.mark.slow
@@ -58,8 +64,26 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_half_written(
     if words[0] in ("view", "app"):
         pytest.importorskip({"view": "viser", "app": "gradio"}[words[0]])
     scene = [] if words[0] == "app" else [f"scene={run}"]
+    code, said = interrupted([*words, *scene], tmp_path, begun)
+    assert end in said and "Traceback" not in said and code == (0 if end.endswith("closed") else 130)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_ctrl_c_of_a_video_leaves_a_run_that_goes_on(base: Path, tmp_path: Path) -> None:
+    fit = tiny_commands.command("fit", "max_steps=100000", "output=out")
+    words = [str(base / "in"), *(word for word in fit[1:] if not word.startswith("video="))]
+    code, said = interrupted([word.replace("=model", f"={base / 'model'}") for word in words], tmp_path, "step/s")
+    assert code == 130 and "interrupted" in said and "Traceback" not in said
+    step = load_tensors(tmp_path / "out" / "checkpoint.safetensors")[1]["step"]
+    assert 0 < step < 100000 and not list(tmp_path.rglob("*.partial")) and not (tmp_path / "out" / "scene").exists()
+    again, said = interrupted([word.replace("=model", f"={base / 'model'}") for word in words], tmp_path, "step/s")
+    assert again == 130 and load_tensors(tmp_path / "out" / "checkpoint.safetensors")[1]["step"] >= step
+
+
+def interrupted(words: list[str], folder: Path, begun: str) -> tuple[int, str]:
+    """Run a command in a folder, press Ctrl-C once it has said ``begun``; return its exit code and all that it said."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "fourdiffusion", *words, *scene], cwd=tmp_path, stdout=subprocess.PIPE,
+        [sys.executable, "-m", "fourdiffusion", *words], cwd=folder, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in the background
     )  # fmt: skip
@@ -78,7 +102,32 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_half_written(
     finally:
         process.kill()
         reader.join()
-    text = "".join(said)
-    assert end in text and "Traceback" not in text and code == (0 if end.endswith("closed") else 130)
-    left = [path for path in tmp_path.rglob("*") if path.is_file()]
-    assert left == []
+    return code, "".join(said)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The inputs of ``tiny_commands``."""
+    folder = tmp_path_factory.mktemp("base")
+    tiny_commands.make_inputs(folder)
+    return folder
+
+
+PROGRESS = {  # what each verb counts that takes more than 3 seconds with inputs of a usual size
+    "generate": "sampling", "fit": "fit", "fit views": "fit views", "train": "train motion", "render": "rgb",
+    "export": "density", "export images": "images", "view": "density", "evaluate": "evaluate",
+    "evaluate scene": "render", "convert": "convert", "data synth": "synth train", "data render": "render",
+    "data curate": "curate", "data pack": "data pack",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PROGRESS)
+def test_what_takes_long_shows_how_far_it_is(
+    base: Path, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for each in tiny_commands.ALL[name][1]:
+        shutil.copytree(base / each, each)
+    assert cli.main(tiny_commands.command(name)) == 0
+    bars = re.findall(r"([\w ]+): +\d+%\|.*?\| \d+/\d+ \[\d\d:\d\d<", capsys.readouterr().err)
+    assert PROGRESS[name] in {bar.strip() for bar in bars}

@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# From a folder of animated assets to the second small model (128 x 128 pixels): clips, curation, four training stages.
+#
+#   scripts/build/make_second_model.sh FOLDER_OF_ASSETS [FOLDER_OF_DATA]
+#
+# Every step goes on where it was interrupted. On a GPU one command does all of it: DEVICE=gpu scripts/build/...;
+# without one, one process of one thread trains. Held out by source: no clip of three authors is trained on.
+set -euo pipefail
+assets=$(realpath "${1:?give a folder of animated assets}")
+cd "$(dirname "$0")/../.."
+data=${2:-.cache/assets}
+export PATH="$PWD/.venv/bin:$PATH"
+cpu=()
+[ "${DEVICE:-cpu}" = gpu ] || { cpu=(cpu=true); export OMP_NUM_THREADS=1; }
+manifest=()
+[ ! -f "$assets/MANIFEST.tsv" ] || manifest=(manifest="$assets/MANIFEST.tsv")
+
+fourdiffusion data render assets="$assets" "${manifest[@]}" output="$data/clips" engine=opengl width=128 height=128 \
+    num_views=8 num_random_views=4 num_frames=16 stride=2
+fourdiffusion data curate clips="$data/clips" output="$data/curated"
+held_out='^(animalia|kenney|draconis)-'
+grep -Ev "$held_out" "$data/curated/keep.txt" >"$data/train.txt"
+grep -E "$held_out" "$data/curated/keep.txt" >"$data/test.txt"
+for split in train test; do
+    fourdiffusion data pack clips="$data/clips" ids="$data/$split.txt" output="$data/$split"
+done
+
+for stage in vae clip base motion; do
+    fourdiffusion train experiment="train/small_$stage" data.path="$data/train" validation_data="$data/test" \
+        output="runs/small_$stage" "${cpu[@]}"
+done
