@@ -87,16 +87,21 @@ def command(name: str, *words: str) -> list[str]:
 
 def make_inputs(base: Path) -> None:
     """Make the inputs that are missing in a folder: frames, model, clips, truth, runs, release, assets."""
+    import threading
+
     import torch
     from animated_glb import swinging_box
     from PIL import Image
     from released import write_release
     from tiny_model import AZIMUTHS, picture, tiny_clip, tiny_config, write_clips, write_model  # noqa: F401
+    from tqdm import tqdm
 
     from fourdiffusion import cameras
     from fourdiffusion.cli import main
     from fourdiffusion.datasets.clips import Clip, write_clip
 
+    tqdm.set_lock(threading.RLock())  # its own is shared with forks: one that is killed with it stops all the others
+    tqdm.monitor_interval = 0  # no thread that may hold it at a fork
     torch.set_num_threads(1)
     base.mkdir(parents=True, exist_ok=True)
     before = os.getcwd()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate.measure import Networks, Pictures, prepare
@@ -96,9 +97,10 @@ def _compare_part(
     predicted = [_of_part(part, view, protocol) for view in range(len(part.rgb))]
 
     def rows_at(pictures: list[Pictures], frames: list[int]) -> list[Row]:
+        views = list(zip(part.views, pictures, truth, strict=True))
         return [
             measure_row(name, str(view), (_frames(a, frames), _frames(b, frames)), protocol, networks, notes)
-            for view, a, b in zip(part.views, pictures, truth, strict=True)
+            for view, a, b in tqdm(views, desc="evaluate", unit="view", leave=False)
         ]
 
     measured = rows_at(predicted, fitted)

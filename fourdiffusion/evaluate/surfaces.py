@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate.measure import VideoResult
@@ -77,7 +78,7 @@ def evaluate_surfaces(
     sides = (str(folders[0]), str(folders[1]))
     names = match_names(list(prediction), list(reference), sides, "object", protocol.object_mismatch, notes)
     rows = []
-    for name in names:
+    for name in tqdm(names, desc="evaluate", unit="object", leave=False):
         sequences = _frames_of_both(name, prediction[name], reference[name], protocol, notes)
         measured = _measure(*sequences, protocol, wanted)
         notes += [f"{name}: {note}" for note in measured.notes]
