@@ -269,7 +269,7 @@ def denied(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[s
     good = True
     for verb, words in ((verb, (VERBS | OTHERS)[verb]) for verb in verbs):
         expected, seconds = whole(base, place, words)
-        for number in range(max(moments // 4, 2)):
+        for number in range(max(moments // 4, 1)):
             folder = inputs(base, place)
             child = Child(words, folder, bad_commands.drop_privileges)
             while not (folder / "out").is_dir() and time.monotonic() - child.began < 60:
@@ -318,7 +318,7 @@ WORKING = ("data synth", "data curate", "train")
 def workers(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[str] = WORKING) -> bool:
     good = True
     tries = {
-        "data synth": (tiny_commands.command("data synth", "num_clips=40", "num_workers=2"), "out/synthetic-*"),
+        "data synth": (tiny_commands.command("data synth", "num_clips=16", "num_workers=2"), "out/synthetic-*"),
         "data curate": (tiny_commands.command("data curate", "clips=many", "num_workers=2"), "out/thumbnails/*"),
         "train": ([*VERBS["train"], "num_workers=2"], "out/log.jsonl"),
     }

@@ -6,7 +6,6 @@ back, and the page keeps nothing between requests but what its own widgets hold.
 
 import contextlib
 import json
-import signal
 import subprocess
 import sys
 import tempfile
@@ -114,10 +113,10 @@ def run_job(words: list[str], run: Path) -> Iterator[State]:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt a process that still runs, as Ctrl-C does, so that it saves; kill it if it does not end."""
+    """Tell a process that still runs to save and end (SIGTERM: jobs in the background ignore SIGINT), or kill it."""
     if process.poll() is not None:
         return
-    process.send_signal(signal.SIGINT)
+    process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(STOP_SECONDS)
         return

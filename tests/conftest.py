@@ -1,11 +1,13 @@
 """Fixtures shared by several test files."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "dev"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -28,6 +30,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The inputs of every verb's small command (dev/tiny_commands.py), with the kernels compiled; not to be changed."""
+    import bad_commands
+
+    folder = tmp_path_factory.mktemp("base")
+    bad_commands.prepare(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,9 @@
 import sys
 from pathlib import Path
 
-import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "dev"))
-
 import bad_cases
 import bad_commands
+import pytest
 
 from fourdiffusion.cli.config import from_values
 from fourdiffusion.cli.schema import load_settings_class, settings
@@ -20,14 +16,6 @@ from fourdiffusion.train.settings import TrainConfig
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")]
 
 COUNT, SEED = 150, 7
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The inputs of the commands; made once, and the kernels compiled once."""
-    folder = tmp_path_factory.mktemp("base")
-    bad_commands.prepare(folder)
-    return folder
 
 
 def test_150_bad_commands_end_right(base: Path) -> None:

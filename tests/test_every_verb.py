@@ -11,14 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
+import tiny_commands
 import torch
 from conftest import ROOT
 from scene.test_pictures import small_scene
-
-sys.path.insert(0, str(ROOT / "dev"))
-sys.path.insert(0, str(ROOT / "tests" / "datasets"))
-
-import tiny_commands
 
 from fourdiffusion import cli
 from fourdiffusion.cli.verbs import VERBS
@@ -102,14 +98,6 @@ def interrupted(words: list[str], folder: Path, begun: str) -> tuple[int, str]:
         process.kill()
         reader.join()
     return code, "".join(said)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The inputs of ``tiny_commands``."""
-    folder = tmp_path_factory.mktemp("base")
-    tiny_commands.make_inputs(folder)
-    return folder
 
 
 PROGRESS = {  # what each verb counts that takes more than 3 seconds with inputs of a usual size

@@ -4,26 +4,14 @@ import sys
 from pathlib import Path
 from random import Random
 
-import pytest
-from conftest import ROOT
-
-sys.path.insert(0, str(ROOT / "dev"))
-
-import bad_commands
 import kills
+import pytest
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="forks, and reads /proc")]
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("base")
-    bad_commands.prepare(folder)
-    return folder
-
-
 def test_sigterm_at_a_random_moment_loses_no_step(base: Path, tmp_path: Path) -> None:
-    assert kills.terminate(base, tmp_path, 2, Random(3), ["train"])
+    assert kills.terminate(base, tmp_path, 1, Random(3), ["train"])
 
 
 def test_a_kill_between_the_generated_clip_and_its_pictures(base: Path, tmp_path: Path) -> None:
@@ -39,7 +27,7 @@ def test_a_full_disk(base: Path, tmp_path: Path) -> None:
 
 
 def test_a_folder_that_becomes_read_only(base: Path, tmp_path: Path) -> None:
-    assert kills.denied(base, tmp_path, 2, Random(3), ["train"])
+    assert kills.denied(base, tmp_path, 1, Random(3), ["train"])
 
 
 @pytest.mark.parametrize("verb", kills.WORKING)

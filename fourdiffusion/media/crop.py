@@ -5,7 +5,6 @@ Letters: F frames, H W pixels, S the side of a square crop. A square is (left, t
 
 import numpy as np
 import torch
-from scipy.signal import savgol_filter
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -37,6 +36,8 @@ def follow_squares(alpha: np.ndarray, object_share: float) -> list[Square]:
     path = np.stack([np.interp(every, present, centers[:, axis]) for axis in (0, 1)], axis=1)
     window = min(SMOOTH_FRAMES, len(path) - 1 + len(path) % 2)
     if window > 2:
+        from scipy.signal import savgol_filter  # here: it takes a second to import
+
         path = savgol_filter(path, window, polyorder=1, axis=0)  # keeps a uniform motion unchanged, also at the ends
     margins = np.maximum(path[present] - boxes[:, :2], boxes[:, 2:] - path[present])
     side = max(1, round(2 * float(margins.max()) / object_share))

@@ -231,15 +231,16 @@ def test_one_batch_gives_one_result_however_it_is_divided(base: Path, clips: Pat
     shutil.copytree(tmp_path / "two", tmp_path / "two-one")
     distributed(2, command(base, clips, tmp_path / "two", *words, "max_steps=2", "micro_batch_size=1"))
     assert cli.main(command(base, clips, tmp_path / "two-one", *words, "max_steps=2", "micro_batch_size=2")) == 0
-    first = log_of(tmp_path / "whole")
+    first, whole = log_of(tmp_path / "whole"), weights(tmp_path / "whole/model")
     assert [line["step"] for line in first] == [1, 2] and all(line["grad_norm"] > 0 for line in first)
     for other in ("micro", "two", "two-one"):
         for a, b in zip(first, log_of(tmp_path / other), strict=True):
             assert b["step"] == a["step"], other
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), other
             assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-4), other
-        for name, value in weights(tmp_path / "whole/model").items():
-            torch.testing.assert_close(weights(tmp_path / other / "model")[name], value, atol=1e-5, rtol=1e-4)
+        found = weights(tmp_path / other / "model")
+        for name, value in whole.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4, msg=f"{other}: {name}")
 
 
 # ---- mistakes -------------------------------------------------------------------------------------------------------
