@@ -58,7 +58,7 @@ def main() -> None:
     chance.shuffle(signals)
     for number in signals:
         process = _start([*words, f"output={broken}"], options.run / "broken.log")
-        longest = 3 * length / len(signals)
+        longest = 2 * length / len(signals)
         if number == signal.SIGTERM:
             _wait_for_step(broken, process)
             longest = length / len(signals) / 2
@@ -66,12 +66,12 @@ def main() -> None:
         os.kill(process, number)
         code = _wait(process)
         print(f"{number.name}, code {code}: {_progress(broken)}", flush=True)
-        if number == signal.SIGTERM and code != 128 + number:
-            raise UserError(f"SIGTERM ended the run with code {code}: 143 is right, unless --steps are too few")
+        if code != (128 + number if number == signal.SIGTERM else -number):
+            raise UserError(f"{number.name} ended the run with code {code}; if the run was over: give more --steps")
     _cut(broken / CHECKPOINT)
     if code := _wait(_start([*words, f"output={broken}"], options.run / "broken.log")):
         raise UserError(f"the run in {broken} ended with code {code}, see {options.run / 'broken.log'}")
-    if "is damaged: going on from the one before" not in (options.run / "broken.log").read_text(encoding="utf-8"):
+    if "is damaged: resuming from the previous one" not in (options.run / "broken.log").read_text(encoding="utf-8"):
         raise UserError(f"{options.run / 'broken.log'} does not say that the last checkpoint was damaged")
     states = [load_file(run / "model/motion/diffusion_pytorch_model.safetensors") for run in (whole, broken)]
     checkpoints = [load_tensors(run / CHECKPOINT)[0] for run in (whole, broken)]

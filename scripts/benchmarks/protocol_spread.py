@@ -61,7 +61,7 @@ def measured(
         try:
             content = evaluated(protocol, place, output, options)
         except UserError as error:
-            said = f"refused: {str(error).split(': give ')[0].removeprefix(str(place))}"
+            said = f"refused: {str(error).split(': give ')[0].removeprefix(str(place)).lstrip(', ')}"
             try:
                 content = evaluated(dataclasses.replace(protocol, **RULES), place, output, options)  # type: ignore[arg-type]
             except UserError as second:
