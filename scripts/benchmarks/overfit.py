@@ -141,7 +141,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--base", choices=("fresh", "shipped"), default="fresh")
     parser.add_argument("--clips", type=int, default=4)
     parser.add_argument("--size", type=int, default=32, help="of the pictures, in pixels")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=480)
     return parser.parse_intermixed_args()
 
 
