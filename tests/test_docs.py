@@ -357,17 +357,17 @@ PYTHON = [block for block in BLOCKS if block.language in ("python", "py") and "#
 @pytest.mark.slow
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.place)
 def test_python_examples_in_the_docs_run(block: Block, place: Path) -> None:
-    """A fit runs with the settings of a tiny fit instead of 400 steps."""
+    """A fit runs with the settings of a tiny fit instead of 500 steps."""
     from tiny_verbs import tiny_fit
 
-    text = block.text.replace("max_steps=400", "**TINY")
+    text = block.text.replace("max_steps=500", "**TINY")
     names: dict[str, Any] = {"TINY": tiny_fit("data/models/tiny")}
     exec(compile(text, block.place, "exec"), names)
 
 
 def test_the_api_page_has_its_examples_and_names() -> None:
     text = (ROOT / "docs/api.md").read_text("utf-8")
-    assert sum(block.page == "docs/api.md" for block in PYTHON) >= 2 and "max_steps=400" in text
+    assert sum(block.page == "docs/api.md" for block in PYTHON) >= 2 and "max_steps=500" in text
     import fourdiffusion
 
     rows = re.findall(r"^\| `(\w+)", text, re.MULTILINE)

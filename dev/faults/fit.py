@@ -57,8 +57,8 @@ FAULTS = [
     (
         "the anchor is always view 0",
         STEP,
-        "target.c2w[target.anchor : target.anchor + 1]",
-        "target.c2w[:1]",
+        "view = slice(target.anchor, target.anchor + 1)",
+        "view = slice(0, 1)",
         step("test_the_anchor_loss_compares_a_random_frame_of_the_anchor_view"),
     ),
     (
