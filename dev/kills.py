@@ -324,7 +324,7 @@ def workers(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[
     }
     for verb, (words, sign) in ((verb, tries[verb]) for verb in verbs):
         folder = inputs(base, place)
-        for number in range(40 if verb == "data curate" else 0):
+        for number in range(16 if verb == "data curate" else 0):
             shutil.copytree(base / "clips" / "clip-0", folder / "many" / f"clip-{number}")
         child = Child([w.replace("max_steps=12", "max_steps=4000") for w in words], folder)
         limit, killed = time.monotonic() + 120, None
