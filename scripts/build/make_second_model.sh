@@ -26,6 +26,6 @@ for split in train test; do
 done
 
 for stage in vae clip base motion; do
-    fourdiffusion train experiment="train/small_$stage" data.path="$data/train" validation_data="$data/test" \
+    fourdiffusion train experiment="small_$stage" data.path="$data/train" validation_data="$data/test" \
         output="runs/small_$stage" "${cpu[@]}"
 done
