@@ -223,17 +223,17 @@ def log_of(output: Path) -> list[dict[str, float]]:
 
 
 def test_one_batch_gives_one_result_however_it_is_divided(base: Path, clips: Path, tmp_path: Path) -> None:
-    """Whole, in micro-batches, over two processes, and over two, then one: the same losses, gradients and weights."""
+    """Whole, in micro-batches, and over two, one and two processes: the same losses, gradients and weights."""
     words = ["batch_size=4", "learning_rate=1e-3"]
-    train(settings("motion", base, clips, tmp_path / "whole", batch_size=4))
-    train(settings("motion", base, clips, tmp_path / "micro", batch_size=4, micro_batch_size=1))
-    distributed(2, command(base, clips, tmp_path / "two", *words, "max_steps=1"))
-    shutil.copytree(tmp_path / "two", tmp_path / "two-one")
-    distributed(2, command(base, clips, tmp_path / "two", *words, "max_steps=2", "micro_batch_size=1"))
-    assert cli.main(command(base, clips, tmp_path / "two-one", *words, "max_steps=2", "micro_batch_size=2")) == 0
+    train(settings("motion", base, clips, tmp_path / "whole", batch_size=4, max_steps=3))
+    train(settings("motion", base, clips, tmp_path / "micro", batch_size=4, micro_batch_size=1, max_steps=3))
+    several = tmp_path / "two-one-two"
+    distributed(2, command(base, clips, several, *words, "max_steps=1"))
+    assert cli.main(command(base, clips, several, *words, "max_steps=2", "micro_batch_size=2")) == 0
+    distributed(2, command(base, clips, several, *words, "max_steps=3", "micro_batch_size=1"))
     first, whole = log_of(tmp_path / "whole"), weights(tmp_path / "whole/model")
-    assert [line["step"] for line in first] == [1, 2] and all(line["grad_norm"] > 0 for line in first)
-    for other in ("micro", "two", "two-one"):
+    assert [line["step"] for line in first] == [1, 2, 3] and all(line["grad_norm"] > 0 for line in first)
+    for other in ("micro", "two-one-two"):
         for a, b in zip(first, log_of(tmp_path / other), strict=True):
             assert b["step"] == a["step"], other
             assert b["loss"] == pytest.approx(a["loss"], rel=1e-5), other
