@@ -183,6 +183,7 @@ def build_page(gradio: ModuleType, folder: Path) -> Any:
             return look(path, alpha_from, cropped) if path else (None, "")
 
         def work(path: str | None, chosen: str, what: str, alpha_from: str, cropped: str) -> Iterator[tuple[Any, ...]]:
+            """Run a job; yield what the page shows: status, share done, preview, turntable, downloads."""
             if not path:
                 yield "error: drop a video first", 0, None, None, None
                 return

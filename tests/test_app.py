@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -69,6 +72,16 @@ def test_a_job_that_is_left_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert started[0].poll() is not None
     with pytest.raises(ProcessLookupError):
         os.kill(started[0].pid, 0)
+
+
+def test_a_job_is_stopped_that_ignores_ctrl_c() -> None:
+    """As every process does that a shell starts in the background."""
+    program = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
+    assert process.stdout is not None and process.stdout.readline() == b"1\n"
+    app.stop(process)
+    process.stdout.close()
+    assert process.returncode == -signal.SIGTERM
 
 
 def test_progress_is_read_from_the_run(tmp_path: Path) -> None:

@@ -684,6 +684,21 @@ def test_every_experiment_lies_with_its_verb() -> None:
     assert not strays, f"experiments stand in configs/experiment/<verb>/: {strays}"
 
 
+@pytest.mark.parametrize("script", ["make_second_model.sh"])
+def test_a_script_of_all_stages_names_recipes_that_follow_each_other(script: str) -> None:
+    from fourdiffusion.train.settings import TrainConfig
+
+    text = (ROOT / "scripts/build" / script).read_text("utf-8")
+    (stages,) = re.findall(r"for stage in ([\w ]+); do", text)
+    (experiment,), (output,) = (re.findall(rf'{key}="([^"$]+)\$stage"', text) for key in ("experiment", "output"))
+    model = None
+    for stage in stages.split():
+        words = [f"experiment={experiment}{stage}", "data.path=clips"]
+        settings = config.build(config.compose("train", TrainConfig, words), TrainConfig)
+        assert (settings.stage, settings.model.path) == (stage, model)
+        model = f"{output}{stage}/model"
+
+
 @real
 def test_the_examples_in_the_help_are_well_formed(verb: verbs.Verb) -> None:
     schema = config.load_settings_class(verb.settings)

@@ -49,9 +49,12 @@ def run(prediction: Path, truth: Path, output: Path, **changes: Any) -> dict[str
     return json.loads((output / "metrics.json").read_text())
 
 
-def test_another_convention_is_excused_by_the_alignment_alone(tmp_path: Path) -> None:
+def test_another_convention_is_excused_by_the_alignment_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write(tmp_path / "gt" / "a"), write(tmp_path / "pred" / "a", moved)
     report = run(tmp_path / "pred", tmp_path / "gt", tmp_path / "out")
+    assert "evaluate: 100%" in capsys.readouterr().err  # objects, with rate and time left
     mean = report["mean"]
     assert mean["chamfer [none]"] > 2 and mean["f_score 0.05 [none]"] < 0.05
     for name in ("cd_3d [similarity]", "cd_4d [similarity]", "cd_motion [similarity]"):

@@ -32,12 +32,12 @@ def test_the_table_of_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture
     full_size.write_model(tmp_path / "model", full_size.settings(tiny=True).model)
     words = ["--tiny", "--size", "16", "--device", "cpu", "--frames", "2", "--views", "2"]
     words += ["--model", str(tmp_path / "model")]
-    names = ["fit, bfloat16, both chunks", "generate, bfloat16, offload"]
+    names = ["generate, bfloat16", "fit, bfloat16, both chunks", "generate, bfloat16, offload"]
     full_size.print_table(words, names)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     assert [row[0] for row in rows[2:]] == names and {len(row) for row in rows} == {7}
-    for row in rows[2:3]:
+    for row in rows[2:4]:
         assert 0 < float(row[1]) < 3 and row[2] == "12 GB"
         assert all(float(cell) > 0 for cell in row[3:] if cell)
-    assert rows[3][1].startswith("fails: ") and "needs a GPU" in rows[3][1]
+    assert rows[4][1].startswith("fails: ") and "needs a GPU" in rows[4][1]
     assert full_size.suffices(11.5) == "16 GB" and full_size.suffices(90.0) == "more than 80 GB"

@@ -41,7 +41,7 @@ class Cost:
     """Processor seconds of the small model's fit on one thread of the machine of ``PROBE_SECONDS``.
 
     Of the sample (8 frames, 4 views, 64 pixels), recipe tiny: scripts/benchmarks/quick_cost.py, commit ec83f12, beside
-    other work. They give 280 s for the demo's fit, which took 232.
+    other work. They gave 280 s for a fit of the demo in 400 steps, which took 232.
     """
 
     fixed: float = 48.0  # the script's 19, start 6, turntable 13, GLB and HTML 10

@@ -397,6 +397,7 @@ def make_lights(message: Message, world: np.ndarray, rotation: np.ndarray, scale
 
 
 def make_sky(message: Message, rotation: np.ndarray) -> None:
+    """Set the ambient light: even white, or the HDRI picture turned by ``rotation``."""
     sky = bpy.data.worlds.new("render sky")
     sky.use_nodes = True
     tree = sky.node_tree

@@ -193,6 +193,7 @@ class _Reader:
         return Asset(nodes, primitives, skins, [a for a in animations if a.channels], order)
 
     def node(self, entry: dict[str, Any]) -> Node:
+        """Return a node with its transform at rest and its morph weights."""
         matrix = np.array(entry["matrix"], np.float32).reshape(4, 4).T if "matrix" in entry else None
         weights = entry.get("weights")
         if weights is None and "mesh" in entry:
@@ -246,6 +247,7 @@ class _Reader:
         return shown
 
     def primitive(self, node: int, skin: int | None, entry: dict[str, Any]) -> Primitive:
+        """Return the triangles of one entry of a mesh, with their material."""
         attributes = entry["attributes"]
         material = self.material(entry.get("material"))
         positions = self.accessor(attributes["POSITION"]).astype(np.float32)
@@ -299,6 +301,7 @@ class _Reader:
         return self.accessor(entry["indices"]).reshape(-1).astype(np.uint32)
 
     def material(self, index: int | None) -> Material:
+        """Return a material by its number; None: glTF's default, not metallic here."""
         if index is None:
             return Material(metallic=0.0)
         entry = self.document["materials"][index]
@@ -318,6 +321,7 @@ class _Reader:
         )
 
     def texture(self, index: int) -> Texture:
+        """Return a texture by its number, decoded once."""
         if index not in self.textures:
             entry = self.document["textures"][index]
             sampler = self.document["samplers"][entry["sampler"]] if "sampler" in entry else {}
