@@ -110,9 +110,11 @@ class Child:
         return -9, "hang: " + self.said()
 
     def said(self) -> str:
+        """Return the last line that the ended command said, or its traceback."""
         with contextlib.suppress(BlockingIOError):
             while piece := os.read(self.reading, 1 << 20):
                 self.text += piece
+        os.close(self.reading)
         text = self.text.decode(errors="replace")
         if "Traceback" in text:
             return "TRACEBACK " + text[-1500:]

@@ -1,9 +1,16 @@
 """A small and quick command of every verb, and the inputs that they need; for bad_commands.py and kills.py."""
 
 import os
+import threading
 from pathlib import Path
 
+from tqdm import tqdm
+
 from fourdiffusion.cli.verbs import VERBS
+
+# A fork gets its own lock for progress bars: a thread of its parent may hold tqdm's at that moment, which no thread
+# of the fork would ever release; and a fork that is killed with the shared one would stop its parent.
+os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 INPUTS = ("in", "model", "clips", "truth", "run", "trained", "captured", "gen", "release", "assets")
 SIZES = (
@@ -87,21 +94,16 @@ def command(name: str, *words: str) -> list[str]:
 
 def make_inputs(base: Path) -> None:
     """Make the inputs that are missing in a folder: frames, model, clips, truth, runs, release, assets."""
-    import threading
-
     import torch
     from animated_glb import swinging_box
     from PIL import Image
     from released import write_release
     from tiny_model import AZIMUTHS, picture, tiny_clip, tiny_config, write_clips, write_model  # noqa: F401
-    from tqdm import tqdm
 
     from fourdiffusion import cameras
     from fourdiffusion.cli import main
     from fourdiffusion.datasets.clips import Clip, write_clip
 
-    tqdm.set_lock(threading.RLock())  # its own is shared with forks: one that is killed with it stops all the others
-    tqdm.monitor_interval = 0  # no thread that may hold it at a fork
     torch.set_num_threads(1)
     base.mkdir(parents=True, exist_ok=True)
     before = os.getcwd()
