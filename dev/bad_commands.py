@@ -95,6 +95,7 @@ def run_forked(case: "bad_cases.Case", folder: Path, seconds: float) -> tuple[in
     Return the exit code (None where it hung), stdout, stderr, and the seconds of processor time.
     """
     out, err = folder.parent / "stdout", folder.parent / "stderr"
+    tiny_commands.collect_garbage()
     process = os.fork()
     if process == 0:
         code = 99

@@ -18,6 +18,7 @@ cut        a fit is killed between generated/ and its pictures: the same command
 
 import argparse
 import contextlib
+import faulthandler
 import fcntl
 import hashlib
 import json
@@ -63,6 +64,9 @@ OTHERS = {
 VOLATILE = (".lock", "config.yaml", "log.jsonl", "checkpoint.previous.safetensors", "render.json")
 
 
+HANG_SECONDS = 300.0  # after which a command is killed
+
+
 class Child:
     """One command in a fork."""
 
@@ -72,6 +76,7 @@ class Child:
         # a pipe, to which no limit on files applies; large enough for all that a command says
         self.reading, writing = os.pipe2(os.O_NONBLOCK)
         fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 20)
+        tiny_commands.collect_garbage()
         self.pid = os.fork()
         if self.pid == 0:
             code = 99
@@ -81,6 +86,7 @@ class Child:
                 os.set_blocking(writing, True)
                 os.dup2(writing, 1)
                 os.dup2(writing, 2)
+                faulthandler.dump_traceback_later(HANG_SECONDS - 20, file=2)
                 sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
                 before()
                 from fourdiffusion.cli import main as command
@@ -97,8 +103,8 @@ class Child:
                 os._exit(code)
         os.close(writing)
 
-    def end(self, seconds: float = 300) -> tuple[int, str]:
-        """Return the exit code and the last line that it said; -9 where it had to be killed."""
+    def end(self, seconds: float = HANG_SECONDS) -> tuple[int, str]:
+        """Return the exit code and the last line that it said; -9 and where it stood where it had to be killed."""
         limit = time.monotonic() + seconds
         while time.monotonic() < limit:
             done, status = os.waitpid(self.pid, os.WNOHANG)
@@ -107,7 +113,8 @@ class Child:
             time.sleep(0.02)
         os.killpg(self.pid, signal.SIGKILL)
         os.waitpid(self.pid, 0)
-        return -9, "hang: " + self.said()
+        last = self.said()
+        return -9, f"hang: {last} {self.text[-3000:].decode(errors='replace')}"
 
     def said(self) -> str:
         """Return the last line that the ended command said, or its traceback."""

@@ -1,5 +1,6 @@
 """A small and quick command of every verb, and the inputs that they need; for bad_commands.py and kills.py."""
 
+import gc
 import os
 import threading
 from pathlib import Path
@@ -90,6 +91,12 @@ def command(name: str, *words: str) -> list[str]:
     keys = {word.partition("=")[0] for word in words}
     own = [word for word in ALL[name][0].split() if word.partition("=")[0] not in keys or "=" not in word]
     return [*own, *words]
+
+
+def collect_garbage() -> None:
+    """Destroy what is garbage now, so that no fork does: a destructor may wait for a thread that forks lack."""
+    gc.collect()
+    gc.freeze()  # what is left is not looked at again
 
 
 def make_inputs(base: Path) -> None:
