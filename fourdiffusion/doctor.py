@@ -84,6 +84,7 @@ def backends() -> list[Finding]:
         _tried("hash grid, torch", lambda: _try_hash_grid("torch", device), None, True),
         _tried("hash grid, numba", lambda: _try_hash_grid("numba", torch.device("cpu")), INSTALL["numba"], not on_gpu),
         _tried("volume rendering, torch", lambda: _try_rendering("torch", device), None, True),
+        _tried("volume rendering, numba", lambda: _try_rendering("numba", torch.device("cpu")), INSTALL["numba"]),
         _tried("video files", _try_video, "pip install --force-reinstall av", True),
     ]
     if on_gpu:

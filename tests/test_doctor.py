@@ -29,7 +29,13 @@ def test_every_line_is_ok_or_names_a_remedy(
     assert f"ok      model: looked for in {model}" in lines
     released = next(line for line in lines if "released 4DM" in line)
     assert str(tmp_path / "models" / "4dm") in released and "fourdiffusion convert" in released
-    for name in ("hash grid, torch", "hash grid, numba", "volume rendering, torch", "video files"):
+    for name in (
+        "hash grid, torch",
+        "hash grid, numba",
+        "volume rendering, torch",
+        "volume rendering, numba",
+        "video files",
+    ):
         assert any(line.startswith(f"ok      {name}: ") for line in lines), name
 
 

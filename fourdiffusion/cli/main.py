@@ -12,7 +12,7 @@ from fourdiffusion.cli.schema import shipped
 from fourdiffusion.cli.verbs import Verb
 from fourdiffusion.errors import Terminated, UserError
 from fourdiffusion.media.paths import printable
-from fourdiffusion.waiting import wait_quietly_when_busy
+from fourdiffusion.startup import prepare_process
 
 HELP = {"-h", "--help"}
 VIDEO_SUFFIXES = {".mp4", ".gif", ".webm", ".mov", ".avi", ".mkv", ".m4v"}
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     words = sys.argv[1:] if arguments is None else arguments
     safe_streams()
-    wait_quietly_when_busy()
+    prepare_process()
     try:
         _run(words)
         if sys.stdout is not None:

@@ -55,4 +55,4 @@ class SceneConfig:
     field: FieldConfig = dataclasses.field(default_factory=FieldConfig)
     renderer: RendererConfig = dataclasses.field(default_factory=RendererConfig)
     grid_backend: str = "auto"  # of the hash grids: auto | torch | numba | tinycudann; not part of the scene
-    ray_backend: str = "auto"  # of sampling and rendering: auto | torch | nerfacc; not part of the scene
+    ray_backend: str = "auto"  # of sampling and rendering: auto | torch | numba | nerfacc; not part of the scene

@@ -113,14 +113,15 @@ def test_every_term_is_logged_and_the_loss_is_their_weighted_sum(config):
 def test_the_run_says_which_backends_it_took_and_goes_on_with_others(config, capsys):
     config.max_steps = 1
     fit(config)
-    assert "backends: grid_backend=numba, ray_backend=torch" in capsys.readouterr().out
+    assert "backends: grid_backend=numba, ray_backend=numba" in capsys.readouterr().out
     content = yaml.safe_load(Path(config.output, "config.yaml").read_text())
-    assert content["backends"] == {"grid_backend": "numba", "ray_backend": "torch"}
+    assert content["backends"] == {"grid_backend": "numba", "ray_backend": "numba"}
     assert content["perceptual"] == "distance of VAE latents: LPIPS has no weights here"
     assert content["settings"]["scene"]["grid_backend"] == "auto"
-    config.max_steps, config.scene.grid_backend = 2, "torch"
+    config.max_steps, config.scene.grid_backend, config.scene.ray_backend = 2, "torch", "torch"
     fit(config)
-    assert yaml.safe_load(Path(config.output, "config.yaml").read_text())["backends"]["grid_backend"] == "torch"
+    content = yaml.safe_load(Path(config.output, "config.yaml").read_text())
+    assert content["backends"] == {"grid_backend": "torch", "ray_backend": "torch"}
     assert [line["step"] for line in log(config)] == [1, 2]
     for name in ("scene/config.json", "scene/renderer.json"):
         assert "backend" not in Path(config.output, name).read_text()
@@ -239,7 +240,10 @@ def test_a_stopped_run_goes_on_to_the_same_scene(config, tmp_path, sent, code, m
         ({"sds": DistillationConfig(resolution_milestones=[1, 2, 3])}, r"resolution_milestones=.1, 2, 3.: give rising"),
         ({"scene": SceneConfig(field=FieldConfig(hidden_width=-1))}, "scene.field.hidden_width=-1: give 1 to 65536"),
         ({"trackers": ["abacus"]}, "trackers: abacus is not one of tensorboard, wandb"),
-        ({"scene": SceneConfig(ray_backend="sun")}, "scene.ray_backend=sun is unknown: choose auto, nerfacc, torch"),
+        (
+            {"scene": SceneConfig(ray_backend="sun")},
+            "ray_backend=sun is unknown: choose auto, numba, nerfacc, torch",
+        ),
     ],
 )
 def test_what_it_refuses_leaves_no_run(config, change, words):

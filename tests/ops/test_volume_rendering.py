@@ -9,7 +9,14 @@ from torch import Tensor
 from fourdiffusion.ops import volume_rendering
 from fourdiffusion.ops.backends import append_flag
 from fourdiffusion.ops.geometry import ball_interval
-from fourdiffusion.ops.volume_rendering import accumulate, march, render_weights, resolve_backend, torch_backend
+from fourdiffusion.ops.volume_rendering import (
+    accumulate,
+    march,
+    numba_backend,
+    render_weights,
+    resolve_backend,
+    torch_backend,
+)
 
 RAYS = 12
 
@@ -92,12 +99,29 @@ def test_skipping_drops_intervals_and_changes_no_other() -> None:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("bounds", ["ball", "cube"])
+@pytest.mark.parametrize("step", [0.05, 0.004])  # 0.004: more intervals than the kernel looks at together
+def test_both_backends_march_alike(step: float, bounds: str) -> None:
+    origins, directions = some_rays(300)
+    jitter = torch.rand(300, generator=torch.Generator().manual_seed(5))
+    occupied = torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(6)) > 0.7
+    for grid in (None, occupied):
+        ours = march(origins, directions, step, 1.0, jitter, grid, "numba", bounds)
+        for mine, theirs in zip(
+            ours, march(origins, directions, step, 1.0, jitter, grid, "torch", bounds), strict=True
+        ):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
+        assert len(set(ours[0].tolist())) > 100
+
+
 def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     origins, directions = some_rays()
     whole = march(origins, directions, 0.05, 1.0, None, None)
     monkeypatch.setitem(torch_backend.BLOCK, "cpu", 100)
-    for ours, theirs in zip(whole, march(origins, directions, 0.05, 1.0, None, None), strict=True):
-        assert torch.equal(ours, theirs)
+    monkeypatch.setattr(numba_backend, "BLOCK", 5)
+    for backend in ("torch", "numba"):
+        for ours, theirs in zip(whole, march(origins, directions, 0.05, 1.0, None, None, backend), strict=True):
+            assert torch.equal(ours, theirs)
 
 
 def test_an_empty_grid_and_no_ray_give_no_sample() -> None:
@@ -109,9 +133,13 @@ def test_an_empty_grid_and_no_ray_give_no_sample() -> None:
         assert not accumulate(weights, weights[:, None].expand(-1, 3), ray_index, len(rays)).any()
 
 
-def test_on_a_cpu_rays_go_to_torch() -> None:
+def test_on_a_cpu_rays_go_to_numba_and_other_types_to_torch() -> None:
     cpu = torch.device("cpu")
-    assert resolve_backend("ray_backend", "auto", cpu) == "torch"
+    assert resolve_backend("ray_backend", "auto", cpu) == "numba"
+    origins, directions = some_rays()
+    assert march(origins.double(), directions.double(), 0.05, 1.0, None, None)[1].dtype == torch.float64
+    with pytest.raises(ValueError, match="backend=numba serves float32 on cpu only"):
+        march(origins.double(), directions.double(), 0.05, 1.0, None, None, "numba")
     with pytest.raises(ValueError, match="ray_backend=nerfacc (needs nerfacc.*pip install|serves float32 on cuda)"):
         resolve_backend("ray_backend", "nerfacc", cpu)
     with pytest.raises(ValueError, match="ray_backend=rays is unknown"):

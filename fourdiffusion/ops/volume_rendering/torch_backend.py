@@ -14,23 +14,17 @@ def march(
     bounds: str,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Cut rays into samples: see ``ops.volume_rendering.march``."""
-    near, far = bounds_interval(origins, directions, radius, bounds)
-    jitter = torch.zeros_like(near) if jitter is None else jitter
-    start, stop = near, far
-    if occupied is not None:
-        start, stop = _clip_to_occupied(origins, directions, near, far, occupied, radius)
-    first = ((start - near) / step + jitter - 1e-3).floor().clamp(min=0)
-    count = torch.where(stop > start, ((stop - near) / step + jitter + 1e-3).ceil() - first, 0)
+    near, far, jitter, first, count = lattice(origins, directions, step, radius, jitter, occupied, bounds)
     alive = (count > 0).nonzero().squeeze(1)
     if len(alive) == 0:
         return alive, near[:0], near[:0]
     rays_per_block = max(1, BLOCK[near.device.type] // int(count.max()))
     packed = []
     for rays in alive.split(rays_per_block):
-        lattice = first[rays, None] + torch.arange(int(count[rays].max()), device=near.device, dtype=near.dtype)
-        lattice = near[rays, None] + (lattice - jitter[rays, None]) * step
-        t_start = torch.maximum(lattice, near[rays, None])
-        t_end = torch.minimum(lattice + step, far[rays, None])
+        starts = first[rays, None] + torch.arange(int(count[rays].max()), device=near.device, dtype=near.dtype)
+        starts = near[rays, None] + (starts - jitter[rays, None]) * step
+        t_start = torch.maximum(starts, near[rays, None])
+        t_end = torch.minimum(starts + step, far[rays, None])
         keep = t_end > t_start
         if occupied is not None:
             keep &= _lookup(occupied, origins[rays], directions[rays], (t_start + t_end) / 2, radius)
@@ -38,6 +32,21 @@ def march(
         packed.append((rays[ray], t_start[where], t_end[where]))
     ray_index, t_start, t_end = (torch.cat(parts) for parts in zip(*packed, strict=True))
     return ray_index, t_start, t_end
+
+
+def lattice(
+    origins: Tensor, directions: Tensor, step: float, radius: float, jitter: Tensor | None, occupied: Tensor | None,
+    bounds: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return near, far, jitter, and the first interval and the number of intervals to look at: five [R]."""
+    near, far = bounds_interval(origins, directions, radius, bounds)
+    jitter = torch.zeros_like(near) if jitter is None else jitter
+    start, stop = near, far
+    if occupied is not None:
+        start, stop = _clip_to_occupied(origins, directions, near, far, occupied, radius)
+    first = ((start - near) / step + jitter - 1e-3).floor().clamp(min=0)
+    count = torch.where(stop > start, ((stop - near) / step + jitter + 1e-3).ceil() - first, 0)
+    return near, far, jitter, first, count
 
 
 def _clip_to_occupied(
