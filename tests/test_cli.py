@@ -691,7 +691,7 @@ def test_a_script_of_all_stages_names_recipes_that_follow_each_other(script: str
     text = (ROOT / "scripts/build" / script).read_text("utf-8")
     (stages,) = re.findall(r"for stage in ([\w ]+); do", text)
     (experiment,), (output,) = (re.findall(rf'{key}="([^"$]+)\$stage"', text) for key in ("experiment", "output"))
-    model = None
+    (model,) = re.findall(r"extend_model.py \S+ (\S+)", text)
     for stage in stages.split():
         words = [f"experiment={experiment}{stage}", "data.path=clips"]
         settings = config.build(config.compose("train", TrainConfig, words), TrainConfig)
