@@ -2,6 +2,7 @@
 
 import glob
 import json
+import math
 import os
 import pickle
 import shutil
@@ -106,7 +107,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def first_non_finite(tensors: dict[str, Tensor]) -> str | None:
     """Return the name of the first tensor with NaN or infinity; None if all are finite."""
     for name, value in tensors.items():
-        if not bool(value.isfinite().all()):
+        # a finite sum has finite terms, and is found ten times faster; that of finite terms may overflow
+        if not math.isfinite(value.detach().sum()) and not bool(value.isfinite().all()):
             return name
     return None
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from fourdiffusion import files
 from fourdiffusion.errors import Terminated, UserError
-from fourdiffusion.files import fill_folder, load_tensors, save_tensors, write_atomic
+from fourdiffusion.files import fill_folder, first_non_finite, load_tensors, save_tensors, write_atomic
 from fourdiffusion.randomness import stream
 from fourdiffusion.runs import (
     append_log,
@@ -537,3 +537,11 @@ def test_a_lock_removes_no_partial_files_of_others(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{}")
     with lock_folder(tmp_path):
         assert not theirs.exists()  # in a run's folder only a run writes
+
+
+def test_what_is_not_finite_is_named_and_a_sum_that_overflows_is_no_fault() -> None:
+    inf = float("inf")
+    fine = {"empty": torch.zeros(0), "half": torch.full((9,), 6e4, dtype=torch.float16), "huge": torch.full((4,), 2e38)}
+    assert first_non_finite(fine | {"whole": torch.tensor([1, 2]), "flag": torch.tensor([True])}) is None
+    for bad in ([1.0, float("nan")], [inf, 1.0], [inf, -inf]):
+        assert first_non_finite(fine | {"bad": torch.tensor(bad), "last": torch.tensor([inf])}) == "bad"

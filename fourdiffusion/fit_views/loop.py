@@ -202,10 +202,10 @@ def _update_occupancy(problem: Problem, number: int, generator: torch.Generator)
     times, share = due_times(problem.pixels.times, number, config.occupancy_every)
     if number == 0 or not len(times):
         return  # the visual hull is better than a randomly initialized field
-    occupancy.update(problem.scene.field.density, times.to(occupancy.density.device), generator, share)
+    times = times.to(occupancy.density.device)
+    occupancy.update(problem.scene.field.density, times, generator, share, within=problem.hull)
     if number < config.occupancy_every:  # not all times have been sampled yet
         occupancy.occupied.copy_(problem.hull)
-    occupancy.occupied &= problem.hull
     if number % config.occupancy_every == 0:
         check_density(occupancy, number, "lambda_alpha", RATES)
 

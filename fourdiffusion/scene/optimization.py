@@ -21,7 +21,7 @@ def make_optimizer(scene: Scene, grid_lr: float, mlp_lr: float) -> torch.optim.O
     groups = scene.field.parameter_groups(grid_lr, mlp_lr)
     for group in groups:
         group["base_lr"] = group["lr"]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), eps=1e-15, fused=True)
 
 
 def check_density(occupancy: OccupancyGrid, number: int, culprits: str, rates: str) -> None:

@@ -62,7 +62,12 @@ class OccupancyGrid(nn.Module):
 
     @torch.no_grad()
     def update(
-        self, density: Density, times: Tensor, generator: torch.Generator | None = None, share: float = 1.0
+        self,
+        density: Density,
+        times: Tensor,
+        generator: torch.Generator | None = None,
+        share: float = 1.0,
+        within: Tensor | None = None,
     ) -> None:
         """Sample the density at one random point per cell (the center without a generator) at each of the times [F].
 
@@ -71,12 +76,17 @@ class OccupancyGrid(nn.Module):
         Args:
             share: fraction of a round over all times. The densities decay by occupancy_decay ** share, so that a round
                 in several updates decays as much as one in a single update.
+            within: bool [G, G, G], cells that may hold anything; the others are empty and not sampled. None: all.
         """
         config, device = self.config, self.density.device
         size = config.occupancy_resolution
         index = torch.arange(size, device=device)
-        cells = torch.stack(torch.meshgrid(index, index, index, indexing="ij"), dim=-1).flatten(0, 2)  # [G^3, 3]
-        seen = self.density.flatten() * config.occupancy_decay**share
+        if within is None:
+            cells = torch.stack(torch.meshgrid(index, index, index, indexing="ij"), dim=-1).flatten(0, 2)  # [G^3, 3]
+        else:
+            cells = within.nonzero()
+        chosen = cells.unbind(1)
+        seen = self.density[chosen] * config.occupancy_decay**share
         for time in times.to(device):
             if generator is None:
                 offset = torch.full(cells.shape, 0.5, device=device)
@@ -84,7 +94,7 @@ class OccupancyGrid(nn.Module):
                 offset = torch.rand(cells.shape, generator=generator, device=generator.device).to(device)
             x = ((cells + offset) * (2 / size) - 1) * config.radius
             seen = torch.maximum(seen, density(x, time.expand(len(x))))
-        self.density.copy_(seen.view_as(self.density))
+        self.density.zero_()[chosen] = seen
         opacity = self._opacity()
         self.occupied.copy_(opacity > opacity.mean().clamp(max=config.occupancy_threshold))
 

@@ -306,6 +306,25 @@ def test_occupancy_holds_all_times_and_forgets_slowly() -> None:
     assert torch.equal(again.occupied, occupancy.occupied)
 
 
+def test_cells_outside_are_empty_and_not_sampled() -> None:
+    within = torch.zeros(16, 16, 16, dtype=torch.bool)
+    within[4:9, 6:, 2:12] = True
+    whole, part = OccupancyGrid(CONFIG), OccupancyGrid(CONFIG)
+    part.density.fill_(7.0)
+    sampled = []
+
+    def density(x: Tensor, t: Tensor) -> Tensor:
+        sampled.append(len(x))
+        return ball_density(x, t)
+
+    whole.update(ball_density, TIMES)
+    part.update(density, TIMES, within=within)
+    assert sampled == [int(within.sum())] * len(TIMES)
+    decayed = torch.full_like(whole.density, 7.0 * CONFIG.occupancy_decay)
+    torch.testing.assert_close(part.density[within], torch.maximum(whole.density, decayed)[within])
+    assert not part.density[~within].any() and not part.occupied[~within].any() and part.occupied.any()
+
+
 def test_occupancy_is_a_function_of_the_generators_seed() -> None:
     grids = []
     for _ in range(2):
