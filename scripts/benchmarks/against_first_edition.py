@@ -6,7 +6,10 @@
 Both trees fit the same videos with experiment=tiny, in turns, each in a process of its own from command to scene,
 sampling included; both scenes are rendered by this tree and compared with the truth at the views between the generated
 ones. With --busy N each tree fits the sample once more beside N processes that compute without a pause. Leave the
-machine alone meanwhile. --steps cuts the fits short, to try the script.
+machine alone meanwhile. --steps cuts the fits short, to try the script. --words are for this tree alone: with the
+first edition's terms, which do not sharpen the input's view,
+
+    --words max_steps=400 sds.every=8 loss.rgb_rays=4096 loss.lambda_input=0 loss.lambda_mask=0
 """
 
 import argparse
@@ -47,6 +50,7 @@ class Fit:
 def main() -> None:
     """Fit, measure, and print two Markdown tables."""
     options = _options()
+    own = {"first": [], "this": options.words}
     trees = {"first": options.baseline.resolve(), "this": HERE}
     for tree in trees.values():
         if not (tree / "fourdiffusion").is_dir():
@@ -56,8 +60,8 @@ def main() -> None:
         clip = read_clip(folder)
         videos[folder.name] = (_absolute(write_input(options.run / "input" / folder.name, clip)), clip)
     fits = [
-        fit(name, tree, video, *videos[video], options.run, options.steps)
-        for video in videos
+        fit(name, tree, video, [*words, *own[name]], truth, options.run, options.steps)
+        for video, (words, truth) in videos.items()
         for name, tree in trees.items()
     ]
     print(table(fits))
@@ -65,7 +69,9 @@ def main() -> None:
         quiet = {each.tree: each.seconds for each in fits if each.video == "sample"}
         print(f"\n| beside {options.busy} busy processes | seconds | times the quiet ones |\n|---|---|---|")
         for name, tree in trees.items():
-            with_load = busy_fit(options.busy, name, tree, *videos["sample"], options.run, options.steps)
+            words, truth = videos["sample"]
+            more = (name, tree, "busy", [*words, *own[name]], truth, options.run, options.steps)
+            with_load = busy_fit(options.busy, *more)
             print(f"| {name} | {with_load.seconds:.0f} | {with_load.seconds / quiet[name]:.2f} |", flush=True)
     print(f"\n{report.provenance({git_commit()})}; first edition: {_commit(trees['first'])}")
 
@@ -147,6 +153,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--clips", type=Path, default=Path(".cache/measure"), help="held-out clips")
     parser.add_argument("--objects", type=int, default=0, help="of the clips, beside the sample")
     parser.add_argument("--busy", type=int, default=4, help="processes that compute beside the last fits; 0: none")
+    parser.add_argument("--words", nargs="*", default=[], help="further settings of this tree's fits, as KEY=VALUE")
     parser.add_argument("--steps", type=int, help="of each fit")
     parser.add_argument("--run", type=Path, default=Path("runs/against_first_edition"))
     return parser.parse_args()
