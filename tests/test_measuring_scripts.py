@@ -6,6 +6,7 @@ from pathlib import Path
 
 import ablation
 import held_out
+import presets
 import pytest
 import quality_time
 import report
@@ -25,6 +26,7 @@ from fourdiffusion.datasets.settings import DataConfig
 from fourdiffusion.diffusion.loading import load_pipeline, open_pipeline
 from fourdiffusion.errors import UserError
 from fourdiffusion.files import save_tensors
+from fourdiffusion.fit.settings import FitConfig
 from fourdiffusion.ops.settings import HashGridConfig
 from fourdiffusion.scene.field import DynamicField
 from fourdiffusion.scene.renderer import OccupancyGrid
@@ -260,3 +262,16 @@ def test_the_table_of_curves_says_when_a_recipe_came_near_the_last_ones_best() -
         quick == "| `quick` | 16.00 | 16.00 | 20 | 10 (1 of 2 never) |"
     )  # a: 16.0 is near 16.1; b: 15.0 is not near 15.5
     assert slow == "| `slow` | 15.40 | 15.80 | 80 | 60 |"
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_the_words_of_a_shortened_preset_fit_the_settings(preset: str) -> None:
+    schema = config.load_settings_class("fourdiffusion.fit.settings:FitConfig")
+    words, shortened = presets.PRESETS[preset]
+    whole, short = (
+        config.build(config.compose("fit", schema, ["video=x", *some]), FitConfig) for some in (words[:1], words)
+    )
+    assert short.max_steps == pytest.approx(whole.max_steps / shortened, abs=0.5)
+    assert short.sds.start_step == pytest.approx(whole.sds.start_step / shortened, abs=0.5)
+    for name in ("lambda_rgb", "lambda_lpips", "lambda_dssim", "anchor", "lambda_sparsity", "lambda_opacity"):
+        assert getattr(short.loss, name) == getattr(whole.loss, name), name
