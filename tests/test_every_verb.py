@@ -24,6 +24,9 @@ from fourdiffusion.scene.scene import save_scene
 pytestmark = pytest.mark.slow
 
 LIMIT = 240.0  # seconds, on a machine that others use
+# Both are 130 to a shell: Python ends by the signal itself if it came while a string was executed, as numba does when it
+# compiles, even if the interrupt was caught.
+STOPPED = (130, -signal.SIGINT)
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.words)
@@ -62,7 +65,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_half_written(
         pytest.importorskip({"view": "viser", "app": "gradio"}[words[0]])
     scene = [] if words[0] == "app" else [f"scene={run}"]
     code, said = interrupted([*words, *scene], tmp_path, begun)
-    assert end in said and "Traceback" not in said and code == (0 if end.endswith("closed") else 130)
+    assert end in said and "Traceback" not in said and code in ((0,) if end.endswith("closed") else STOPPED)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -70,7 +73,7 @@ def test_ctrl_c_of_a_video_saves_a_checkpoint_and_no_scene(base: Path, tmp_path:
     fit = tiny_commands.command("fit", f"model.path={base / 'model'}", "max_steps=100000", "output=out")
     words = [str(base / "in"), *(word for word in fit[1:] if not word.startswith("video="))]
     code, said = interrupted(words, tmp_path, "loss=")
-    assert code == 130 and "interrupted" in said and "Traceback" not in said
+    assert code in STOPPED and "interrupted" in said and "Traceback" not in said
     step = load_tensors(tmp_path / "out" / "checkpoint.safetensors")[1]["step"]
     assert 0 < step < 100000 and not list(tmp_path.rglob("*.partial")) and not (tmp_path / "out" / "scene").exists()
 

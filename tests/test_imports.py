@@ -43,7 +43,7 @@ HOMES = {
     "tensorboard": {"tracking.py"},
     "hydra": {"cli/config.py", "cli/launch.py", "cli/overrides.py"},
     "omegaconf": {"cli/config.py", "cli/help_text.py", "cli/launch.py", "cli/overrides.py"},
-    "numba": {"ops/field_kernels.py", "ops/hash_grid/numba_kernels.py"},
+    "numba": {"ops/field_kernels.py", "ops/hash_grid/numba_kernels.py", "ops/volume_rendering/numba_kernels.py"},
     "tinycudann": {"ops/hash_grid/tinycudann_backend.py"},
     "nerfacc": {"ops/volume_rendering/nerfacc_backend.py"},
     "transformers": {"diffusion/encoders.py", "metrics/similarity.py", "datasets/curation/captions.py"},
