@@ -24,8 +24,8 @@ from fourdiffusion.scene.scene import save_scene
 pytestmark = pytest.mark.slow
 
 LIMIT = 240.0  # seconds, on a machine that others use
-# Both are 130 to a shell: Python ends by the signal itself if it came while a string was executed, as numba does when it
-# compiles, even if the interrupt was caught.
+# Both are 130 to a shell: Python ends by the signal itself, even a caught one, if it came while a string was executed,
+# as numba does when it compiles.
 STOPPED = (130, -signal.SIGINT)
 
 
