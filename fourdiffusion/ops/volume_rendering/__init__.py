@@ -8,6 +8,7 @@ if it does not apply.
 """
 
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -43,8 +44,8 @@ def _nerfacc_failure() -> str | None:
 
 
 def _nerfacc_backend() -> ModuleType:
-    # Its kernels are compiled on import. In C++20, torch's standard since 2.13, they conflict with std::lerp.
-    append_flag("NVCC_APPEND_FLAGS", "-std=c++17")
+    # Its kernels are compiled on import. In C++20, torch's standard, they conflict with std::lerp.
+    append_flag("NVCC_APPEND_FLAGS", f"--pre-include={Path(__file__).with_name('nerfacc_lerp.h')}")
     from fourdiffusion.ops.volume_rendering import nerfacc_backend
 
     return nerfacc_backend
