@@ -31,3 +31,4 @@ for stage in vae base motion; do
     fourdiffusion train experiment="small_$stage" data.path="$data/train" validation_data="$data/test" \
         output="runs/small_$stage" "${cpu[@]}"
 done
+python scripts/build/export_small_model.py runs/small_motion/model data/models/small "$data/train"
