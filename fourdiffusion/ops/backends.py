@@ -11,7 +11,8 @@ _log = logging.getLogger(__name__)
 INSTALL = {
     "numba": "pip install numba",
     "tinycudann": (
-        'pip install --no-build-isolation "git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"'
+        'pip install "setuptools<81" wheel; pip install --no-build-isolation '
+        '"git+https://github.com/NVlabs/tiny-cuda-nn/#subdirectory=bindings/torch"'
     ),
     "nerfacc": "pip install -e '.[cuda]'",
 }
