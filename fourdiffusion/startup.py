@@ -6,7 +6,7 @@ import sys
 
 POLICY = "OMP_WAIT_POLICY"
 SPINS = "GOMP_SPINCOUNT"
-DEFAULT_SPINS = 5000  # a tenth of a millisecond
+DEFAULT_SPINS = 5000  # well below a millisecond
 MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2  # parameters of mallopt(3)
 MALLOC_OPTIONS = {MMAP_THRESHOLD: 2**30, TRIM_THRESHOLD: 2**31 - 1, TOP_PAD: 2**26}  # bytes
 MALLOC_SETTINGS = ("MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")  # beginnings of variables that choose an allocator
@@ -37,7 +37,7 @@ def keep_freed_memory() -> bool:
     """Let glibc's malloc keep freed memory for the next tensor; return whether it does.
 
     By default it returns each tensor of more than 32 MiB to the system at once, and the top of its heap soon. The pages
-    of the next tensor then are zeroed anew, by one thread: up to half the time of a network on a CPU (docs/speed.md).
+    of the next tensor then are zeroed anew, by one thread: a third of the small model's decoder's time (docs/speed.md).
     An allocator that the user has chosen or set is kept.
     """
     if not sys.platform.startswith("linux") or any(name.startswith(MALLOC_SETTINGS) for name in os.environ):

@@ -26,7 +26,7 @@ for split in train test; do
     fourdiffusion data pack clips="$data/clips" ids="$data/$split.txt" output="$data/$split"
 done
 
-python scripts/build/extend_model.py data/models/tiny runs/small_start
+[ -f runs/small_start/model_index.json ] || python scripts/build/extend_model.py data/models/tiny runs/small_start
 for stage in vae base motion; do
     fourdiffusion train experiment="small_$stage" data.path="$data/train" validation_data="$data/test" \
         output="runs/small_$stage" "${cpu[@]}"
