@@ -6,6 +6,7 @@ input is. Letters: F frames, V views.
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -131,8 +132,9 @@ def fit_once(run: Path, words: list[str], weights: str, watch: Callable[[], None
         watch: called now and then while it runs.
 
     Returns:
-        The note kept beside the run: words, weights, commit, and the seconds that the whole command took, None where it
-        was stopped in between. UserError where the run is of other words or weights.
+        The note kept beside the run: words, weights, commit, peak memory, and the seconds and processor seconds that the
+        whole command took, None where it was stopped in between. UserError where the run is of other words or
+        weights.
     """
     path = run.with_name(run.name + ".json")
     wanted = {"words": words, "weights": weights}
@@ -145,16 +147,22 @@ def fit_once(run: Path, words: list[str], weights: str, watch: Callable[[], None
     commit, began = git_commit(), time.monotonic()
     process = subprocess.Popen([sys.executable, "-m", "fourdiffusion", "fit", *words, f"output={run}"])
     try:
-        while process.poll() is None:
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
             time.sleep(0.2)
             watch()
     except KeyboardInterrupt:
         process.wait()  # it got the signal too, and saves its step first
         raise
+    _, status, usage = ended
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise UserError(f"the fit in {run} ended with code {process.returncode}, see above; the same command goes on")
-    seconds = round(time.monotonic() - began, 1) if note is None else None
-    done = wanted | {"commit": commit, "seconds": seconds}
+    seconds = cpu_seconds = None
+    if note is None:
+        seconds = round(time.monotonic() - began, 1)
+        cpu_seconds = round(usage.ru_utime + usage.ru_stime, 1)
+    peak = round(usage.ru_maxrss / 2**20, 2)  # Linux counts KiB
+    done = wanted | {"commit": commit, "seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gib": peak}
     _write_json(path, done)
     return done
 

@@ -5,24 +5,17 @@
 `tiny` is fitted as it is. The others get the small model and its scene, and keep their method; their steps, ramps and
 start steps are shortened by one factor each, and their renders end at 32 pixels as tiny's do: a step of `released` at
 64 takes half a minute. Processor seconds hardly depend on what else the machine does. A fit that is done is not run
-again. --steps cuts all of them short, to try the script.
+again.
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import report
-from held_out import SAMPLE, fingerprint, novel_means
+from held_out import SAMPLE, fingerprint, fit_once, novel_means
 
-from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate
 from fourdiffusion.evaluate.settings import EvaluateConfig
-from fourdiffusion.runs import git_commit
 
 SMALL = ["model=tiny", "scene=tiny", "sds.resolutions=[32]", "sds.resolution_milestones=[0]"]
 PRESETS = {  # words, and by what the steps are shortened
@@ -39,46 +32,21 @@ TRUTH, MODEL = "data/sample/truth", Path("data/models/tiny")
 def main() -> None:
     """Fit, measure, print a Markdown table."""
     options = _options()
-    lines, commits = [], set()
+    lines, commits, weights = [], set(), fingerprint(MODEL)
     for name in options.presets:
         words, shortened = PRESETS[name]
-        note = fit(options.run / name, [*SAMPLE, *words, *options.words], options.steps)
+        words = [*SAMPLE, *words, "preview_minutes=0", "trackers=[]", *options.words]
+        note = fit_once(options.run / name, words, weights)
         commits.add(note["commit"])
         metrics = options.run / f"{name}-metrics"
         evaluate(EvaluateConfig(str(options.run / name), TRUTH, output=str(metrics), weights=options.weights))
         novel, copied = novel_means(metrics / "metrics.json")
-        cells = [f"{note['cpu_seconds']:.0f}", f"{note['gib']:.2f}", *_figures(novel)]
+        seconds = "-" if note["cpu_seconds"] is None else f"{note['cpu_seconds']:.0f}"
+        cells = [seconds, f"{note['peak_gib']:.2f}", *_figures(novel)]
         lines.append(f"| `{name}`{f', steps / {shortened}' if shortened > 1 else ''} | " + " | ".join(cells) + " |")
     print("\n| preset | processor seconds | peak GiB | PSNR in dB | LPIPS, Squeeze | GMSD |\n|" + "---|" * 6)
     print("\n".join([*lines, "| copied input | | | " + " | ".join(_figures(copied)) + " |"]))
     print(f"\n{report.provenance(commits)}")
-
-
-def fit(run: Path, words: list[str], steps: int | None) -> dict:
-    """Run `fourdiffusion fit` once; return words, weights, commit, seconds and memory. UserError if it fails."""
-    path = run.with_name(run.name + ".json")
-    wanted = {"words": words, "weights": fingerprint(MODEL), "steps": steps}
-    if path.is_file():
-        note = json.loads(path.read_text())
-        if {key: note[key] for key in wanted} != wanted:
-            raise UserError(f"{run} was fitted with other settings or another model: delete it and {path}")
-        return note
-    run.parent.mkdir(parents=True, exist_ok=True)
-    more = [f"output={run}", "preview_minutes=0", "trackers=[]", *([f"max_steps={steps}"] if steps else [])]
-    words = [word for word in words if not (steps and word.startswith("max_steps="))]
-    began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "fourdiffusion", "fit", *words, *more])
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise UserError(f"the fit in {run} ended with code {os.waitstatus_to_exitcode(status)}, see above")
-    note = wanted | {
-        "commit": git_commit(),
-        "seconds": round(time.monotonic() - began, 1),
-        "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
-        "gib": usage.ru_maxrss / 2**20,  # Linux counts KiB
-    }
-    path.write_text(json.dumps(note, indent=1) + "\n")
-    return note
 
 
 def _figures(means: dict[str, float]) -> list[str]:
@@ -92,7 +60,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--presets", nargs="+", choices=PRESETS, default=list(PRESETS))
     parser.add_argument("--weights", help="folder of LPIPS' weights (docs/weights.md)")
     parser.add_argument("--words", nargs="*", default=[], help="further settings of every fit, as KEY=VALUE")
-    parser.add_argument("--steps", type=int, help="of each fit")
     parser.add_argument("--run", type=Path, default=Path("runs/presets"))
     return parser.parse_args()
 
