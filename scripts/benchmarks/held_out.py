@@ -132,8 +132,8 @@ def fit_once(run: Path, words: list[str], weights: str, watch: Callable[[], None
         watch: called now and then while it runs.
 
     Returns:
-        The note kept beside the run: words, weights, commit, peak memory, and the seconds and processor seconds that the
-        whole command took, None where it was stopped in between. UserError where the run is of other words or
+        The note kept beside the run: words, weights, commit, peak memory, and seconds and processor seconds of the
+        whole command, None where it was stopped in between. UserError where the run is of other words or
         weights.
     """
     path = run.with_name(run.name + ".json")
