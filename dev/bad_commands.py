@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "dev"), str(ROOT / "tests"), str(ROOT / "tests" / "datasets")]
 
 import bad_cases  # noqa: E402
+import forks  # noqa: E402
 import tiny_commands  # noqa: E402
 
 RIGHT = "right"
@@ -95,7 +96,7 @@ def run_forked(case: "bad_cases.Case", folder: Path, seconds: float) -> tuple[in
     Return the exit code (None where it hung), stdout, stderr, and the seconds of processor time.
     """
     out, err = folder.parent / "stdout", folder.parent / "stderr"
-    tiny_commands.collect_garbage()
+    forks.collect_garbage()
     process = os.fork()
     if process == 0:
         code = 99

@@ -18,8 +18,6 @@ cut        a fit is killed between generated/ and its pictures: the same command
 
 import argparse
 import contextlib
-import faulthandler
-import fcntl
 import hashlib
 import json
 import os
@@ -39,6 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "dev"), str(ROOT / "tests"), str(ROOT / "tests" / "datasets")]
 
 import bad_commands  # noqa: E402
+import forks  # noqa: E402
 import tiny_commands  # noqa: E402
 import torch  # noqa: E402
 from safetensors import safe_open  # noqa: E402
@@ -64,68 +63,22 @@ OTHERS = {
 VOLATILE = (".lock", "config.yaml", "log.jsonl", "checkpoint.previous.safetensors", "render.json")
 
 
-HANG_SECONDS = 300.0  # after which a command is killed
-
-
 class Child:
     """One command in a fork."""
 
     def __init__(self, words: list[str], folder: Path, before: Callable[[], object] = lambda: None):
-        self.began = time.monotonic()
-        self.text = b""
-        # a pipe, to which no limit on files applies; large enough for all that a command says
-        self.reading, writing = os.pipe2(os.O_NONBLOCK)
-        fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 1 << 20)
-        tiny_commands.collect_garbage()
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 99
-            try:
-                os.setsid()
-                os.chdir(folder)
-                os.set_blocking(writing, True)
-                os.dup2(writing, 1)
-                os.dup2(writing, 2)
-                faulthandler.dump_traceback_later(HANG_SECONDS - 20, file=2)
-                sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
-                before()
-                from fourdiffusion.cli import main as command
+        self.fork = forks.command(words, folder, before)
+        self.pid, self.began = self.fork.pid, self.fork.began
 
-                code = command(list(words))
-            except BaseException:
-                import traceback
-
-                traceback.print_exc()
-                code = 1
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        os.close(writing)
-
-    def end(self, seconds: float = HANG_SECONDS) -> tuple[int, str]:
-        """Return the exit code and the last line that it said; -9 and where it stood where it had to be killed."""
-        limit = time.monotonic() + seconds
-        while time.monotonic() < limit:
-            done, status = os.waitpid(self.pid, os.WNOHANG)
-            if done:
-                return os.waitstatus_to_exitcode(status), self.said()
-            time.sleep(0.02)
-        os.killpg(self.pid, signal.SIGKILL)
-        os.waitpid(self.pid, 0)
-        last = self.said()
-        return -9, f"hang: {last} {self.text[-3000:].decode(errors='replace')}"
-
-    def said(self) -> str:
-        """Return the last line that the ended command said, or its traceback."""
-        with contextlib.suppress(BlockingIOError):
-            while piece := os.read(self.reading, 1 << 20):
-                self.text += piece
-        os.close(self.reading)
-        text = self.text.decode(errors="replace")
+    def end(self, seconds: float = forks.HANG_SECONDS) -> tuple[int, str]:
+        """Return the exit code and the last line that it said, or its traceback; -9 and its end where it was killed."""
+        code = self.fork.wait(seconds)
+        text = self.fork.said()
+        if code is None:
+            return -9, f"hang: {text[-3000:]}"
         if "Traceback" in text:
-            return "TRACEBACK " + text[-1500:]
-        return (text.strip().splitlines() or [""])[-1].split("\r")[-1][:300]
+            return code, "TRACEBACK " + text[-1500:]
+        return code, (text.strip().splitlines() or [""])[-1].split("\r")[-1][:300]
 
 
 def inputs(base: Path, place: Path) -> Path:

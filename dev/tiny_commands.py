@@ -1,17 +1,9 @@
 """A small and quick command of every verb, and the inputs that they need; for bad_commands.py and kills.py."""
 
-import gc
 import os
-import threading
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fourdiffusion.cli.verbs import VERBS
-
-# A fork gets its own lock for progress bars: a thread of its parent may hold tqdm's at that moment, which no thread
-# of the fork would ever release; and a fork that is killed with the shared one would stop its parent.
-os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 INPUTS = ("in", "model", "clips", "truth", "run", "trained", "captured", "gen", "release", "assets")
 SIZES = (
@@ -91,12 +83,6 @@ def command(name: str, *words: str) -> list[str]:
     keys = {word.partition("=")[0] for word in words}
     own = [word for word in ALL[name][0].split() if word.partition("=")[0] not in keys or "=" not in word]
     return [*own, *words]
-
-
-def collect_garbage() -> None:
-    """Destroy what is garbage now, so that no fork does: a destructor may wait for a thread that forks lack."""
-    gc.collect()
-    gc.freeze()  # what is left is not looked at again
 
 
 def make_inputs(base: Path) -> None:

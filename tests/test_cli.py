@@ -13,6 +13,7 @@ import typing
 from collections.abc import Iterator
 from pathlib import Path
 
+import forks
 import pytest
 import yaml
 from omegaconf import OmegaConf
@@ -312,17 +313,18 @@ def test_words_of_choice_are_those_that_the_model_knows() -> None:
     assert {renames.VALUES.get(word, word) for word in known["prediction_type"]} == set(PREDICTION_TYPES)
     for verb in verbs.VERBS:
         settings = load_settings_class(verb.settings)
+        composed = config.compose(verb.function, settings, [f"{key}=x" for key in _needed(settings)])
         for each in schema.settings(settings):
             if each.choices:
-                given = {each.key: "nonsense"}
-                with pytest.raises(ValueError, match=f"{each.key}=nonsense is none of {each.choices[0]}"):
-                    config.from_values(verb.function, settings, given | _needed(settings))
+                wrong = composed.copy()
+                OmegaConf.update(wrong, each.key, "nonsense")
+                with pytest.raises(UserError, match=f"{each.key}=nonsense is none of {each.choices[0]}"):
+                    config.build(wrong, settings)
 
 
-def _needed(settings: type) -> dict[str, typing.Any]:
-    """Return values of the settings that must be given."""
-    composed = OmegaConf.structured(settings)
-    return {key: "x" for key in config.missing_keys(composed)}
+def _needed(settings: type) -> set[str]:
+    """Return the settings that must be given."""
+    return config.missing_keys(OmegaConf.structured(settings))
 
 
 @pytest.mark.parametrize("value", [2, -1, 1.5])
@@ -650,9 +652,9 @@ def test_a_sweep_of_fits_runs_through_the_basic_launcher(fit_words: list[str], c
 
 def test_a_sweep_of_fits_runs_through_the_joblib_launcher(fit_words: list[str], tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    words = " ".join([*fit_words, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1"])
-    done = processes(f"$F {words}", tmp_path / "cwd", OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr.decode()
+    words = [*fit_words, "-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1"]
+    sweep = forks.command(words, tmp_path / "cwd")
+    assert sweep.wait() == 0, sweep.said()
     assert runs_under(Path()) == {"runs/cat/0": (0, 2), "runs/cat/1": (1, 2)}
     assert [path.name for path in Path().iterdir()] == ["runs"]
 

@@ -1,19 +1,15 @@
 """What holds for every verb: a misspelled setting is named, progress is shown, Ctrl-C leaves nothing half-written."""
 
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import tiny_commands
 import torch
-from conftest import ROOT
 from scene.test_pictures import small_scene
 
 from fourdiffusion import cli
@@ -24,9 +20,6 @@ from fourdiffusion.scene.scene import save_scene
 pytestmark = pytest.mark.slow
 
 LIMIT = 240.0  # seconds, on a machine that others use
-# Both are 130 to a shell: Python ends by the signal itself, even a caught one, if it came while a string was executed,
-# as numba does when it compiles.
-STOPPED = (130, -signal.SIGINT)
 
 
 @pytest.mark.parametrize("verb", VERBS, ids=lambda verb: verb.words)
@@ -65,7 +58,7 @@ def test_ctrl_c_ends_in_one_line_and_leaves_nothing_half_written(
         pytest.importorskip({"view": "viser", "app": "gradio"}[words[0]])
     scene = [] if words[0] == "app" else [f"scene={run}"]
     code, said = interrupted([*words, *scene], tmp_path, begun)
-    assert end in said and "Traceback" not in said and code in ((0,) if end.endswith("closed") else STOPPED)
+    assert end in said and "Traceback" not in said and code == (0 if end.endswith("closed") else 130)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
@@ -73,34 +66,25 @@ def test_ctrl_c_of_a_video_saves_a_checkpoint_and_no_scene(base: Path, tmp_path:
     fit = tiny_commands.command("fit", f"model.path={base / 'model'}", "max_steps=100000", "output=out")
     words = [str(base / "in"), *(word for word in fit[1:] if not word.startswith("video="))]
     code, said = interrupted(words, tmp_path, "loss=")
-    assert code in STOPPED and "interrupted" in said and "Traceback" not in said
+    assert code == 130 and "interrupted" in said and "Traceback" not in said
     step = load_tensors(tmp_path / "out" / "checkpoint.safetensors")[1]["step"]
     assert 0 < step < 100000 and not list(tmp_path.rglob("*.partial")) and not (tmp_path / "out" / "scene").exists()
 
 
-def interrupted(words: list[str], folder: Path, begun: str) -> tuple[int, str]:
+def interrupted(words: list[str], folder: Path, begun: str) -> tuple[int | None, str]:
     """Run a command in a folder, press Ctrl-C once it has said ``begun``; return its exit code and all that it said."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "fourdiffusion", *words], cwd=folder, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # ignored in the background
-    )  # fmt: skip
-    said: list[str] = []
-    output = process.stdout
-    assert output is not None
-    reader = threading.Thread(target=lambda: said.extend(iter(lambda: output.read(1), "")))
-    reader.start()
+    # a process that a shell starts in the background ignores Ctrl-C
+    process = forks.command(words, folder, lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
     limit = time.monotonic() + LIMIT
-    while begun not in "".join(said) and process.poll() is None and time.monotonic() < limit:
-        time.sleep(0.05)
     try:
-        assert process.poll() is None, "".join(said)
+        while begun not in process.said() and process.poll() is None and time.monotonic() < limit:
+            time.sleep(0.02)
+        assert process.poll() is None, process.said()
         process.send_signal(signal.SIGINT)
-        code = process.wait(LIMIT)
+        process.wait(LIMIT)
     finally:
         process.kill()
-        reader.join()
-    return code, "".join(said)
+    return process.returncode, process.said()
 
 
 PROGRESS = {  # what each verb counts that takes more than 3 seconds with inputs of a usual size

@@ -2,16 +2,15 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import forks
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
 from tiny_model import FRAMES, tiny_config, write_clips, write_model
 from torch import Tensor
@@ -149,35 +148,29 @@ def command(base: Path, clips: Path, output: Path, *more: str) -> list[str]:
 
 
 def test_killed_run_goes_on_bit_for_bit(base: Path, clips: Path, tmp_path: Path) -> None:
-    arguments = command(base, clips, tmp_path / "killed", "max_steps=12")
+    arguments = command(base, clips, tmp_path / "killed", "max_steps=6")
     checkpoint = tmp_path / "killed/checkpoint.safetensors"
-    with open(tmp_path / "output.txt", "w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "fourdiffusion", *arguments],
-            stdout=log,
-            stderr=log,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        try:
-            while not checkpoint.exists() or load_tensors(checkpoint)[1]["step"] < 2:
-                assert process.poll() is None, (tmp_path / "output.txt").read_text()
-                time.sleep(0.002)
-        finally:
-            process.kill()
-        assert process.wait() == -signal.SIGKILL
+    process = forks.command(arguments, tmp_path)
+    try:
+        while not checkpoint.exists() or load_tensors(checkpoint)[1]["step"] < 2:
+            assert process.poll() is None, process.said()
+            time.sleep(0.002)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGKILL
     step = load_tensors(checkpoint)[1]["step"]
-    assert 2 <= step < 12 and not (tmp_path / "killed/model").exists()
+    assert 2 <= step < 6 and not (tmp_path / "killed/model").exists()
     (tmp_path / "killed/checkpoint.safetensors.partial").write_bytes(b"half")  # killed while it wrote
     with open(tmp_path / "killed/log.jsonl", "a") as file:
-        file.write('{"step": 11, "lo')
+        file.write('{"step": 5, "lo')
 
     assert cli.main(arguments) == 0
-    assert cli.main(command(base, clips, tmp_path / "whole", "max_steps=12")) == 0
+    assert cli.main(command(base, clips, tmp_path / "whole", "max_steps=6")) == 0
     assert equal(tmp_path / "killed/model", tmp_path / "whole/model")
     first, second = (load_tensors(tmp_path / run / "checkpoint.safetensors") for run in ("killed", "whole"))
     assert first[0].keys() == second[0].keys()
     assert all(torch.equal(first[0][name], second[0][name]) for name in first[0])
-    assert logged_steps(tmp_path / "killed") == logged_steps(tmp_path / "whole") == list(range(1, 13))
+    assert logged_steps(tmp_path / "killed") == logged_steps(tmp_path / "whole") == list(range(1, 7))
     assert not list((tmp_path / "killed").glob("*.partial"))
 
 
@@ -206,18 +199,6 @@ def test_damaged_checkpoint_is_named(base: Path, clips: Path, tmp_path: Path) ->
 # ---- several processes ----------------------------------------------------------------------------------------------
 
 
-def distributed(num_processes: int, arguments: list[str]) -> None:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(num_processes)]
-    result = subprocess.run(
-        [*launch, "-m", "fourdiffusion", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr
-
-
 def log_of(output: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
 
@@ -228,9 +209,9 @@ def test_one_batch_gives_one_result_however_it_is_divided(base: Path, clips: Pat
     train(settings("motion", base, clips, tmp_path / "whole", batch_size=4, max_steps=3))
     train(settings("motion", base, clips, tmp_path / "micro", batch_size=4, micro_batch_size=1, max_steps=3))
     several = tmp_path / "two-one-two"
-    distributed(2, command(base, clips, several, *words, "max_steps=1"))
+    run_ranks(2, command(base, clips, several, *words, "max_steps=1"), tmp_path)
     assert cli.main(command(base, clips, several, *words, "max_steps=2", "micro_batch_size=2")) == 0
-    distributed(2, command(base, clips, several, *words, "max_steps=3", "micro_batch_size=1"))
+    run_ranks(2, command(base, clips, several, *words, "max_steps=3", "micro_batch_size=1"), tmp_path)
     first, whole = log_of(tmp_path / "whole"), weights(tmp_path / "whole/model")
     assert [line["step"] for line in first] == [1, 2, 3] and all(line["grad_norm"] > 0 for line in first)
     for other in ("micro", "two-one-two"):

@@ -1,10 +1,6 @@
 """Two processes that are told to stop together, as SLURM does it: one checkpoint, code 143, one curve."""
 
-import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from ranks import start_ranks
 from test_train import base, clips, command, log_of, settings  # noqa: F401
 
 from fourdiffusion.files import load_tensors
@@ -22,21 +19,6 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 STEPS = 4000
 
 
-def start(arguments: list[str], folder: Path) -> list[subprocess.Popen]:
-    """Start two processes with the variables that docs/train.md's SLURM script sets."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = []
-    for rank in ("0", "1"):
-        own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        with open(folder / f"rank{rank}.txt", "a") as log:
-            words = [sys.executable, "-m", "fourdiffusion", *arguments]
-            environment = {**os.environ, **own, "OMP_NUM_THREADS": "1"}
-            processes.append(subprocess.Popen(words, stdout=log, stderr=log, env=environment))
-    return processes
-
-
 def count_lines(path: Path) -> int:
     """Return how many lines of a file are whole; none where there is no file."""
     return path.read_bytes().count(b"\n") if path.is_file() else 0
@@ -45,18 +27,18 @@ def count_lines(path: Path) -> int:
 def stop(arguments: list[str], run: Path, told: tuple[int, ...]) -> int:
     """Start two processes, send SIGTERM to some once they have logged a step. Return the step that both ended at."""
     before = count_lines(run / "log.jsonl")
-    processes = start(arguments, run.parent)
+    ranks = start_ranks(2, arguments, run.parent)
     try:
         while count_lines(run / "log.jsonl") <= before:
-            assert all(process.poll() is None for process in processes), (run.parent / "rank0.txt").read_text()
+            assert all(rank.poll() is None for rank in ranks), ranks[0].said()
             time.sleep(0.01)
-        for rank in told:
-            processes[rank].send_signal(signal.SIGTERM)
-        found = [process.wait(timeout=300) for process in processes]
+        for number in told:
+            ranks[number].send_signal(signal.SIGTERM)
+        found = [rank.wait() for rank in ranks]
     finally:
-        for process in processes:
-            process.kill()
-    assert found == [143, 143], (run.parent / "rank0.txt").read_text() + (run.parent / "rank1.txt").read_text()
+        for rank in ranks:
+            rank.kill()
+    assert found == [143, 143], "\n".join(rank.said() for rank in ranks)
     step = load_tensors(run / CHECKPOINT)[1]["step"]
     assert before < step < STEPS and log_of(run)[-1]["step"] == step
     return step
