@@ -55,7 +55,7 @@ class Fork:
                 if "torch" in sys.modules:
                     sys.modules["torch"].set_num_threads(1)  # the threads of its parent are not here
                 faulthandler.dump_traceback_later(HANG_SECONDS - 20, file=2)
-                sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+                sys.stdout, sys.stderr = (open(number, "w", 1, encoding="utf-8", closefd=False) for number in (1, 2))
                 code = _run(function)
             finally:
                 sys.stdout.flush()

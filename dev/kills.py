@@ -45,12 +45,12 @@ from safetensors import safe_open  # noqa: E402
 from fourdiffusion.files import load_tensors  # noqa: E402
 
 VERBS = {
-    "fit": tiny_commands.command("fit", "max_steps=12", "checkpoint_minutes=0", "output=out"),
-    "train": tiny_commands.command("train", "max_steps=12", "checkpoint_every=3", "log_every=1", "output=out"),
-    "generate": tiny_commands.command("generate", "model.num_inference_steps=12", "output=out"),
+    "fit": tiny_commands.command("fit", "max_steps=6", "checkpoint_minutes=0", "output=out"),
+    "train": tiny_commands.command("train", "max_steps=6", "checkpoint_every=2", "log_every=1", "output=out"),
+    "generate": tiny_commands.command("generate", "model.num_inference_steps=6", "output=out"),
 }
 OTHERS = {
-    "fit views": tiny_commands.command("fit views", "max_steps=12", "checkpoint_minutes=0"),
+    "fit views": tiny_commands.command("fit views", "max_steps=6", "checkpoint_minutes=0"),
     "data synth": tiny_commands.command("data synth", "num_clips=6"),
     "data curate": tiny_commands.command("data curate"),
     "data pack": tiny_commands.command("data pack"),
@@ -288,7 +288,7 @@ def workers(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[
         folder = inputs(base, place)
         for number in range(16 if verb == "data curate" else 0):
             shutil.copytree(base / "clips" / "clip-0", folder / "many" / f"clip-{number}")
-        child = Child([w.replace("max_steps=12", "max_steps=4000") for w in words], folder)
+        child = Child([w.replace("max_steps=6", "max_steps=4000") for w in words], folder)
         limit, killed = time.monotonic() + 120, None
         while killed is None and time.monotonic() < limit:
             time.sleep(0.02)
@@ -302,7 +302,7 @@ def workers(base: Path, place: Path, moments: int, rng: Random, verbs: Iterable[
                      f"killed worker of {verb}: {code}{'' if saved else ', STEPS LOST'}", said)  # fmt: skip
         if verb == "train":
             step = load_tensors(folder / "out" / "checkpoint.safetensors")[1]["step"]
-            words = [word.replace("max_steps=12", f"max_steps={step + 2}") for word in words]
+            words = [word.replace("max_steps=6", f"max_steps={step + 2}") for word in words]
         words = [word for word in words if word != "num_workers=2"]  # the number of processes changes no file
         expected, _ = whole(base, place, words) if verb != "data curate" else ({}, 0)
         again, said = Child(words, folder).end(300)

@@ -9,7 +9,7 @@ INPUTS = ("in", "model", "clips", "truth", "run", "trained", "captured", "gen", 
 SIZES = (
     "channels=[32,32] attention_levels=[true,true] blocks_per_level=1 head_dim=16 context_dim=32 num_image_tokens=2 "
     "resampler_layers=1 resampler_heads=2 resampler_head_dim=16 norm_groups=8 motion_heads=2 max_frames=8 "
-    "latent_channels=4 vae_channels=[8,16] vae_blocks_per_level=1 vae_norm_groups=4 vae_attention=false "
+    "latent_channels=4 vae_channels=[8,8,16] vae_blocks_per_level=1 vae_norm_groups=4 vae_attention=false "
     "vocab_size=512 text_length=12 text_layers=1 text_heads=2 image_encoder_size=16 image_patch=8 image_dim=32 "
     "image_layers=2 image_heads=2 image_size=16"
 )

@@ -7,7 +7,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import IO
 
+import forks
 import pytest
 import torch
 from test_quick import SMALL
@@ -44,7 +47,18 @@ def test_the_page_words_a_command() -> None:
     assert not any(word.startswith("prompt") for word in app.words_of("a.mp4", Path("o"), app.AUTOMATIC, " ", "a", "b"))
 
 
-def test_a_job_runs_to_the_end_and_gives_its_files(video: Path, tmp_path: Path) -> None:
+def test_a_job_runs_to_the_end_and_gives_its_files(
+    video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(words: list[str], stdout: IO[str], stderr: IO[str], **_: object) -> forks.Fork:
+        def redirect() -> None:
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stderr.fileno(), 2)
+
+        assert words[:3] == [sys.executable, "-m", "fourdiffusion"]
+        return forks.command(words[3:], tmp_path, redirect)
+
+    monkeypatch.setattr(app, "subprocess", SimpleNamespace(Popen=start))
     model, run = write_model(tmp_path / "tiny"), tmp_path / "run"
     words = [*app.words_of(str(video), run, app.AUTOMATIC, "balls", "auto", "frame"), f"model.path={model}"]
     kept = {word.partition("=")[0] for word in words}

@@ -43,7 +43,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("words", "begun", "end"),
     [
-        (["export", "format=glb", "resolution=384", "output=out/a.glb"], "density", "interrupted"),
+        (["export", "format=glb", "resolution=192", "output=out/a.glb"], "density", "interrupted"),
         (["export", "format=images", "size=1024", "output=out/images"], "images", "interrupted"),
         (["render", "size=512", "output=out"], "%", "interrupted"),
         (["view", "port=8431"], "viewer: http", "viewer closed"),

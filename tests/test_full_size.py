@@ -1,10 +1,12 @@
 """The script that measures the full-size model, at the small model's sizes; and how large the release is."""
 
+import subprocess
 from pathlib import Path
 
 import full_size
 import pytest
 import torch
+from forks import Fork
 from torch import nn
 
 from fourdiffusion.diffusion import encoders
@@ -28,7 +30,14 @@ def test_the_release_has_two_and_a_half_billion_parameters() -> None:
     )
 
 
-def test_the_table_of_a_tiny_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_a_tiny_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        fork = Fork(lambda: full_size.main(full_size.options(command[2:])), tmp_path)
+        return subprocess.CompletedProcess(command, fork.wait() or 0, fork.said(), fork.said())
+
+    monkeypatch.setattr(subprocess, "run", run)
     full_size.write_model(tmp_path / "model", full_size.settings(tiny=True).model)
     words = ["--tiny", "--size", "16", "--device", "cpu", "--frames", "2", "--views", "2"]
     words += ["--model", str(tmp_path / "model")]

@@ -3,8 +3,10 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import ablation
+import forks
 import held_out
 import presets
 import pytest
@@ -204,7 +206,11 @@ def test_the_ablations_words_are_settings_of_fit() -> None:
             assert OmegaConf.select(settings, key) in (yaml.safe_load(value), value)
 
 
-def test_a_done_fit_is_not_run_again_and_other_words_are_refused(tmp_path: Path) -> None:
+def test_a_done_fit_is_not_run_again_and_other_words_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = SimpleNamespace(Popen=lambda words: forks.command(words[3:], tmp_path))
+    monkeypatch.setattr(held_out, "subprocess", here)
     note = {"words": ["steps=1"], "weights": "w", "commit": "c", "seconds": 2.0}
     (tmp_path / "full.json").write_text(json.dumps(note))
     assert held_out.fit_once(tmp_path / "full", ["steps=1"], "w") == note

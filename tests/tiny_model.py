@@ -13,6 +13,7 @@ from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
 from fourdiffusion.diffusion.settings import ModelConfig
 
 SIZE = 16  # pixels
+LATENT = SIZE // 4  # side of the latents
 FRAMES = 4
 CAPTIONS = ["two balls, one red", "a green ball that turns"]
 AZIMUTHS = [
@@ -40,7 +41,7 @@ def tiny_config(path: str | None = None) -> ModelConfig:
         norm_groups=8,
         motion_heads=2,
         max_frames=8,
-        vae_channels=[8, 16],
+        vae_channels=[8, 8, 16],
         vae_blocks_per_level=1,
         vae_norm_groups=4,
         vae_attention=False,

@@ -217,7 +217,8 @@ def suffices(peak: float) -> str:
     return next((f"{card} GB" for card in CARDS if peak + SPARE <= card), f"more than {CARDS[-1]} GB")
 
 
-if __name__ == "__main__":
+def options(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the words of a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto", help="auto, cpu or cuda")
     parser.add_argument("--task", default="generate", choices=("generate", "sds"))
@@ -236,4 +237,8 @@ if __name__ == "__main__":
     parser.add_argument("--tiny", action="store_true", help="the small model's sizes")
     parser.add_argument("--table", nargs="*", choices=CASES, help="comes last: these memory modes, or all")
     parser.add_argument("--write", action="store_true", help="only write the model")
-    main(parser.parse_args())
+    return parser.parse_args(words)
+
+
+if __name__ == "__main__":
+    main(options())

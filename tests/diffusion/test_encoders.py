@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_model import CAPTIONS, SIZE, tiny_pipeline
+from tiny_model import CAPTIONS, LATENT, SIZE, tiny_pipeline
 
 from fourdiffusion.diffusion import encoders
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
@@ -62,7 +62,7 @@ def test_shapes_and_leading_axes(pipeline: FourDiffusionPipeline) -> None:
     large = encoders.encode_image(pipeline.feature_extractor, pipeline.image_encoder, torch.rand(3, 3, 50, 50))
     assert large.shape == one.shape  # resized
     z = encoders.encode_latents(pipeline.vae, images)
-    assert z.shape == (2, 3, 4, SIZE // 2, SIZE // 2)
+    assert z.shape == (2, 3, 4, LATENT, LATENT)
     decoded = encoders.decode_latents(pipeline.vae, z)
     assert decoded.shape == images.shape and 0 <= decoded.min() and decoded.max() <= 1
     pipeline.vae.register_to_config(scaling_factor=2 * pipeline.vae.config.scaling_factor)

@@ -15,7 +15,7 @@ import torch
 from conftest import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny_model import FRAMES, SIZE, tiny_config, tiny_pipeline
+from tiny_model import FRAMES, LATENT, SIZE, tiny_config, tiny_pipeline
 from torch import Tensor
 
 from fourdiffusion import cameras
@@ -244,7 +244,7 @@ def test_a_damaged_file_is_named(copy: Path, content: str, message: str) -> None
         ({"prediction_type": "velocity"}, "model.prediction_type=v_prediction contradicts .* prediction_type=epsilon"),
         ({"max_frames": 16}, "model.max_frames=16 contradicts .* max_frames=8"),
         ({"vae_attention": True}, "model.vae_attention=True contradicts .* vae_attention=False"),
-        ({"image_size": 18}, "model.image_size=18: .* need a multiple of 4, and model.path="),
+        ({"image_size": 18}, "model.image_size=18: .* need a multiple of 8, and model.path="),
     ],
 )
 def test_settings_that_contradict_the_weights_are_refused(saved: Path, given: dict[str, object], message: str) -> None:
@@ -353,7 +353,7 @@ def test_the_denoiser_gives_each_branch_its_conditions(pipeline: FourDiffusionPi
     """Against the UNet called by hand, one branch after the other: the extra view last, its camera zero, dropped after;
     zero image tokens and a zero extra view in the unconditional branch."""
     given, c2w = images(), cameras.orbit(cameras.orthogonal_azimuths(2), 10.0, 1.7)
-    z = torch.randn(FRAMES, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(FRAMES, 2, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     branches = pipeline.prepare(given, "a ball", "ugly")(z, 500, c2w)
     unet, camera = pipeline.unet, torch.zeros(1, 3, 16)
     for view in range(2):

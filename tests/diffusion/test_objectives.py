@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 import torch
-from tiny_model import CAPTIONS, SIZE, tiny_pipeline
+from tiny_model import CAPTIONS, LATENT, SIZE, tiny_pipeline
 from torch import Tensor
 
 from fourdiffusion import cameras
@@ -28,7 +28,7 @@ def arguments(**changes: object) -> dict[str, object]:
         "c2w": cameras.orbit(torch.tensor([[0.0, 90.0], [33.0, 123.0]])),
         "captions": CAPTIONS,
         "timestep": torch.tensor([300, 700]),
-        "noise": torch.randn(BATCH, FRAMES, VIEWS, 4, SIZE // 2, SIZE // 2, generator=generator),
+        "noise": torch.randn(BATCH, FRAMES, VIEWS, 4, LATENT, LATENT, generator=generator),
         "dropout": torch.ones(BATCH, 2),
     }
     return values | changes
@@ -150,7 +150,7 @@ def test_autoencoder(pipeline: FourDiffusionPipeline) -> None:
     images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     objective = AutoencoderObjective(pipeline, kl_weight=1e-2)
     assert set(objective.trainable) == {"vae"}
-    noise = torch.zeros(3, 4, SIZE // 2, SIZE // 2)
+    noise = torch.zeros(3, 4, LATENT, LATENT)
     terms = objective(images, noise)
     torch.stack(list(terms.values())).sum().backward()
     assert all(p.grad is not None and bool(p.grad.any()) for p in pipeline.vae.parameters())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_model import CAPTIONS, FRAMES, SIZE, tiny_clip, tiny_config, tiny_pipeline
+from tiny_model import CAPTIONS, FRAMES, LATENT, SIZE, tiny_clip, tiny_config, tiny_pipeline
 from torch import Tensor
 
 from fourdiffusion import cameras
@@ -204,7 +204,7 @@ def sample(pipeline: FourDiffusionPipeline, images: Tensor, seed: int = 0, use_m
 def test_a_sample_depends_on_its_seed_and_video_alone(pipeline: FourDiffusionPipeline) -> None:
     torch.manual_seed(1)
     first = sample(pipeline, video())
-    assert first.shape == (FRAMES, 2, 4, SIZE // 2, SIZE // 2)
+    assert first.shape == (FRAMES, 2, 4, LATENT, LATENT)
     torch.manual_seed(2)
     other_video, other_seed = sample(pipeline, video(1)), sample(pipeline, video(), seed=1)
     assert torch.equal(sample(pipeline, video()), first)
@@ -215,7 +215,7 @@ def test_a_sample_depends_on_its_seed_and_video_alone(pipeline: FourDiffusionPip
 def test_branches_of_the_denoiser_never_meet(pipeline: FourDiffusionPipeline) -> None:
     """Conditional and unconditional run as one batch; each is what it would be with any other beside it."""
     c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
-    z = torch.randn(FRAMES, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(FRAMES, 2, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     conditional, unconditional = pipeline.prepare(video(), "two balls", "")(z, 500, c2w)
     for alone in pipeline.prepare(video(), "two balls", None)(z, 500, c2w):
         torch.testing.assert_close(alone, conditional, atol=1e-5, rtol=1e-4)
@@ -229,7 +229,7 @@ def test_branches_of_the_denoiser_never_meet(pipeline: FourDiffusionPipeline) ->
 @torch.no_grad()
 def test_without_motion_frames_are_denoised_alone(pipeline: FourDiffusionPipeline) -> None:
     c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
-    z = torch.randn(FRAMES, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(FRAMES, 2, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     images = video()
     together = pipeline.prepare(images, "two balls", "", use_motion=False)
     assert together.motion is None
@@ -245,7 +245,7 @@ def test_without_motion_frames_are_denoised_alone(pipeline: FourDiffusionPipelin
 def test_velocity_and_epsilon_tell_of_the_same_noise(pipeline: FourDiffusionPipeline) -> None:
     """Both branches' noise is sqrt(alpha_bar) v + sqrt(1 - alpha_bar) z_t of the network's raw output v."""
     c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
-    z = torch.randn(FRAMES, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(FRAMES, 2, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     denoiser = pipeline.prepare(video(), "two balls", "")
     raw = denoiser(z, 500, c2w)
     alpha_bar = pipeline.scheduler.alphas_cumprod[500]
@@ -293,7 +293,7 @@ def test_a_denoiser_of_some_frames_knows_their_conditions() -> None:
     pipeline = tiny_pipeline()  # without motion: frames are independent
     images = torch.rand(4, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     denoiser = pipeline.prepare(images, "a ball", "")
-    z = torch.randn(4, 2, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(1))
+    z = torch.randn(4, 2, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(1))
     c2w = cameras.orbit(cameras.orthogonal_azimuths(2))
     frames = torch.tensor([3, 1])
     for whole, part in zip(denoiser(z, 500, c2w), denoiser.at_frames(frames)(z[frames], 500, c2w), strict=True):

@@ -14,7 +14,7 @@ import yaml
 from forks import Fork
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny_model import FRAMES, SIZE, balls, picture, tiny_config, tiny_pipeline, write_model
+from tiny_model import FRAMES, LATENT, SIZE, balls, picture, tiny_config, tiny_pipeline, write_model
 
 from fourdiffusion import cameras
 from fourdiffusion.datasets.clips import opaque_clip, read_clip, write_clip
@@ -137,7 +137,7 @@ def test_tensorboard_has_the_curves_of_the_log(config):
 def test_a_ramp_to_guidance_above_1_has_an_unconditional_branch_from_the_first_step(config):
     config.sds = dataclasses.replace(config.sds, guidance_scale=1.0, guidance_scale_end=5.0)
     problem = open_problem(config, read_inputs(config))
-    z = torch.randn(FRAMES, 4, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(FRAMES, 4, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     assert not torch.equal(*problem.denoiser(z, 500, problem.target.c2w))
 
 
@@ -163,7 +163,7 @@ def test_only_4d_sds_looks_at_other_frames(config, tmp_path, source):
     inputs = read_inputs(config)
     write_generated(config, pipeline=inputs.pipeline)
     problem = open_problem(config, inputs)
-    z = torch.randn(FRAMES, 4, 4, SIZE // 2, SIZE // 2, generator=torch.Generator().manual_seed(0))
+    z = torch.randn(FRAMES, 4, 4, LATENT, LATENT, generator=torch.Generator().manual_seed(0))
     other = torch.cat([z[:1], z[1:].flip(0)])
     first, second = (problem.denoiser(each, 500, problem.target.c2w)[0][0] for each in (z, other))
     assert (first - second).abs().max() < 1e-5 if source == "per_frame" else (first - second).abs().max() > 1e-3

@@ -279,10 +279,10 @@ def test_mistakes_are_named_before_anything_is_written(
 
 
 def test_pictures_of_a_size_that_does_not_fit(base: Path, clips: Path, tmp_path: Path) -> None:
-    """16 x 16 pixels are 8 x 8 latents, which four levels can halve three times and no more."""
+    """16 x 16 pixels are 4 x 4 latents, which five levels would halve four times."""
     model = tiny_config()
     model.channels, model.attention_levels = [32] * 5, [False] * 5
-    with pytest.raises(UserError, match="clips of 16 x 16 pixels: this model needs multiples of 32"):
+    with pytest.raises(UserError, match="clips of 16 x 16 pixels: this model needs multiples of 64"):
         train(settings("base", base, clips, tmp_path / "run", model=model))
     assert not (tmp_path / "run").exists()
 

@@ -73,14 +73,14 @@ def test_the_noise_of_a_sample_is_its_own() -> None:
     part = diffusion_inputs(config, vae, 1000, a_batch([1, 3]), 5)
     for a, b in zip(whole[4:7], part[4:7], strict=True):  # timestep, noise, dropout draws
         assert torch.equal(a[[1, 3]], b)  # type: ignore[arg-type, call-overload, index]
-    assert whole[5].shape == (4, 2, 3, 4, 8, 8) and whole[6].shape == (4, 2)  # type: ignore[union-attr]
+    assert whole[5].shape == (4, 2, 3, 4, 4, 4) and whole[6].shape == (4, 2)  # type: ignore[union-attr]
     assert not torch.equal(whole[5], diffusion_inputs(config, vae, 1000, a_batch([0, 1, 2, 3]), 6)[5])  # type: ignore[arg-type]
 
 
 def test_vae_crops_are_one_window_of_all_pictures() -> None:
     batch = a_batch([0, 1])
     images, noise = vae_inputs(TrainConfig(batch_size=2, crop_size=8), tiny_pipeline().vae, batch, 3)
-    assert images.shape == (12, 3, 8, 8) and noise.shape == (12, 4, 4, 4)
+    assert images.shape == (12, 3, 8, 8) and noise.shape == (12, 4, 2, 2)
     flat = batch.target.flatten(0, 2)
     found = [(y, x) for y in range(9) for x in range(9) if torch.equal(flat[..., y : y + 8, x : x + 8], images)]
     assert len(found) == 1
