@@ -58,7 +58,7 @@ def test_a_job_runs_to_the_end_and_gives_its_files(
         assert words[:3] == [sys.executable, "-m", "fourdiffusion"]
         return forks.command(words[3:], tmp_path, redirect)
 
-    monkeypatch.setattr(app, "subprocess", SimpleNamespace(Popen=start))
+    monkeypatch.setattr(app, "subprocess", SimpleNamespace(Popen=start, DEVNULL=subprocess.DEVNULL))
     model, run = write_model(tmp_path / "tiny"), tmp_path / "run"
     words = [*app.words_of(str(video), run, app.AUTOMATIC, "balls", "auto", "frame"), f"model.path={model}"]
     kept = {word.partition("=")[0] for word in words}

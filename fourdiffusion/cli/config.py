@@ -4,6 +4,7 @@ Only this module, overrides.py and launch.py import Hydra.
 """
 
 import contextlib
+import copy
 import dataclasses
 import re
 import typing
@@ -49,6 +50,10 @@ class VerbRepository(ConfigRepository):
     def group_exists(self, config_path: str) -> bool:
         return config_path not in self.values and super().group_exists(config_path)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "VerbRepository":
+        """Hydra copies the repository before it replaces its sources; they themselves never change."""
+        return copy.copy(self)
+
 
 def register_resolvers() -> None:
     """Register ${shipped:PATH}; each process that resolves a config does this once."""
@@ -74,7 +79,9 @@ def hydra_of(source: Source) -> Iterator[tuple[Hydra, str]]:
     version.setbase("1.3")
     register_resolvers()
     store = ConfigStore.instance()
-    store.store(name=f"{source.name}_schema", node=source.schema)
+    stored = store.repo.get(f"{source.name}_schema.yaml")
+    if stored is None or OmegaConf.get_type(stored.node) is not source.schema:
+        store.store(name=f"{source.name}_schema", node=source.schema)
     primary = source.name
     if source.run is not None:
         primary = f"{source.name}_from_run"
