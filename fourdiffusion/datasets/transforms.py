@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,6 +58,24 @@ class Transforms:
     author: str
 
 
+class _Inside:
+    """What lies in a folder, links followed; the folders of its pictures are resolved once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self.parents: dict[Path, Path] = {}
+
+    def __contains__(self, path: Path) -> bool:
+        try:
+            if path.is_symlink() or path.name == "..":
+                return path.resolve().is_relative_to(self.folder)
+            parent = self.parents.get(path.parent) or path.parent.resolve()
+        except (OSError, RuntimeError):  # symlink loops
+            return False
+        self.parents[path.parent] = parent
+        return parent.is_relative_to(self.folder)
+
+
 def read_transforms(path: Path, allow_outside: bool = False) -> Transforms:
     """Read a transforms.json; ``allow_outside`` permits paths outside its folder. UserError names key and remedy."""
     return parse_transforms(path, load_json(path), allow_outside)
@@ -69,17 +88,18 @@ def parse_transforms(path: Path, meta: dict[str, Any], allow_outside: bool = Fal
         raise UserError(f"{printable(path)}: 'frames' is not a list of at least one object; write the clip again")
     _ask_for_missing(path, meta, entries)
     grid = _grid(path, entries)
-    files = [[_picture(path, entry, "file_path", allow_outside) for entry in row] for row in grid]
+    inside = None if allow_outside else _Inside(path.parent)
+    files = [[_picture(path, entry, "file_path", inside) for entry in row] for row in grid]
     size = _size(path, meta, grid[0][0], files[0][0])
     pictures: list[list[Place]] = [list(row) for row in files]
     if any("mask_path" in entry for entry in entries):  # nerfstudio's alpha
-        masks = [[_mask(path, entry, allow_outside) for entry in row] for row in grid]
+        masks = [[_mask(path, entry, inside) for entry in row] for row in grid]
         pictures = [
             [MaskedPicture(*pair) for pair in zip(*rows, strict=True)] for rows in zip(files, masks, strict=True)
         ]
     depths, unit = None, 0.0
     if all("depth_file_path" in entry for entry in entries):
-        depths = [[_picture(path, entry, "depth_file_path", allow_outside) for entry in row] for row in grid]
+        depths = [[_picture(path, entry, "depth_file_path", inside) for entry in row] for row in grid]
         unit = _number(path, meta, "depth_unit")
         if not 0 < unit <= 1:
             raise UserError(f"{printable(path)}: 'depth_unit' is {unit:g}; give scene units a step, in (0, 1]")
@@ -231,15 +251,15 @@ def _matrix(path: Path, rows: Any, where: str) -> list[list[float]]:
         raise UserError(f"{name} is not 4 x 4")
     if not all(_is_number(value) for row in rows for value in row):
         raise UserError(f"{name} is not finite: it holds something other than numbers; write the clip again")
-    matrix = torch.tensor(rows, dtype=torch.float64)
+    matrix = np.array(rows, np.float64)
     rotation = matrix[:3, :3]
-    if (matrix[3] - torch.tensor([0.0, 0, 0, 1])).abs().max() > 1e-6:
+    if np.abs(matrix[3] - (0, 0, 0, 1)).max() > 1e-6:
         raise UserError(f"{name} has the last row {_show(rows[3])}; that of a camera is 0 0 0 1")
-    if (rotation @ rotation.T - torch.eye(3)).abs().max() > ROTATION_TOLERANCE:
+    if np.abs(rotation @ rotation.T - np.eye(3)).max() > ROTATION_TOLERANCE:
         raise UserError(f"{name} scales or shears: it has no valid rotation; divide each column by its length")
-    if torch.linalg.det(rotation) < 0:
+    if np.linalg.det(rotation) < 0:
         raise UserError(f"{name} mirrors (its determinant is -1); give right-handed OpenGL axes: x right, y up, z back")
-    if matrix[:3, 3].abs().max() > MAX_DISTANCE:
+    if np.abs(matrix[:3, 3]).max() > MAX_DISTANCE:
         raise UserError(f"{name} stands further than {MAX_DISTANCE:g} scene units from the origin; scale the scene")
     return rows
 
@@ -356,13 +376,13 @@ def _focal(name: str, intrinsics: dict[str, Any], size: tuple[int, int], where: 
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 
-def _picture(path: Path, entry: dict[str, Any], key: str, allow_outside: bool) -> Path:
+def _picture(path: Path, entry: dict[str, Any], key: str, inside: _Inside | None) -> Path:
     """Return the picture that an entry names, adding the extension if these formats omit it."""
     text, folder = entry[key], path.parent
     if not isinstance(text, str) or not text or "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
         raise UserError(f"{printable(path)}: {key} is {_show(text)}; give the path of a picture in the clip's folder")
     found = next((p for p in (folder / (text + suffix) for suffix in ("", *SUFFIXES)) if _is_file(p)), folder / text)
-    if not allow_outside and not _is_inside(found, folder):
+    if inside is not None and found not in inside:
         raise UserError(
             f"{printable(path)}: {key} {_show(text)} lies outside the clip's folder (an absolute path, '..' or a "
             "link); copy the pictures into it"
@@ -371,23 +391,16 @@ def _picture(path: Path, entry: dict[str, Any], key: str, allow_outside: bool) -
     return found
 
 
-def _mask(path: Path, entry: dict[str, Any], allow_outside: bool) -> Path:
+def _mask(path: Path, entry: dict[str, Any], inside: _Inside | None) -> Path:
     if "mask_path" not in entry:
         raise UserError(f"{printable(path)}: some of its frames have a 'mask_path' and some none; give each its own")
-    return _picture(path, entry, "mask_path", allow_outside)
+    return _picture(path, entry, "mask_path", inside)
 
 
 def _is_file(path: Path) -> bool:
     try:
         return path.is_file()
     except OSError:  # a name that is too long
-        return False
-
-
-def _is_inside(path: Path, folder: Path) -> bool:
-    try:
-        return path.resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # symlink loops
         return False
 
 

@@ -172,7 +172,7 @@ def test_what_becomes_of_a_process_is_the_reason(tmp_path: Path, monkeypatch: py
     (tmp_path / "worker.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).resolve().parents[2]))
     monkeypatch.setattr(run, "engine_command", lambda config: [sys.executable, str(tmp_path / "worker.py")])
-    summary = run.render_batch(settings(tmp_path, timeout_s=10.0, num_workers=2))
+    summary = run.render_batch(settings(tmp_path, timeout_s=6.0, num_workers=2))
     assert (summary.clips, summary.failures) == (1, {"crash": 2, "static": 1, "timeout": 2})
     details = {line["object"]: line["detail"] for line in log_of(tmp_path / "clips") if line["status"] == "failed"}
     assert "SIGSEGV" in details["crash"] and "out of ideas" in details["raises"]
