@@ -190,10 +190,10 @@ def prepare(
     """Return the run at its last checkpoint, on its device, and the step that comes next."""
     parameters = {name: p for name, p in objective.trainable.named_parameters() if p.requires_grad}
     optimizer = make_optimizer(config, list(parameters.values()), accelerator.device)
+    place(config, pipeline, objective, accelerator.device)  # first: the optimizer's state takes the weights' layout
     start, tensors = resume(Path(config.output), objective, optimizer)
     names = objective.trainable.state_dict()
     ema = {name: tensors[f"ema.{name}"].to(accelerator.device, copy=True) for name in names}
-    place(config, pipeline, objective, accelerator.device)
     model, prepared = accelerator.prepare(objective, optimizer)
     restore_scaler(accelerator.scaler, tensors)
     num_processes = accelerator.num_processes
