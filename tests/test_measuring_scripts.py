@@ -1,6 +1,7 @@
 """The scripts that measure: sections of the page, means, views, and one small table and one sheet from start to end."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -109,26 +110,31 @@ def test_without_motion_a_sample_is_made_frame_by_frame(model: Path, clips: Path
 
 
 def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two objects, two seeds, four rows of the model; the second call, cut off in a line, makes only that again."""
-    run, page = tmp_path / "run", tmp_path / "results.md"
+    """Two objects, two seeds, five rows of a model; the second call, cut off in a line, makes only that again."""
+    run, page, other = tmp_path / "run", tmp_path / "results.md", tmp_path / "other"
+    shutil.copytree(model, other)
+    own = json.loads((other / "generation_config.json").read_text())
+    (other / "generation_config.json").write_text(json.dumps(own | {"image_size": SIZE // 2}))
     words = [clips, "--model", model, "--uncurated", model / "motion", "--objects", 2, "--seeds", 2, "--frames", FRAMES]
+    words += ["--against", other]
     words += ["--run", run, "--output", page, "model.num_inference_steps=1", f"model.image_size={SIZE}", "device=cpu"]
     call(monkeypatch, small_tables, *words)
     text, log = page.read_text(), (run / "log.jsonl").read_text()
-    assert len(log.splitlines()) == 2 * (4 * 2 + 1)
+    assert len(log.splitlines()) == 2 * (5 * 2 + 1)
     reports = {path: json.loads(path.read_text()) for path in run.glob("samples/*/metrics_*/metrics.json")}
-    assert len(reports) == 4 * 2 + 1 and all(each["protocol"]["name"] == "synthetic" for each in reports.values())
+    assert len(reports) == 5 * 2 + 1 and all(each["protocol"]["name"] == "synthetic" for each in reports.values())
     values = {
         (path, name): each["objects"][name]["mean"]["psnr"]
         for path, each in reports.items()
         for name in each["objects"]
     }
-    assert len(set(values.values())) == 2 * (3 * 2 + 1)  # "uncurated" is the same model here, all others differ
+    assert len(set(values.values())) == 2 * (4 * 2 + 1)  # "uncurated" is the same model here, all others differ
     assert "stand 90, 180, 270 degrees" in text and "left out" not in text and "2 test objects" in text
     for name, slug in (
         (small_tables.MOTION, "4DM-"),
         (small_tables.NO_CAPTION, "4DM_captions_absent-"),
         (small_tables.COPIED, "copied_input-"),
+        (small_tables.OTHER, "another_model_at_its_own_size-"),
     ):
         means = [
             sum(those) / len(those)
@@ -147,6 +153,16 @@ def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, mo
         call(monkeypatch, small_tables, *words, "model.num_inference_steps=2")
     with pytest.raises(UserError, match="has 4 frames: give --frames 4"):
         call(monkeypatch, small_tables, *words, "--frames", 8)
+
+
+def test_the_first_clip_of_each_object(clips: Path, tmp_path: Path) -> None:
+    for name, of in (("a-run", "a"), ("a-walk", "a"), ("b-run", "b")):
+        shutil.copytree(clips / "clip-0", tmp_path / name)
+        meta = json.loads((tmp_path / name / "transforms.json").read_text())
+        (tmp_path / name / "transforms.json").write_text(json.dumps(meta | {"object": of}))
+    assert [path.name for path in held_out.first_clips(tmp_path, 2, one_an_object=True)] == ["a-run", "b-run"]
+    with pytest.raises(UserError, match="holds 2 clips"):
+        held_out.first_clips(tmp_path, 3, one_an_object=True)
 
 
 def test_paired_differences_are_over_objects() -> None:

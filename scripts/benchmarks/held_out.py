@@ -36,9 +36,18 @@ from fourdiffusion.settings import GenerateConfig
 SAMPLE = ["video=data/sample/input.mp4", "crop=frame", "prompt=a pink bird with a purple belly flying"]
 
 
-def first_clips(folder: Path, count: int) -> list[Path]:
-    """The first clips by name: none is chosen. UserError where there are fewer."""
+def first_clips(folder: Path, count: int, one_an_object: bool = False) -> list[Path]:
+    """The first clips by name: none is chosen. UserError where there are fewer.
+
+    With ``one_an_object`` the first clip of each object that `data render` notes in transforms.json.
+    """
     found = list_clips(folder)
+    if one_an_object:
+        objects: dict[str, Path] = {}
+        for clip in found:
+            meta = json.loads((clip / "transforms.json").read_text(encoding="utf-8"))
+            objects.setdefault(str(meta.get("object") or clip.name), clip)
+        found = list(objects.values())
     if not 1 <= count <= len(found):
         raise UserError(f"--objects {count}: {folder} holds {len(found)} clips, give 1 to {len(found)}")
     return found[:count]
@@ -79,29 +88,45 @@ class Example:
 
 
 def read_example(folder: Path, settings: GenerateConfig) -> Example:
-    """UserError where the clip has other frames, pictures or cameras than the settings want."""
+    """Of the clip's first frames. UserError where it has fewer, or other pictures or cameras than the settings want."""
     clip = read_clip(folder)
     frames, size = clip.rgba.shape[1], list(clip.rgba.shape[-2:])
-    if frames != settings.num_frames:
+    if frames < settings.num_frames:
         raise UserError(f"{folder} has {frames} frames: give --frames {frames}, or other clips")
     if size != [settings.model.image_size] * 2:
         raise UserError(f"{folder} is {size[1]} x {size[0]} pixels, the model wants {settings.model.image_size} square")
-    return Example(clip.caption, composite(clip.rgba[choose_views(clip.c2w, settings.num_views)].float() / 255))
+    pixels = clip.rgba[choose_views(clip.c2w, settings.num_views), : settings.num_frames]
+    return Example(clip.caption, composite(pixels.float() / 255))
 
 
 def sample(
-    pipeline: FourDiffusionPipeline, settings: GenerateConfig, example: Example, seed: int, use_motion: bool = True
+    pipeline: FourDiffusionPipeline,
+    settings: GenerateConfig,
+    example: Example,
+    seed: int,
+    use_motion: bool = True,
+    own_settings: bool = False,
 ) -> Tensor:
-    """Videos [V, F, 3, H, W] in [0, 1] as `fourdiffusion generate` makes them; without motion, frame by frame."""
-    return generate_views(
+    """Videos [V, F, 3, H, W] in [0, 1] as `fourdiffusion generate` makes them; without motion, frame by frame.
+
+    With ``own_settings`` the pipeline samples at its own size with its own steps; its videos are then resized to the
+    truth's size.
+    """
+    own = pipeline.generation_config
+    videos = generate_views(
         pipeline,
         example.truth[0].to(pipeline.device),
         example.caption,
         num_views=settings.num_views,
-        settings=override(pipeline.generation_config, settings.model),
+        settings=own if own_settings else override(own, settings.model),
         generator=torch.Generator().manual_seed(seed),
         use_motion=use_motion,
     )
+    side = example.truth.shape[-1]
+    if videos.shape[-1] == side:
+        return videos
+    frames = torch.nn.functional.interpolate(videos.flatten(0, 1), size=side, mode="bicubic", antialias=True)
+    return frames.clamp(0, 1).unflatten(0, videos.shape[:2])
 
 
 def fingerprint(folder: Path) -> str:

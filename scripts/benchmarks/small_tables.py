@@ -24,6 +24,7 @@ from fourdiffusion import cameras
 from fourdiffusion.device import resolve_device
 from fourdiffusion.diffusion.loading import open_pipeline
 from fourdiffusion.diffusion.pipeline import FourDiffusionPipeline
+from fourdiffusion.diffusion.settings import ModelConfig
 from fourdiffusion.errors import UserError
 from fourdiffusion.evaluate import evaluate
 from fourdiffusion.evaluate.settings import EvaluateConfig, ProtocolConfig, load_protocol
@@ -35,7 +36,7 @@ from fourdiffusion.runs import append_log, git_commit, open_run
 from fourdiffusion.settings import GenerateConfig
 
 MOTION, FRAMEWISE, UNCURATED = "4DM", "its base model, frame by frame", "4DM, motion layers of uncurated clips"
-NO_CAPTION, COPIED = "4DM, captions absent", "copied input"
+NO_CAPTION, COPIED, OTHER = "4DM, captions absent", "copied input", "another model, at its own size"
 
 
 @dataclass
@@ -48,17 +49,18 @@ class Row:
     weights: str  # fingerprint
     seeds: range
     use_caption: bool = True
+    own_settings: bool = False  # its own size, steps and guidance
 
 
 def main() -> None:
     """Sample what is not there yet, evaluate it and write the section."""
     options = _options()
-    folders = first_clips(options.clips, options.objects)
+    folders = first_clips(options.clips, options.objects, options.one_an_object)
     name = f"{options.frames}x{options.views}" + (f" {options.set}" if options.set else "")
     run = options.run or Path("runs", f"small_tables_{name}".replace(" ", "_"))
     words = [*options.words, f"output={run}"]
     settings = sampling_settings(options.clips, options.model, options.frames, options.views, words)
-    rows = _rows(settings, options.uncurated, options.seeds)
+    rows = _rows(settings, options.uncurated, options.against, options.seeds)
     read_example(folders[0], settings)  # what does not fit is said before anything is written
     open_run(run, settings, free=set())
     known = {(x["weights"], x["row"], x["object"], x["seed"]): x for x in read_log(run)}
@@ -90,7 +92,7 @@ def predict(settings: GenerateConfig, example: Example, row: Row, seed: int) -> 
     if row.pipeline is None:
         return copied_input(example.truth[0], len(example.truth) - 1)
     shown = example if row.use_caption else dataclasses.replace(example, caption="")
-    return sample(row.pipeline, settings, shown, seed, row.use_motion)[1:]
+    return sample(row.pipeline, settings, shown, seed, row.use_motion, row.own_settings)[1:]
 
 
 def measure(settings: GenerateConfig, folder: Path, row: Row, seed: int) -> dict[str, float]:
@@ -180,6 +182,8 @@ def section(
         f"*{FRAMEWISE}*: the same network without motion layers, another noise for each frame. *{NO_CAPTION}*: an "
         f"empty prompt. *{COPIED}*: the input video shown at every view.",
     ]
+    if OTHER in rows:
+        text.append(f"*{OTHER}*: `{options.against}`, whose pictures are resized to {size} x {size} pixels.")
     if UNCURATED not in rows:
         text.append("Motion layers trained on uncurated clips were not at hand: that row of the paper is left out.")
     return "\n".join([*text, "", report.provenance(commits)])
@@ -195,7 +199,7 @@ def read_log(run: Path) -> list[report.Line]:
     return [json.loads(line) for line in whole]
 
 
-def _rows(settings: GenerateConfig, uncurated: Path | None, seeds: int) -> list[Row]:
+def _rows(settings: GenerateConfig, uncurated: Path | None, against: Path | None, seeds: int) -> list[Row]:
     device = resolve_device(settings.device)
     pipeline = open_pipeline(settings.model, device)
     weights = fingerprint(Path(str(settings.model.path)))
@@ -208,6 +212,9 @@ def _rows(settings: GenerateConfig, uncurated: Path | None, seeds: int) -> list[
         other.load_motion(uncurated)
         # fingerprints follow each other: the motion layers' comes first, so that the folder's name tells them apart
         rows.append(Row(UNCURATED, other, True, fingerprint(uncurated) + weights, range(seeds)))
+    if against is not None:
+        other = open_pipeline(ModelConfig(path=str(against), dtype=settings.model.dtype), device)
+        rows.append(Row(OTHER, other, True, fingerprint(against), range(seeds), own_settings=True))
     return [*rows, Row(COPIED, None, False, "", range(1))]
 
 
@@ -218,7 +225,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--model", default="data/models/tiny", help="pipeline folder")
     parser.add_argument("--weights", help="folder of the metric networks' weights, as of fourdiffusion evaluate")
     parser.add_argument("--uncurated", type=Path, help="motion layers trained on uncurated clips, .../model/motion")
+    parser.add_argument("--against", type=Path, help="pipeline folder of another model, which samples as it is made to")
     parser.add_argument("--objects", type=int, default=30)
+    parser.add_argument("--one-an-object", action="store_true", help="the first clip of each object of data render")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=8, help="of the clips")
     parser.add_argument("--views", type=int, default=4, help="that the model generates")
