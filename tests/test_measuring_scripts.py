@@ -155,16 +155,6 @@ def test_a_table_from_clips_to_page(model: Path, clips: Path, tmp_path: Path, mo
         call(monkeypatch, small_tables, *words, "--frames", 8)
 
 
-def test_the_first_clip_of_each_object(clips: Path, tmp_path: Path) -> None:
-    for name, of in (("a-run", "a"), ("a-walk", "a"), ("b-run", "b")):
-        shutil.copytree(clips / "clip-0", tmp_path / name)
-        meta = json.loads((tmp_path / name / "transforms.json").read_text())
-        (tmp_path / name / "transforms.json").write_text(json.dumps(meta | {"object": of}))
-    assert [path.name for path in held_out.first_clips(tmp_path, 2, one_an_object=True)] == ["a-run", "b-run"]
-    with pytest.raises(UserError, match="holds 2 clips"):
-        held_out.first_clips(tmp_path, 3, one_an_object=True)
-
-
 def test_paired_differences_are_over_objects() -> None:
     lines = [{"row": "a", "object": name, "psnr": value} for name, value in [("x", 8.0), ("x", 12.0), ("y", 14.0)]]
     lines += [{"row": "b", "object": name, "psnr": value} for name, value in [("x", 9.0), ("y", 11.0)]]

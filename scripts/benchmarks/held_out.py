@@ -1,7 +1,7 @@
 """What the measuring scripts share: held-out clips, samples of the model, and fits through the command line.
 
-Clips are those of `fourdiffusion data synth split=test rig=orbit`: V views evenly spaced from azimuth 0, where the
-input is. Letters: F frames, V views.
+Clips are those of `data synth split=test rig=orbit` or of `data render random_offset=false`: V views evenly spaced from
+azimuth 0, where the input is. Letters: F frames, V views.
 """
 
 import hashlib
@@ -36,18 +36,9 @@ from fourdiffusion.settings import GenerateConfig
 SAMPLE = ["video=data/sample/input.mp4", "crop=frame", "prompt=a pink bird with a purple belly flying"]
 
 
-def first_clips(folder: Path, count: int, one_an_object: bool = False) -> list[Path]:
-    """The first clips by name: none is chosen. UserError where there are fewer.
-
-    With ``one_an_object`` the first clip of each object that `data render` notes in transforms.json.
-    """
+def first_clips(folder: Path, count: int) -> list[Path]:
+    """The first clips by name: none is chosen. UserError where there are fewer."""
     found = list_clips(folder)
-    if one_an_object:
-        objects: dict[str, Path] = {}
-        for clip in found:
-            meta = json.loads((clip / "transforms.json").read_text(encoding="utf-8"))
-            objects.setdefault(str(meta.get("object") or clip.name), clip)
-        found = list(objects.values())
     if not 1 <= count <= len(found):
         raise UserError(f"--objects {count}: {folder} holds {len(found)} clips, give 1 to {len(found)}")
     return found[:count]

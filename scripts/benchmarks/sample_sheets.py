@@ -23,7 +23,7 @@ def main() -> None:
     """One sample an object, with the settings' seed."""
     options = _options()
     settings = sampling_settings(options.clips, options.model, options.frames, options.views, options.words)
-    folders = first_clips(options.clips, options.objects, options.one_an_object)
+    folders = first_clips(options.clips, options.objects)
     pipeline = open_pipeline(settings.model, resolve_device(settings.device))
     frames = torch.linspace(0, settings.num_frames - 1, COLUMNS).round().long()
     rows, labels = [], []
@@ -45,7 +45,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("words", nargs="*", help="KEY=VALUE of fourdiffusion generate")
     parser.add_argument("--model", default="data/models/tiny", help="pipeline folder")
     parser.add_argument("--objects", type=int, default=10)
-    parser.add_argument("--one-an-object", action="store_true", help="the first clip of each object of data render")
     parser.add_argument("--frames", type=int, default=8, help="of the clips")
     parser.add_argument("--views", type=int, default=4, help="that the model generates")
     return parser.parse_intermixed_args()

@@ -55,7 +55,7 @@ class Row:
 def main() -> None:
     """Sample what is not there yet, evaluate it and write the section."""
     options = _options()
-    folders = first_clips(options.clips, options.objects, options.one_an_object)
+    folders = first_clips(options.clips, options.objects)
     name = f"{options.frames}x{options.views}" + (f" {options.set}" if options.set else "")
     run = options.run or Path("runs", f"small_tables_{name}".replace(" ", "_"))
     words = [*options.words, f"output={run}"]
@@ -227,7 +227,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--uncurated", type=Path, help="motion layers trained on uncurated clips, .../model/motion")
     parser.add_argument("--against", type=Path, help="pipeline folder of another model, which samples as it is made to")
     parser.add_argument("--objects", type=int, default=30)
-    parser.add_argument("--one-an-object", action="store_true", help="the first clip of each object of data render")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--frames", type=int, default=8, help="of the clips")
     parser.add_argument("--views", type=int, default=4, help="that the model generates")
