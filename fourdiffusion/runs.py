@@ -73,7 +73,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     for parameter, values in optimizer.state.items():
         for key, value in values.items():
-            if value.shape == parameter.shape:  # a fused kernel needs the weights' layout
+            if isinstance(value, Tensor) and value.shape == parameter.shape:  # a fused kernel needs the weights' layout
                 values[key] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 

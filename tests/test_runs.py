@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 from fourdiffusion import files
 from fourdiffusion.errors import Terminated, UserError
@@ -187,6 +187,27 @@ def test_optimizer_round_trip(tmp_path: Path) -> None:
     _, slower = make(0.001)
     restore_optimizer(slower, loaded)
     assert [group["lr"] for group in slower.param_groups] == [0.001, 0.01]
+
+
+def test_restored_moments_take_the_layout_of_their_weights() -> None:
+    """A fused AdamW goes on as if it had not stopped, also where the weights have become channels-last meanwhile."""
+    generator = torch.Generator().manual_seed(0)
+    weight, *gradients = (torch.randn(8, 4, 3, 3, generator=generator) for _ in range(4))
+
+    def run(parameter: torch.nn.Parameter, tensors: dict[str, Tensor], those: list[Tensor]) -> dict[str, Tensor]:
+        optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
+        restore_optimizer(optimizer, tensors)
+        for gradient in those:
+            parameter.grad = gradient.to(memory_format=torch.channels_last)
+            optimizer.step()
+        return optimizer_tensors(optimizer)
+
+    whole, part = (torch.nn.Parameter(weight.to(memory_format=torch.channels_last)) for _ in range(2))
+    run(whole, {}, gradients)
+    saved = {name: value.contiguous() for name, value in run(part, {}, gradients[:2]).items()}
+    run(part, saved, gradients[2:])
+    assert torch.equal(part, whole)
+
 
 
 # ---- run folders ----------------------------------------------------------------------------------------------------
