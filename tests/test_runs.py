@@ -209,7 +209,6 @@ def test_restored_moments_take_the_layout_of_their_weights() -> None:
     assert torch.equal(part, whole)
 
 
-
 # ---- run folders ----------------------------------------------------------------------------------------------------
 
 
