@@ -1,6 +1,5 @@
 """Fixtures shared by several test files."""
 
-import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +8,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "dev"))
+
+import forks  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -24,8 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave the imported modules out of garbage collection: a tenth of the time."""
-    gc.collect()
-    gc.freeze()
+    forks.collect_garbage()
 
 
 @pytest.fixture(scope="module")

@@ -428,6 +428,26 @@ def test_the_command_starts_in_a_process_of_its_own(tmp_path: Path) -> None:
     assert bad.returncode == 2 and bad.stderr == "error: num_clips=many: expected a whole number\n"
 
 
+@dataclasses.dataclass
+class OtherModel:
+    width: int = 8
+    folder: str = ""
+
+
+@dataclasses.dataclass
+class OtherToy:
+    rate: float = 1.0
+    added: int = 3
+    model: OtherModel = dataclasses.field(default_factory=OtherModel)
+
+
+def test_another_schema_of_the_same_name_replaces_the_one_before(toy: verbs.Verb) -> None:
+    first = load_settings_class(toy.settings)
+    assert "added" not in config.compose(toy.function, first, ["video=a"])
+    assert config.compose(toy.function, OtherToy, []).added == 3
+    assert "added" not in config.compose(toy.function, first, ["video=a"])
+
+
 # ---- what Hydra's users know ----------------------------------------------------------------------------------------
 
 
