@@ -1,6 +1,7 @@
 """Run jobs in several processes, and detect killed ones."""
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -12,6 +13,11 @@ from fourdiffusion.errors import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
+
+
+def ignore_interrupt(worker: int) -> None:
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the main process; run in data loader ``worker``."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def run_jobs(function: Callable[[Job], Result], jobs: list[Job], num_workers: int) -> Iterator[Result]:

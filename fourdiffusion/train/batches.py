@@ -7,7 +7,9 @@ from collections.abc import Iterator
 
 from torch.utils.data import DataLoader
 
+from fourdiffusion.datasets.processes import ignore_interrupt
 from fourdiffusion.datasets.sampling import Batch, ClipSamples, collate
+from fourdiffusion.datasets.shards.storage import is_remote
 from fourdiffusion.errors import UserError
 from fourdiffusion.train.settings import TrainConfig
 from fourdiffusion.train.step import micro_batches
@@ -18,12 +20,19 @@ class DataError(UserError):
 
 
 def make_loader(config: TrainConfig, data: ClipSamples, start: int, rank: int, num_processes: int) -> DataLoader:
-    """Return the micro-batches of one process from step ``start`` on."""
+    """Return the micro-batches of one process from step ``start`` on.
+
+    Data loading processes are forks; where shards are read over a network, new interpreters: the event loop of a remote
+    filesystem is not safe to fork, a fork that closes an inherited connection leaves its parent waiting for an answer.
+    """
+    new = config.num_workers > 0 and is_remote(config.data.path)
     return DataLoader(
         data,
         batch_sampler=micro_batches(config, start, rank, num_processes),
         num_workers=config.num_workers,
         collate_fn=collate,
+        multiprocessing_context="spawn" if new else None,
+        worker_init_fn=ignore_interrupt if new else None,
     )
 
 
