@@ -1,7 +1,7 @@
 """Write a trained small model as it ships: half-precision safetensors in a diffusers folder, with its model card.
 
     python scripts/build/export_small_model.py runs/tiny_motion/model data/models/tiny
-    python scripts/build/export_small_model.py runs/small_motion/model data/models/small .cache/assets/train
+    python scripts/build/export_small_model.py runs/small_motion_more/model data/models/small .cache/assets/train
 
 The first is the model of the synthetic world. With a folder of the clips that it was trained on, the card lists every
 object in it with author, license and source. The same input gives the same bytes.

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From a folder of animated assets to the second small model (128 x 128 pixels): clips, curation, the first small model
-# with one more level in its VAE, four training runs.
+# with one more level in its VAE, five training runs.
 #
 #   scripts/build/make_second_model.sh FOLDER_OF_ASSETS [FOLDER_OF_DATA]
 #
@@ -27,8 +27,8 @@ for split in train test; do
 done
 
 [ -f runs/small_start/model_index.json ] || python scripts/build/extend_model.py data/models/tiny runs/small_start
-for stage in vae base base_more motion; do
+for stage in vae base motion base_more motion_more; do
     fourdiffusion train experiment="small_$stage" data.path="$data/train" validation_data="$data/test" \
         output="runs/small_$stage" "${cpu[@]}"
 done
-python scripts/build/export_small_model.py runs/small_motion/model data/models/small "$data/train"
+python scripts/build/export_small_model.py runs/small_motion_more/model data/models/small "$data/train"
