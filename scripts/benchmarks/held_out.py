@@ -1,7 +1,7 @@
 """What the measuring scripts share: held-out clips, samples of the model, and fits through the command line.
 
-Clips are those of `data synth split=test rig=orbit` or of `data render random_offset=false`: V views evenly spaced from
-azimuth 0, where the input is. Letters: F frames, V views.
+Clips are those of `data synth split=test rig=orbit` or of `data render random_offset=false random_heading=true`: V
+views evenly spaced from azimuth 0, where the input is. Letters: F frames, V views.
 """
 
 import hashlib

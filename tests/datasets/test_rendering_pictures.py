@@ -1,6 +1,8 @@
 """Rendered pictures against known geometry: markers, distances, sides, motion, for every engine that runs here."""
 
+import io
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -200,6 +202,29 @@ def test_the_whole_motion_stays_in_every_picture(swung: Path) -> None:
         alpha = np.array(Image.open(path))[..., 3]
         border = np.concatenate([alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]])
         assert border.max() == 0 and (alpha > 0).any()
+
+
+def test_a_random_heading_turns_each_object_under_the_same_cameras(engine: str, tmp_path: Path) -> None:
+    (tmp_path / "assets").mkdir()
+    for name in ("box", "case"):
+        swinging_box(tmp_path / "assets" / f"{name}.glb")
+    few = {"num_views": 1, "num_random_views": 0, "num_frames": 2, "random_offset": False}
+    few |= {"depth": False, "normals": False, "motion_vectors": False}
+    render_batch(settings(tmp_path, engine, random_heading=True, **few))
+    clips = {name: tmp_path / "clips" / f"{name}-swing" for name in ("box", "case")}
+    angles, pictures = [], {}
+    for name, clip in clips.items():
+        content = json.loads((clip / "transforms.json").read_text())
+        assert content["frames"][0]["transform_matrix"][1][3] == pytest.approx(0)  # azimuth 0
+        x, y = np.array(content["scene_from_asset"])[:2, 2]  # where the asset's front, +Z, points
+        angles.append(math.degrees(math.atan2(y, x)))
+        pictures[name] = (clip / "rgba/v00_f00.png").read_bytes()
+    assert abs(angles[0] - angles[1]) > 1 and pictures["box"] != pictures["case"]
+    shutil.rmtree(tmp_path / "clips")
+    render_batch(settings(tmp_path, engine, heading_deg=angles[1], **few))
+    same = np.array(Image.open(clips["case"] / "rgba/v00_f00.png")).astype(int)
+    shown = np.array(Image.open(io.BytesIO(pictures["case"]))).astype(int)
+    assert np.abs(same - shown).mean() < 0.05
 
 
 def test_a_light_shines_from_where_it_stands(engine: str, tmp_path: Path) -> None:

@@ -167,7 +167,8 @@ class ObjectJob:
         frames = self._measure(animation, times)
         self._check_motion(frames)
         rig = plan.make_rig(config, uid)
-        matrix = plan.normalization(frames, plan.scene_from_engine(self.axes, config.heading_deg), config, rig)
+        rotation = plan.scene_from_engine(self.axes, plan.heading(config, uid))
+        matrix = plan.normalization(frames, rotation, config, rig)
         outside = plan.share_outside(frames, matrix, config, rig)
         if outside > 0:
             detail = f"{100 * outside:.1f} percent of the object are outside an image; lower cube_side"

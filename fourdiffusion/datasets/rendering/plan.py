@@ -277,8 +277,7 @@ def make_rig(config: RenderAssetsConfig, uid: str) -> Rig:
     Random azimuths keep a distance from the equal ones and from each other (modulo the equal spacing), so that no
     random camera is mistaken for one of an even rig.
     """
-    digest = hashlib.sha256(uid.encode()).digest()[:8]
-    rng = np.random.default_rng([config.seed, int.from_bytes(digest, "big")])
+    rng = _draws(config, uid)
     spacing = 360 / config.num_views
     offset = float(rng.uniform(0, 360)) if config.random_offset else 0.0
     elevation = float(rng.uniform(config.elevation_deg[0], config.elevation_deg[1]))
@@ -296,6 +295,16 @@ def make_rig(config: RenderAssetsConfig, uid: str) -> Rig:
             tilt = float(rng.uniform(config.random_elevation_deg[0], config.random_elevation_deg[1]))
             cameras.append(orbit(azimuth, tilt, distance))
     return Rig(np.stack(cameras), ["even"] * config.num_views + ["random"] * count, fovy)
+
+
+def heading(config: RenderAssetsConfig, uid: str) -> float:
+    """Return the angle in degrees by which a clip's object is rotated: a function of seed, uid and settings only."""
+    return config.heading_deg + (float(_draws(config, uid, 1).uniform(0, 360)) if config.random_heading else 0.0)
+
+
+def _draws(config: RenderAssetsConfig, uid: str, *stream: int) -> np.random.Generator:
+    digest = hashlib.sha256(uid.encode()).digest()[:8]
+    return np.random.default_rng([config.seed, int.from_bytes(digest, "big"), *stream])
 
 
 def orbit(azimuth_deg: float, elevation_deg: float, distance: float) -> np.ndarray:

@@ -81,6 +81,7 @@ class RenderAssetsConfig:
     keep_in_frame: bool = True  # shrink the object further if a part of it would leave the frame
     frame_margin: float = 0.05  # share of the half frame that keep_in_frame leaves free
     heading_deg: float = 0.0  # rotate the object about the vertical axis: for assets whose front is not +Z
+    random_heading: bool = False  # rotate it by a random angle too: with random_offset=false, view 0 shows any side
     min_movement: float = 0.02  # `static` below it: largest vertex displacement over the first frame's diagonal
     max_travel: float = 3.0  # `leaves_frame` above it: extent over all frames over that of one frame
     cull_backfaces: bool = False  # cull back faces of single-sided materials, as glTF viewers do; Cycles does not
@@ -108,8 +109,8 @@ PIXEL_SETTINGS = (
     "engine", "samples", "denoise", "supersampling", "width", "height", "depth", "normals", "motion_vectors",
     "num_views", "random_offset", "num_random_views", "elevation_deg", "random_elevation_deg", "distance", "fovy_deg",
     "fovy_jitter_deg", "animations", "num_frames", "fps", "stride", "part", "cube_side", "keep_in_frame",
-    "frame_margin", "heading_deg", "cull_backfaces", "min_movement", "max_travel", "max_seconds", "lights", "ambient",
-    "shadows", "hdri", "seed",
+    "frame_margin", "heading_deg", "random_heading", "cull_backfaces", "min_movement", "max_travel", "max_seconds",
+    "lights", "ambient", "shadows", "hdri", "seed",
 )  # fmt: skip
 
 
