@@ -23,6 +23,7 @@ from fourdiffusion.evaluate.measure import (
 )
 from fourdiffusion.evaluate.settings import ProtocolConfig, load_protocol
 from fourdiffusion.evaluate.summary import Row, add_single_clip_fvd, summarize
+from fourdiffusion.metrics.flow import estimate_flow
 from fourdiffusion.metrics.frechet import consistent4d_distance, mean_distance
 from fourdiffusion.metrics.i3d import I3D
 
@@ -142,6 +143,22 @@ def test_another_file_of_weights_is_refused(encoder: Path) -> None:
     other = dataclasses.replace(protocol, weights={name: "0123abcd" for name in found})
     with pytest.raises(UserError, match="synthetic measures with 0123abcd"):
         load_networks(other, [str(encoder.parent)])
+
+
+def test_the_flow_of_a_reference_is_estimated_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = ProtocolConfig(metrics=["warped_error"])
+    a, b, c = (prepare(frames(seed, 3), protocol, Path("x")) for seed in (0, 1, 2))
+    plain = measure_video(a, b, protocol, Networks()).per_view
+    networks = Networks(cache=FeatureCache(tmp_path))
+    calls = []
+
+    def counted(video: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(torch.equal(video, b.rgb))
+        return estimate_flow(video)
+
+    monkeypatch.setattr("fourdiffusion.evaluate.measure.estimate_flow", counted)
+    assert [measure_video(a, b, protocol, networks).per_view for _ in range(2)] == [plain, plain]
+    assert measure_video(c, b, protocol, networks).per_view != plain and calls == [True]
 
 
 def test_features_are_computed_once(encoder: Path, tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def measure_video(
             notes.append("depth_error: missing (a frame shares no surface with the truth)")
     per_video: dict[str, float] = {}
     if "warped_error" in protocol.metrics and len(prediction.rgb) > 1:
-        name, value, note = _warped(prediction, reference, protocol)
+        name, value, note = _warped(prediction, reference, protocol, networks.cache)
         per_video |= {name: value} if math.isfinite(value) else {}
         notes += [note] if note else []
     if "temporal_error" in protocol.metrics and len(prediction.rgb) > 1:
@@ -227,11 +227,15 @@ def _encoded(frames: Tensor, networks: Networks) -> Tensor:
     return networks.cache.get(f"{kind} {networks.weights.get(kind)}", frames, lambda: encoder(frames))
 
 
-def _warped(prediction: Pictures, reference: Pictures, protocol: ProtocolConfig) -> tuple[str, float, str]:
+def _warped(
+    prediction: Pictures, reference: Pictures, protocol: ProtocolConfig, cache: FeatureCache
+) -> tuple[str, float, str]:
     """Return name and value of the warped temporal error, and a note; NaN where it cannot be taken."""
     name = f"warped_error [{'true flow' if protocol.flow == 'true' else 'TV-L1'}]"
     if protocol.flow == "estimated":
-        flow, visible = estimate_flow(reference.rgb)
+        kind = f"TV-L1 flow, scikit-image {importlib.metadata.version('scikit-image')}"
+        found = cache.get(kind, reference.rgb, lambda: _flow(reference.rgb))
+        flow, visible = found[:, :2], found[:, 2] > 0
     elif reference.motion is None:
         reason = "the reference holds no motion vectors of these frames and this size"
         return name, math.nan, f"{name}: missing ({reason}): set protocol.flow=estimated"
@@ -239,6 +243,12 @@ def _warped(prediction: Pictures, reference: Pictures, protocol: ProtocolConfig)
         flow, visible = reference.motion, visible_along(reference.rgb, reference.motion)
     value = float(warped_temporal_error(prediction.rgb, flow, visible))
     return name, value, "" if math.isfinite(value) else f"{name}: missing (no pixel stays visible)"
+
+
+def _flow(video: Tensor) -> Tensor:
+    """Return flow and visibility of ``estimate_flow`` as one tensor [F - 1, 3, H, W]."""
+    flow, visible = estimate_flow(video)
+    return torch.cat([flow, visible[:, None].to(flow.dtype)], dim=1)
 
 
 def _image_metrics(a: Tensor, b: Tensor, protocol: ProtocolConfig, networks: Networks) -> dict[str, Tensor]:

@@ -23,6 +23,7 @@ MEASURES = {  # heading and decimals
     "lpips_alex": ("LPIPS, Alex ↓", 3),
     "lpips_squeeze": ("LPIPS, Squeeze ↓", 3),
     "temporal_error": ("temporal error ↓", 4),
+    "warped_error [TV-L1]": ("warped temporal error ↓", 4),
     "fvd [set]": ("FVD of the set ↓", 1),
     "seconds": ("seconds", 0),
 }

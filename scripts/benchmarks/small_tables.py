@@ -126,7 +126,8 @@ def protocol_of(options: argparse.Namespace) -> ProtocolConfig:
     """Return the protocol synthetic, with the set-level FVD where the videos are long enough for I3D."""
     protocol = load_protocol("synthetic")
     # the truth folder also holds objects of a call with more --objects
-    protocol = dataclasses.replace(protocol, check_pairing=False, object_mismatch="shared")
+    metrics = [*protocol.metrics, "warped_error"]
+    protocol = dataclasses.replace(protocol, check_pairing=False, object_mismatch="shared", metrics=metrics)
     if options.frames >= MIN_FRAMES:
         protocol = dataclasses.replace(protocol, metrics=[*protocol.metrics, "fvd"], fvd="set")
     return protocol
