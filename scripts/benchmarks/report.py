@@ -94,6 +94,9 @@ def legend(lines: list[Line]) -> str:
     """What the less known measures are."""
     taken = measures(lines)
     lpips = "" if "lpips_alex" in taken else "; LPIPS is missing: no weights"
+    warped = (
+        " The warped one compares pixels along the truth's estimated motion." if "warped_error [TV-L1]" in taken else ""
+    )
     fvd = ""
     if "fvd [set]" in taken:
         count = len({line["object"] for line in lines} - {"all"})
@@ -103,7 +106,7 @@ def legend(lines: list[Line]) -> str:
         )
     return (
         f"GMSD is gradient magnitude similarity deviation, a perceptual measure without weights{lpips}. "
-        f"The temporal error is the mean absolute error of the differences between neighboring frames.{fvd}"
+        f"The temporal error is the mean absolute error of the differences between neighboring frames.{warped}{fvd}"
     )
 
 
