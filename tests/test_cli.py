@@ -713,12 +713,15 @@ def test_a_script_of_all_stages_names_recipes_that_follow_each_other(script: str
     text = (ROOT / "scripts/build" / script).read_text("utf-8")
     (stages,) = re.findall(r"for stage in ([\w ]+); do", text)
     (experiment,), (output,) = (re.findall(rf'{key}="([^"$]+)\$stage"', text) for key in ("experiment", "output"))
-    (model,) = re.findall(r"extend_model.py \S+ (\S+)", text)
+    made, used = re.findall(r"extend_model.py \S+ (\S+)", text), set()
     for stage in stages.split():
         words = [f"experiment={experiment}{stage}", "data.path=clips"]
         settings = config.build(config.compose("train", TrainConfig, words), TrainConfig)
-        assert (settings.stage, settings.model.path) == (stage.partition("_")[0], model)
-        model = f"{output}{stage}/model"
+        assert settings.stage == stage.partition("_")[0] and settings.model.path in made
+        assert settings.init_motion in (None, *made)
+        used |= {settings.model.path, settings.init_motion}
+        made.append(f"{output}{stage}/model")
+    assert set(made[:-1]) <= used and made[-1] in text
 
 
 @real
