@@ -200,6 +200,20 @@ def test_lists_that_cannot_be_read(
         plan.list_assets(settings(**changes))
 
 
+def test_a_random_heading_adds_to_the_given_one_and_is_not_the_cameras_offset() -> None:
+    plain, turned = settings(), settings(random_heading=True)
+    assert plan.heading(settings(heading_deg=30.0), "bat-fly") == 30 and plan.heading(plain, "bat-fly") == 0
+    angles = {uid: plan.heading(turned, uid) for uid in ("bat-fly", "bat-walk")}
+    assert len({*angles.values(), plan.heading(settings(random_heading=True, seed=1), "bat-fly")}) == 3
+    for uid, angle in angles.items():
+        assert 0 <= angle < 360 and angle == plan.heading(turned, uid)
+        assert plan.heading(settings(random_heading=True, heading_deg=30.0), uid) == pytest.approx(angle + 30)
+        rig = plan.make_rig(turned, uid)
+        assert np.array_equal(rig.c2w, plan.make_rig(plain, uid).c2w)
+        offset = float(cameras.azimuth_deg(torch.from_numpy(rig.c2w[0])))
+        assert abs((angle - offset + 180) % 360 - 180) > 1  # else an object would always show the same side
+
+
 @pytest.mark.parametrize(
     "changes",
     [

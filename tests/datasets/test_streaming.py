@@ -3,6 +3,8 @@
 import importlib.util
 import io
 import json
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -208,8 +210,13 @@ def test_shards_are_read_over_http(both: tuple[Path, Path], monkeypatch: pytest.
         assert equal(samples_of(url), samples_of(str(both[0])))
         with monkeypatch.context() as patch:
             patch.setattr(storage, "_read_remote", None)  # a fork would inherit this, and its parent's connections
-            in_worker = next(batches(url, 0, 1, workers=1))
+            reading = batches(url, 0, 8, workers=1)
+            in_worker = next(reading)
         assert equal(in_worker, next(batches(both[1], 0, 1)))
+        os.kill(reading._workers[0].pid, signal.SIGINT)  # type: ignore[attr-defined]
+        assert (
+            len(list(reading)) == 8 * BATCH // 2 - 1
+        )  # Ctrl-C reaches the workers too: the main process needs them to its checkpoint
         words = [f"data.path={url}", f"validation_data={url}", "output=run"]
         config = build(compose("train", TrainConfig, words), TrainConfig)
         assert (config.data.path, config.validation_data) == (url, url)  # an address passes the command line as it is
