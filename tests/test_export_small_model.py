@@ -24,9 +24,10 @@ def test_the_same_model_gives_the_same_bytes_and_a_card_of_its_assets(tmp_path: 
         (folder / "transforms.json").write_text(json.dumps(record))
     folders = [tmp_path / "first", tmp_path / "second"]
     for folder in folders:
-        export_small_model.export(model, folder, tmp_path / "clips")
+        export_small_model.export(model, folder, tmp_path / "clips", 7)
     first, second = ({path.relative_to(f): path.read_bytes() for path in f.rglob("*.*")} for f in folders)
     assert first == second
+    assert json.loads(first[Path("generation_config.json")])["num_inference_steps"] == 7
     card = first[Path("README.md")].decode()
     assert "3 clips of 2 animated assets" in card and "| dog | Bob | MIT | github:a/b |" in card
     for path in folders[0].rglob("*.safetensors"):

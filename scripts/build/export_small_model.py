@@ -10,6 +10,7 @@ object in it with author, license and source. The same input gives the same byte
 import argparse
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -79,13 +80,16 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("clips", type=Path, nargs="?", help="folder of the clips that it was trained on")
+    parser.add_argument("--steps", type=int, help="of sampling, where the user names none; as in training if not given")
     options = parser.parse_args()
-    export(options.source, options.target, options.clips)
+    export(options.source, options.target, options.clips, options.steps)
 
 
-def export(source: Path, target: Path, clips: Path | None = None) -> None:
+def export(source: Path, target: Path, clips: Path | None = None, num_steps: int | None = None) -> None:
     """Write the model of ``source`` to ``target``. UserError if ``clips`` holds none."""
     pipeline = load_pipeline(str(source))
+    if num_steps is not None:
+        pipeline.generation_config = replace(pipeline.generation_config, num_inference_steps=num_steps)
     parts = [
         f"{name} {sum(p.numel() for p in part.parameters()) / 1e6:.2f} M parameters"
         for name, part in pipeline.components.items()
