@@ -102,8 +102,8 @@ COMMANDS = ("fourdiffusion", "pip", "git", "make", "python", "torchrun", "accele
 # What each verb adds to a command of the docs, so that it runs here in a second.
 SMALL = {
     "data synth": "num_clips=1 num_views=4 num_frames=2 size=16 num_workers=1",
-    "generate": "model.path=data/models/tiny num_frames=4 crop=frame device=cpu",
-    "fit": "model.path=data/models/tiny",
+    "generate": "model.path=data/models/small num_frames=4 crop=frame device=cpu",
+    "fit": "model.path=data/models/small",
     "render": "size=16 orbit_pictures=2 num_azimuths=2 seconds=0.1 device=cpu",
     "export": "resolution=16 device=cpu",
     "view": "size=32 device=cpu",
@@ -361,7 +361,7 @@ def test_python_examples_in_the_docs_run(block: Block, place: Path) -> None:
     from tiny_verbs import tiny_fit
 
     text = block.text.replace("max_steps=500", "**TINY")
-    names: dict[str, Any] = {"TINY": tiny_fit("data/models/tiny")}
+    names: dict[str, Any] = {"TINY": tiny_fit("data/models/small")}
     exec(compile(text, block.place, "exec"), names)
 
 

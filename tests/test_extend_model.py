@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as functional
+from conftest import ROOT
 from extend_model import extended
 
 from fourdiffusion.cli.schema import shipped
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_thread")]
 def test_the_latents_are_those_of_the_halved_picture_and_decode_to_the_whole() -> None:
     old = load_pipeline(str(shipped("data/models/tiny"))).vae.float()
     new = extended(old, num_steps=200)
-    frames = composite(read_clip(shipped("data/sample/truth")).rgba[::3, 0].float() / 255)
+    frames = composite(read_clip(ROOT / "tests/data/creature/truth").rgba[::3, 0].float() / 255)
     picture = functional.interpolate(frames, (128, 128), mode="bilinear") * 2 - 1
     with torch.no_grad():
         wanted = old.encode(functional.avg_pool2d(picture, 2)).latent_dist.mean

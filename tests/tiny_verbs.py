@@ -59,7 +59,7 @@ def write_everything(folder: Path) -> Path:
     rgb = rgba[:, :3] * rgba[:, 3:] + 1 - rgba[:, 3:]
     write_video(folder / "cat.mp4", rgb, 8.0)
     write_gif(folder / "cat.gif", (rgba * 255).round().to(torch.uint8).movedim(1, -1).numpy(), 8.0)
-    model = write_model(folder / "data/models/tiny")
+    model = write_model(folder / "data/models/small")
     write_clips(folder / "clips")
     for name in ("CLIP", "data/sample/truth"):
         write_clip(folder / name, tiny_clip(0))

@@ -78,7 +78,7 @@ def run(words: list[str], warn: Any) -> None:
 
 def of_demo(words: list[str]) -> tuple[str, list[str]]:
     """Return the video that ships and the settings of the demo, under those that the user gave."""
-    defaults = ["crop=frame", "output=runs/demo", "prompt=a pink bird with a purple belly flying"]
+    defaults = ["crop=frame", "output=runs/demo", f"prompt={verbs.SAMPLE_PROMPT}"]
     keys = {word.partition("=")[0] for word in words}
     return str(shipped(verbs.SAMPLE)), [*(word for word in defaults if word.partition("=")[0] not in keys), *words]
 
@@ -166,7 +166,7 @@ def describe(config: FitConfig, why: str) -> list[str]:
 
 def duration(config: FitConfig, device: str) -> str:
     """Return about how long the fit takes, or why that is not known."""
-    if device != "cpu" or sampling_settings(config.model).image_size > 64:
+    if device != "cpu" or sampling_settings(config.model).image_size > 128:
         return "no measurement for this model and device; the progress bar tells after the first steps"
     minutes = estimate(config, probe()) / 60
     return f"about {max(round(minutes), 1)} min, estimated from a probe of this machine as it is now"

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 SAMPLE = "data/sample/input.mp4"  # the video of `fourdiffusion demo`
+SAMPLE_PROMPT = "a dark grey dog"
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ VERBS = (
         "pack clips of any known layout into WebDataset shards, with cached latents and embeddings on request",
         (
             "fourdiffusion data pack clips=cache/clips manifest=cache/curated/manifest.parquet output=cache/shards",
-            "fourdiffusion data pack clips=cache/clips output=cache/shards latents=true model.path=data/models/tiny",
+            "fourdiffusion data pack clips=cache/clips output=cache/shards latents=true model.path=data/models/small",
         ),
         (
             "clips",
@@ -107,7 +108,7 @@ VERBS = (
         "fourdiffusion.train.settings:TrainConfig",
         "train the multi-view video model, one stage after the other: vae, clip, base (images), motion (videos)",
         (
-            "fourdiffusion train stage=motion data.path=cache/clips model.path=data/models/tiny",
+            "fourdiffusion train stage=motion data.path=cache/clips model.path=data/models/small",
             "fourdiffusion train stage=base data.path=cache/clips output=runs/base",
             "accelerate launch -m fourdiffusion train stage=motion data.path=cache/clips model.path=runs/base/model",
             "torchrun --nproc_per_node 2 -m fourdiffusion train stage=motion data.path=cache/clips",

@@ -58,7 +58,7 @@ class LoadModel:
         from fourdiffusion import FourDiffusionPipeline
         from fourdiffusion.cli.schema import shipped
 
-        folder = path.strip() or str(shipped("data/models/tiny"))
+        folder = path.strip() or str(shipped("data/models/small"))
         pipeline = FourDiffusionPipeline.from_pretrained(folder, dtype=getattr(torch, dtype))
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return ({"pipeline": pipeline.to(device), "path": folder, "dtype": dtype},)

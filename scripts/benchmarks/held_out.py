@@ -20,6 +20,7 @@ from torch import Tensor
 
 from fourdiffusion import cameras
 from fourdiffusion.cli import config
+from fourdiffusion.cli.verbs import SAMPLE_PROMPT
 from fourdiffusion.datasets.clips import Clip, list_clips, read_clip
 from fourdiffusion.diffusion.generation import generate_views
 from fourdiffusion.diffusion.generation_config import with_sampling_settings
@@ -32,8 +33,9 @@ from fourdiffusion.media.write import write_image
 from fourdiffusion.runs import git_commit
 from fourdiffusion.settings import GenerateConfig
 
-# The words of `fourdiffusion fit` for the sample that ships.
-SAMPLE = ["video=data/sample/input.mp4", "crop=frame", "prompt=a pink bird with a purple belly flying"]
+# The words of `fourdiffusion fit` for the sample that ships, and for the first edition's.
+SAMPLE = ["video=data/sample/input.mp4", "crop=frame", f"prompt={SAMPLE_PROMPT}"]
+CREATURE = ["video=tests/data/creature/input.mp4", "crop=frame", "prompt=a pink bird with a purple belly flying"]
 
 
 def first_clips(folder: Path, count: int) -> list[Path]:

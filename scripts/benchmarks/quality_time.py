@@ -146,7 +146,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("clips", type=Path, help="folder of test clips of 8 views, rig=orbit")
     parser.add_argument("--fit", action="append", required=True, help="KEY=VALUE words of one recipe; once for each")
     parser.add_argument("--every", type=float, default=15, help="seconds between two points")
-    parser.add_argument("--model", default="data/models/tiny", help="pipeline folder")
+    parser.add_argument("--model", default="data/models/small", help="pipeline folder")
     parser.add_argument("--objects", type=int, default=1)
     parser.add_argument("--run", type=Path, default=Path("runs/quality_time"))
     return parser.parse_args()

@@ -43,7 +43,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("clips", type=Path, help="folder of test clips, rig=orbit")
     parser.add_argument("output", type=Path, help="a PNG")
     parser.add_argument("words", nargs="*", help="KEY=VALUE of fourdiffusion generate")
-    parser.add_argument("--model", default="data/models/tiny", help="pipeline folder")
+    parser.add_argument("--model", default="data/models/small", help="pipeline folder")
     parser.add_argument("--objects", type=int, default=10)
     parser.add_argument("--frames", type=int, default=8, help="of the clips")
     parser.add_argument("--views", type=int, default=4, help="that the model generates")

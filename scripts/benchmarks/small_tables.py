@@ -223,7 +223,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clips", type=Path, help="folder of test clips, rig=orbit")
     parser.add_argument("words", nargs="*", help="KEY=VALUE of fourdiffusion generate")
-    parser.add_argument("--model", default="data/models/tiny", help="pipeline folder")
+    parser.add_argument("--model", default="data/models/small", help="pipeline folder")
     parser.add_argument("--weights", help="folder of the metric networks' weights, as of fourdiffusion evaluate")
     parser.add_argument("--uncurated", type=Path, help="motion layers trained on uncurated clips, .../model/motion")
     parser.add_argument("--against", type=Path, help="pipeline folder of another model, which samples as it is made to")

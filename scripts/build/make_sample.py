@@ -1,38 +1,43 @@
-"""Write the sample that ships: a test creature's video from one camera, and its ground truth from eight.
+"""Write the sample that ships: one view of a rendered clip as a video, and all its views as the truth.
 
-    python scripts/build/make_sample.py data/sample [SEED]
+    python scripts/build/make_sample.py data/sample CLIP
 
-The video is 256 x 256 and shows the creature from azimuth 0; the truth is 64 x 64, the small model's size. Half of its
-views are where 4DM puts its own, half are between.
+CLIP is a clip of 256 x 256 pixels, its view 0 at azimuth 0: `fourdiffusion data render num_views=8
+random_offset=false random_heading=true`. The video is view 0; the truth is half as large, the size that the model
+generates. Of eight views, half are where 4DM puts its own and half are between.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn import functional
 
-from fourdiffusion import cameras
-from fourdiffusion.datasets.clips import write_clip
-from fourdiffusion.datasets.synthetic import TEST_SEED_START, make_creature, render
+from fourdiffusion.datasets.clips import read_clip, write_clip
 from fourdiffusion.media.image import composite
 from fourdiffusion.media.write import write_video
-from fourdiffusion.prepare.settings import SynthConfig
-from fourdiffusion.prepare.synth import make_clip
-
-FRAMES = 8
 
 
-def main(folder: Path, seed: int) -> None:
-    """Write ``folder/input.mp4`` and the clip ``folder/truth`` of test creature number ``seed``."""
-    creature = make_creature(TEST_SEED_START + seed)
-    c2w = cameras.orbit(torch.zeros(FRAMES))
-    rgba, _ = render(creature, c2w, cameras.FOVY_DEG, torch.linspace(0, 1, FRAMES), 256, 256)
-    write_video(folder / "input.mp4", composite(rgba))
-    settings = SynthConfig(output=str(folder), split="test", rig="orbit", num_views=8, num_frames=FRAMES, size=64)
-    if not (folder / "truth").exists():
-        write_clip(folder / "truth", make_clip(settings, TEST_SEED_START + seed))
-    print(f"{folder}: {creature.caption}")
+def halved(rgba: Tensor) -> Tensor:
+    """Average straight-alpha pictures [V, F, 4, H, W], uint8, over 2 x 2 pixels, each weighted with its opacity."""
+    values = rgba.flatten(0, 1).float() / 255
+    alpha = values[:, 3:]
+    color = functional.avg_pool2d(values[:, :3] * alpha, 2)
+    share = functional.avg_pool2d(alpha, 2)
+    small = torch.cat([color / share.clamp(min=1e-6), share], 1).clamp(0, 1)
+    return small.mul(255).round().to(torch.uint8).unflatten(0, rgba.shape[:2])
+
+
+def main(folder: Path, clip: Path) -> None:
+    """Write ``folder/input.mp4`` and the clip ``folder/truth``."""
+    content = read_clip(clip)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_video(folder / "input.mp4", composite(content.rgba[0].float() / 255))
+    write_clip(folder / "truth", dataclasses.replace(content, uid="truth", rgba=halved(content.rgba), depth=None))
+    print(f"{folder}: {content.caption}, {content.license}, {content.author}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

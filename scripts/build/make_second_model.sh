@@ -31,4 +31,4 @@ for stage in vae base motion base_more motion_more; do
     fourdiffusion train experiment="small_$stage" data.path="$data/train" validation_data="$data/test" \
         output="runs/small_$stage" "${cpu[@]}"
 done
-python scripts/build/export_small_model.py runs/small_motion_more/model data/models/small "$data/train"
+python scripts/build/export_small_model.py runs/small_motion_more/model data/models/small "$data/train" --steps 4

@@ -28,4 +28,4 @@ fourdiffusion data synth output="$data/whole" num_clips=1500 num_faulty=1500 num
 clips=$data/whole train experiment=tiny_motion output=runs/tiny_motion_whole
 
 python scripts/build/export_small_model.py runs/tiny_motion/model data/models/tiny
-python scripts/build/make_sample.py data/sample
+python scripts/build/make_creature.py tests/data/creature

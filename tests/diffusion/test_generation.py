@@ -34,7 +34,7 @@ from fourdiffusion.errors import UserError
 
 pytestmark = pytest.mark.slow
 
-SHIPPED = ROOT / "data/models/tiny"
+SHIPPED = ROOT / "data/models/small"
 CPU = torch.device("cpu")
 
 
@@ -112,12 +112,12 @@ def test_the_shipped_model_loads_without_a_dtype_and_samples_as_the_command_does
     pipeline = FourDiffusionPipeline.from_pretrained(SHIPPED)
     pipeline.set_progress_bar_config(disable=True)
     own = pipeline.generation_config
-    assert (own.image_size, own.num_inference_steps, own.guidance_scale) == (64, 2, 1.0)
+    assert (own.image_size, own.num_inference_steps, own.guidance_scale) == (128, 4, 1.0)
     assert (own.scheduler, own.timestep_spacing, own.negative_prompt) == ("ddim", "trailing", "")
     assert {part.dtype for part in (pipeline.unet, pipeline.motion, pipeline.vae)} == {torch.float32}
-    given = images(2, 64)
+    given = images(2, 128)
     views = pipeline(given, "a bird", num_views=1)
-    assert views.shape == (1, 2, 3, 64, 64) and pipeline.scheduler.timesteps.tolist() == [999, 499]
+    assert views.shape == (1, 2, 3, 128, 128) and pipeline.scheduler.timesteps.tolist() == [999, 749, 499, 249]
     opened = open_pipeline(ModelConfig(str(SHIPPED)), CPU)
     torch.testing.assert_close(generate_views(opened, given, "a bird", num_views=1), views, atol=1e-4, rtol=1e-4)
 
@@ -204,10 +204,14 @@ def test_the_command_samples_each_model_as_it_is_made_to_be(copy: Path) -> None:
     assert (released.image_size, released.num_inference_steps, released.guidance_scale) == (256, 100, 5.0)
     assert released == GenerationConfig()
     shipped = settings()
-    assert (shipped.image_size, shipped.num_inference_steps, shipped.guidance_scale) == (64, 2, 1.0)
-    assert settings("model.guidance_scale=3", "model.image_size=64") == dataclasses.replace(shipped, guidance_scale=3.0)
-    with pytest.raises(UserError, match="model.image_size=128: the model in model.path=.* makes pictures of 64 pixels"):
-        settings("model.image_size=128")
+    assert (shipped.image_size, shipped.num_inference_steps, shipped.guidance_scale) == (128, 4, 1.0)
+    given = settings("model.guidance_scale=3", "model.image_size=128")
+    assert given == dataclasses.replace(shipped, guidance_scale=3.0)
+    preset = settings("experiment=look")
+    assert (preset.num_inference_steps, preset.guidance_scale) == (8, 1.5)
+    assert settings("experiment=score").num_inference_steps == 1
+    with pytest.raises(UserError, match="model.image_size=64: the model in model.path=.* makes pictures of 128 pixels"):
+        settings("model.image_size=64")
 
 
 def test_a_folder_without_the_file_says_so_in_one_line(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
