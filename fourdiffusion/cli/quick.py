@@ -40,18 +40,17 @@ RESULTS = ("turntable.mp4", "scene.glb", "scene.html")  # in the run folder
 class Cost:
     """Processor seconds of the small model's fit on one thread of the machine of ``PROBE_SECONDS``.
 
-    Of the sample (8 frames, 4 views, 64 pixels), recipe tiny: scripts/benchmarks/quick_cost.py, commit 217ae78, beside
-    other work. Later steps are cheaper than the first, which it measures: the demo's 500 steps took 115 s with the
-    start, of the 161 that these say.
+    Of the demo (8 frames, 4 views, 128 pixels), recipe small, commit 6a65b44: 142 s, 118 of them its 500 steps.
+    ``step`` is from scripts/benchmarks/quick_cost.py --plain 440 --sds 40, ``sds`` what remains for each of 40 steps.
     """
 
-    fixed: float = 45.0  # the script's 17, start 6, turntable 12, GLB and HTML 10
-    step: float = 0.13
-    sds: float = 1.9  # more, where a step distills
+    fixed: float = 24.0  # start 6, sampling 5, pictures 3, turntable, GLB and HTML 10
+    step: float = 0.057
+    sds: float = 2.25  # more, where a step distills
 
 
 COST = Cost()
-PROBE_SECONDS = 0.015  # of one run of ``probe`` on the machine of ``COST``, one thread
+PROBE_SECONDS = 0.0145  # of one run of ``probe`` on the machine of ``COST``, one thread
 PROBE_RUNS = 7
 
 

@@ -1,11 +1,10 @@
 """Measure what `fourdiffusion VIDEO` estimates its time from: processor seconds of a fit's parts, and of the probe.
 
-    OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python scripts/benchmarks/quick_cost.py
+    OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python scripts/benchmarks/quick_cost.py --plain 440 --sds 40
 
-COST.fixed is the script's "fixed" with what it leaves out: start of the program, turntable, GLB and HTML.
-
-Runs a few steps of the demo in a temporary folder, on one thread; prints one JSON line: the values of COST and
-PROBE_SECONDS in fourdiffusion/cli/quick.py. Processor seconds hardly depend on what else the machine does.
+Runs steps of the demo in a temporary folder, on one thread; prints one JSON line: values for COST and PROBE_SECONDS in
+fourdiffusion/cli/quick.py. Later steps are cheaper than the first; 440 and 40 are all of them. "fixed" holds the
+compilation of a first run, and neither the start of the program nor turntable, GLB and HTML.
 """
 
 import argparse
