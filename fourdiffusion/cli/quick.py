@@ -40,7 +40,7 @@ RESULTS = ("turntable.mp4", "scene.glb", "scene.html")  # in the run folder
 class Cost:
     """Processor seconds of the small model's fit on one thread of the machine of ``PROBE_SECONDS``.
 
-    Of the demo (8 frames, 4 views, 128 pixels), recipe small, commit 6a65b44: 142 s, 118 of them its 500 steps.
+    Of the demo (8 frames, 4 views, 128 pixels), recipe small, commit 14981a3: 142 s, 118 of them its 500 steps.
     ``step`` is from scripts/benchmarks/quick_cost.py --plain 440 --sds 40, ``sds`` what remains for each of 40 steps.
     """
 

@@ -38,7 +38,7 @@ A multi-view video diffusion model (4DM, "4Diffusion: Multi-view Video Diffusion
 that the method can be tried, tested and taken apart without a GPU and a download. It shares the architecture and the
 code with full size, and no weight with anybody's model.
 
-- **Use**: `fourdiffusion fit video=...` and `generate` take it unless other weights are named. Say what the object is:
+- **Use**: `fourdiffusion generate model=tiny video=...` and `fit experiment=tiny`. Say what the object is:
   `prompt='a pink bird with a purple belly flying'`; its captions are `a COLOUR PLAN with COLOUR TEXTURE ACTION`.
 - **Parts**: {parts}.
 - **Data**: 1500 clips of 8 views x 8 frames that `fourdiffusion data synth` renders (seeds 0 to 1499). No picture
@@ -59,6 +59,8 @@ A multi-view video diffusion model (4DM, "4Diffusion: Multi-view Video Diffusion
 method can be tried, tested and taken apart without a GPU and a download. It shares the architecture and the code with
 full size, and no weight with anybody's model.
 
+- **Use**: `fourdiffusion fit video=...` and `generate` take it unless other weights are named. Say what the object is:
+  `prompt='a dark grey dog'`.
 - **Parts**: {parts}.
 - **Data**: {num_clips} clips of {num_objects} animated assets, rendered with `fourdiffusion data render` and kept by
   `fourdiffusion data curate`; below, each with its author and license. Held out by source.

@@ -214,9 +214,8 @@ def test_shards_are_read_over_http(both: tuple[Path, Path], monkeypatch: pytest.
             in_worker = next(reading)
         assert equal(in_worker, next(batches(both[1], 0, 1)))
         os.kill(reading._workers[0].pid, signal.SIGINT)  # type: ignore[attr-defined]
-        assert (
-            len(list(reading)) == 8 * BATCH // 2 - 1
-        )  # Ctrl-C reaches the workers too: the main process needs them to its checkpoint
+        # Ctrl-C reaches the workers too; the main process needs them until its checkpoint
+        assert len(list(reading)) == 8 * BATCH // 2 - 1
         words = [f"data.path={url}", f"validation_data={url}", "output=run"]
         config = build(compose("train", TrainConfig, words), TrainConfig)
         assert (config.data.path, config.validation_data) == (url, url)  # an address passes the command line as it is
