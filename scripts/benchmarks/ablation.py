@@ -1,6 +1,6 @@
 """The paper's Table 1 ablations in miniature: scenes fitted to held-out objects, measured at views that nobody made.
 
-    fourdiffusion data synth output=.cache/measure split=test first_seed=60 rig=orbit num_clips=5
+    fourdiffusion data synth output=.cache/measure split=test first_seed=60 rig=orbit num_clips=5 size=128
     python scripts/benchmarks/ablation.py .cache/measure --output docs/results.md [KEY=VALUE of `fourdiffusion fit` ...]
 
 Clips are V views of F frames from azimuth 0, of any size: the fit gets view 0, scenes are measured at the clips' size.

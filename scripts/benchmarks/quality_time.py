@@ -1,7 +1,7 @@
 """Quality of fitted scenes against seconds: PSNR at novel views of every checkpoint, a curve a recipe and object.
 
     python scripts/benchmarks/quality_time.py .cache/measure \\
-        --fit "experiment=tiny" --fit "experiment=tiny sds.source=off" --objects 1
+        --fit "experiment=small" --fit "experiment=small sds.source=off" --objects 1
 
 The fits run one after the other, each in one go and with its own learning rates to the end: what it saves on its way is
 set aside and measured afterwards. Leave the machine alone meanwhile. A table is printed that holds all recipes

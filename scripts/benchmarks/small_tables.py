@@ -1,6 +1,6 @@
 """The paper's Table 2 in miniature: videos from new sides, sampled by the small model for held-out objects.
 
-    fourdiffusion data synth output=.cache/measure split=test first_seed=200 rig=orbit num_clips=30
+    fourdiffusion data synth output=.cache/measure split=test first_seed=200 rig=orbit num_clips=30 size=128
     python scripts/benchmarks/small_tables.py .cache/measure --weights WEIGHTS --output docs/results.md [KEY=VALUE ...]
 
 KEY=VALUE are settings of `fourdiffusion generate`. Samples and truth are written as PNG frames, and measured by

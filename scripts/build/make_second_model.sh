@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# From a folder of animated assets to the second small model (128 x 128 pixels): clips, curation, the first small model
-# with one more level in its VAE, five training runs.
+# From a folder of animated assets to data/models/small (128 x 128 pixels) and data/sample: clips, curation, the first
+# small model with one more level in its VAE, five training runs, the export, the sample.
 #
 #   scripts/build/make_second_model.sh FOLDER_OF_ASSETS [FOLDER_OF_DATA]
 #
@@ -32,3 +32,12 @@ for stage in vae base motion base_more motion_more; do
         output="runs/small_$stage" "${cpu[@]}"
 done
 python scripts/build/export_small_model.py runs/small_motion_more/model data/models/small "$data/train" --steps 4
+
+# The sample: an animal of a held-out author, turned by a random heading.
+dog=$assets/kenney-quaternius-fbx/Dog.glb
+if [ -f "$dog" ]; then
+    echo "$dog" >"$data/sample.txt"
+    fourdiffusion data render assets="$data/sample.txt" "${manifest[@]}" output="$data/sample" engine=opengl width=256 \
+        height=256 num_views=8 num_frames=8 stride=2 animations=first random_offset=false random_heading=true
+    python scripts/build/make_sample.py data/sample "$data/sample/Dog-Walking"
+fi
