@@ -1,5 +1,6 @@
 """The scripts that measure: sections of the page, means, views, and one small table and one sheet from start to end."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import ablation
+import against_first_edition
 import forks
 import held_out
 import presets
@@ -204,12 +206,70 @@ def test_a_sheet_has_two_rows_an_object(
         call(monkeypatch, sample_sheets, clips, tmp_path / "more.png", "--objects", 3, *words)
 
 
+def small_scene() -> Scene:
+    grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
+    renderer = RendererConfig(num_samples=16, occupancy_resolution=8)
+    field = DynamicField(FieldConfig(space=grid, spacetime=grid, hidden_width=8), backend="torch")
+    with torch.no_grad():
+        field.space.params.normal_(generator=torch.Generator().manual_seed(2))
+    return Scene(field, OccupancyGrid(renderer), renderer)
+
+
 def test_the_ablations_words_are_settings_of_fit() -> None:
     schema = config.load_settings_class("fourdiffusion.fit.settings:FitConfig")
     for words in ablation.VARIANTS.values():
         settings = config.compose("fit", schema, words)
         for key, value in (word.split("=") for word in words):
             assert OmegaConf.select(settings, key) in (yaml.safe_load(value), value)
+
+
+def test_the_ablation_fits_each_object_with_each_seed_and_pairs_the_means(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path, clips: Path
+) -> None:
+    """Scores rise with seed and object; "full" is 2 dB above "without SDS" on each object."""
+    gain = {"full": 2.0, "without_4D-SDS": 1.0, "without_anchor": 0.5, "without_SDS": 0.0}
+    done: list[tuple[str, str, str]] = []
+
+    def fit(run: Path, words: list[str], weights: str) -> dict[str, object]:
+        name, _, seed = run.name.rpartition("_")
+        assert f"seed={seed}" in words and f"model.path={model}" in words
+        assert ("sds.source=off" in words) == (name == "without_SDS")
+        done.append((run.parent.name, name, seed))
+        psnr = 10 + gain[name] + 4 * int(seed) + int(run.parent.name[-1])
+        scene = {"mean_by_role": {"novel": {"psnr": psnr}}, "baseline": {"mean_by_role": {"novel": {"psnr": 9.0}}}}
+        run.mkdir(parents=True)
+        (run / "metrics.json").write_text(json.dumps({"scene": scene}))
+        return {"seconds": 1.0, "commit": "c"}
+
+    monkeypatch.setattr(ablation, "fit_once", fit)
+    page = tmp_path / "page.md"
+    words = ("--model", model, "--objects", 2, "--seeds", 2, "--run", tmp_path / "runs", "--output", page)
+    call(monkeypatch, ablation, clips, *words)
+    assert sorted(done) == sorted((f"clip-{n}", row, seed) for n in (0, 1) for row in gain for seed in "01")
+    text = page.read_text()
+    rows = {line.split(" | ")[0][2:]: line for line in text.splitlines() if line.startswith("| ")}  # the last: paired
+    assert "2 fits each" in text and "+2.000" in rows["without SDS"] and "+1.000" in rows["without 4D-SDS"]
+
+
+def test_both_editions_are_measured_between_the_generated_views_and_summed(tmp_path: Path) -> None:
+    scene = small_scene()
+    c2w, times = cameras.orbit(torch.arange(8) * 45.0), torch.linspace(0, 1, 2)
+    views = render_views(scene, c2w.repeat_interleave(2, 0), cameras.FOVY_DEG, times.repeat(8), SIZE)[0]
+    videos = views.unflatten(0, (8, 2))
+    videos[::2] = 0  # the generated views do not count
+    save_scene(tmp_path / "scene", scene)
+    truth = opaque_clip("truth", videos, c2w, cameras.FOVY_DEG, "", "a test")
+    psnr, gmsd, lpips = against_first_edition.novel(tmp_path, truth, None)
+    assert psnr > 50 and gmsd < 0.01 and lpips != lpips
+    wrong = dataclasses.replace(truth, rgba=truth.rgba.roll(2, 0))
+    assert against_first_edition.novel(tmp_path, wrong, None)[0] < psnr - 10
+
+    make = against_first_edition.Fit
+    fits = [make("first", "a", 60, 80, 15, 0.3, 0.4), make("this", "a", 20, 20, 16, 0.2, 0.3),
+            make("first", "b", 30, 40, 17, 0.1, 0.2), make("this", "b", 10, 20, 20, 0.2, 0.1)]  # fmt: skip
+    lines = against_first_edition.table(fits).splitlines()
+    assert lines[2] == "| a | 60 | 20 | 3.00 | 4.00 | 15.00 | 16.00 | 0.300 | 0.200 | 0.400 | 0.300 |"
+    assert lines[4] == "| all | 90 | 30 | 3.00 | 3.00 | 16.00 | 18.00 | 0.200 | 0.200 | 0.300 | 0.200 |"
 
 
 def test_a_done_fit_is_not_run_again_and_other_words_are_refused(
@@ -229,13 +289,7 @@ def test_a_done_fit_is_not_run_again_and_other_words_are_refused(
 
 def test_a_curve_has_a_point_for_each_checkpoint_in_order_of_time(tmp_path: Path) -> None:
     """The truth is what the second checkpoint shows, though the finished scene is another."""
-    grid = HashGridConfig(num_levels=2, log2_hashmap_size=8, base_resolution=4)
-    renderer = RendererConfig(num_samples=16, occupancy_resolution=8)
-    scene = Scene(
-        DynamicField(FieldConfig(space=grid, spacetime=grid, hidden_width=8), backend="torch"),
-        OccupancyGrid(renderer),
-        renderer,
-    )
+    scene = small_scene()
     c2w, times = cameras.orbit(torch.tensor([0.0, 45.0])), torch.linspace(0, 1, 2)
     for seed, step, seconds in ((0, 20, "000100.50"), (1, 10, "000020.25")):
         with torch.no_grad():

@@ -111,3 +111,17 @@ def test_names_of_outputs_and_words_that_are_refused() -> None:
         quick.settings_of("a.mp4", ["video=b.mp4"])
     with pytest.raises(UserError, match="fourdiffusion fit -m"):
         quick.run(["a.mp4", "-m", "seed=0,1"], print)
+
+
+def test_the_default_recipe_and_the_first_editions_each_have_their_model_and_weights() -> None:
+    def settings(*words: str) -> FitConfig:
+        return quick.composed(["video=a.mp4", *words])
+
+    small, tiny = settings(), settings("experiment=tiny")
+    assert Path(str(small.model.path)).name == "small" and Path(str(tiny.model.path)).name == "tiny"
+    assert (small.loss.lambda_input, small.loss.lambda_empty) == (
+        2 * tiny.loss.lambda_input,
+        5 * tiny.loss.lambda_empty,
+    )
+    for name in ("max_steps", "sds", "scene", "grid_lr"):
+        assert getattr(small, name) == getattr(tiny, name), name
