@@ -13,7 +13,8 @@ from fourdiffusion.media.read import video_frames
 
 def test_colors_are_averaged_by_opacity() -> None:
     rgba = torch.zeros(1, 1, 4, 2, 4, dtype=torch.uint8)
-    rgba[0, 0, 0, 0, 0], rgba[0, 0, 3, 0, 0] = 200, 255  # one opaque red pixel beside three of transparent black
+    rgba[0, 0, 1, :, :2] = 90  # transparent green, but for one opaque red pixel
+    rgba[0, 0, :, 0, 0] = torch.tensor([200, 0, 0, 255], dtype=torch.uint8)
     rgba[0, 0, :, :, 2:] = torch.tensor([10, 20, 30, 255], dtype=torch.uint8)[:, None, None]
     small = make_sample.halved(rgba)
     assert small.shape == (1, 1, 4, 1, 2)
