@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("baselines")
     tiny_pipeline(moving=True).save_pretrained(folder / "model")
     settings = tiny_fit(str(folder / "model"))
-    settings["model"]["dtype"] = "float32"  # "auto" is bfloat16 on some processors, too coarse for what is compared here
+    settings["model"]["dtype"] = "float32"  # "auto" is bfloat16 on some processors, too coarse to compare
     fit_scene(write_frames(folder / "frames"), folder / "run", seed=3, **settings)
     return folder / "run"
 
