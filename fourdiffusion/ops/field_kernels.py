@@ -5,6 +5,8 @@ recomputes the hidden layers. Within a tile, arrays are [channels, TILE], so tha
 over points (the MLPs' gradients) are computed per block and added in the order of the blocks: no result depends on the
 number of threads.
 
+Arrays are copied by loops: for ``a[:n] = b[:n]``, numba compiles the text of an error, which takes seconds.
+
 Rows of the MLPs, zero-padded for the matrix product (``_pack`` of fused_field):
 
     hidden [H, C16]   the density MLP's rows [0, split), then the color MLP's
@@ -228,6 +230,14 @@ def units(first: int, last: int, x: np.ndarray, t: np.ndarray, radius: float, un
 
 
 @njit(**_OPTIONS)
+def _load_tile(features: np.ndarray, first: int, size: int, tile: np.ndarray) -> None:
+    """Copy the features [C, N] of points [first, first + size) to tile [C, TILE], whose other columns stay."""
+    for channel in range(features.shape[0]):
+        for j in range(size):
+            tile[channel, j] = features[channel, first + j]
+
+
+@njit(**_OPTIONS)
 def forward(
     first: int, last: int, x: np.ndarray, features: np.ndarray, blob_scale: float, blob_std: float,
     hidden: np.ndarray, output: np.ndarray, split: int, raw: np.ndarray, sigma: np.ndarray, rgb: np.ndarray,
@@ -243,7 +253,7 @@ def forward(
     logits, activated, power = np.empty((4, TILE), np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.int32)
     for at in range(first, last, TILE):
         size = min(TILE, last - at)
-        tile[:, :size] = features[:, at : at + size]
+        _load_tile(features, at, size, tile)
         _hidden_layers(weights, width, tile.reshape(-1), channels, layers)
         for j in range(0, TILE, LANES):
             _multiply_block(
@@ -254,13 +264,16 @@ def forward(
             distance = np.sqrt(x[at + j, 0] ** 2 + x[at + j, 1] ** 2 + x[at + j, 2] ** 2)
             logits[0, j] += float32(blob_scale) * (float32(1) - distance / float32(blob_std))
         if raw.shape[0]:
-            raw[at : at + size] = logits[0, :size]
+            for j in range(size):
+                raw[at + j] = logits[0, j]
         _softplus(logits[0], activated, power)
-        sigma[at : at + size] = activated[:size]
+        for j in range(size):
+            sigma[at + j] = activated[j]
         if hidden.shape[0] > split:
             for channel in range(3):
                 _sigmoid(logits[channel + 1], activated, power)
-                rgb[at : at + size, channel] = activated[:size]
+                for j in range(size):
+                    rgb[at + j, channel] = activated[j]
 
 
 @njit(**_OPTIONS)
@@ -286,7 +299,8 @@ def _load_slope(
 ) -> None:  # fmt: skip
     """Write gradients of the MLPs' outputs, slope [4, TILE], of ``size`` points; the rest is 0."""
     slope[:] = 0
-    slope[0, :size] = raw[first : first + size]
+    for j in range(size):
+        slope[0, j] = raw[first + j]
     _sigmoid(slope[0], scratch, power)  # the derivative of softplus
     slope[0, size:] = 0
     for j in range(size):
@@ -317,7 +331,7 @@ def backward(
     out = np.empty((width, TILE), np.float32)
     for start in range(first, last, TILE):
         size = min(TILE, last - start)
-        tile[:, :size] = features[:, start : start + size]
+        _load_tile(features, start, size, tile)
         for c in range(channels):
             for j in range(TILE):
                 transposed[j, c] = tile[c, j]
@@ -337,4 +351,6 @@ def backward(
                 _multiply_block(
                     weights, c, 1, width, layers, j, TILE, rows, out.reshape(-1), c * TILE + j, TILE, False, False
                 )
-        features_gradient[:, start : start + size] = out[:channels, :size]
+        for c in range(channels):
+            for j in range(size):
+                features_gradient[c, start + j] = out[c, j]
