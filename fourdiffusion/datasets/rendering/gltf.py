@@ -340,6 +340,7 @@ class _Reader:
         return self.textures[index]
 
     def animation(self, index: int, entry: dict[str, Any]) -> Animation:
+        """Return an animation with its channels of nodes and morph weights; others are left out."""
         channels = []
         for channel in entry["channels"]:
             target, sampler = channel["target"], entry["samplers"][channel["sampler"]]

@@ -39,6 +39,7 @@ class Worker:
         return {"axes": "gltf", "animations": animations}
 
     def measure(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Write the posed vertices of each time to an .npz file, at most about MAX_POINTS of them and the extremes."""
         assert self.asset is not None
         animation = self.asset.animations[message["animation"]]
         used = [np.unique(primitive.indices) for primitive in self.asset.primitives]
@@ -55,6 +56,7 @@ class Worker:
         return {}
 
     def render(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Write the pictures of all cameras and times, and the layers that the message asks for, to its folder."""
         assert self.asset is not None
         if self.rasterizer is None:
             size = (message["width"], message["height"])
